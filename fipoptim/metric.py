@@ -1,0 +1,498 @@
+r"""The metric :math:`g = \frac1N \sum_i J_i^\top J_i` of weight space: products with J, J^T and g; its spectrum.
+
+``g`` is never formed. One product ``g v`` is a Jacobian-vector product followed by a vector-Jacobian product
+over the anchors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fipoptim.anchors import (
+    AnchorBatch,
+    Inputs,
+    Sample,
+    Weights,
+    evaluation,
+    map_inputs,
+)
+from fipoptim.krylov import KrylovSpace
+
+Form = Literal["forward", "double-vjp"]
+Parameters = dict[str, Tensor]
+Function = Callable[[Parameters], Tensor]
+
+# `torch.func.linearize` traces the derivative once, after which a product costs less than half. On CNNs the
+# trace costs 6 to 10 forward+backward passes and each product then saves about one: trace after so many.
+TRACE_AFTER = 8
+
+
+# --- the two ways to a Jacobian-vector product ---------------------------------------------------------
+
+
+def _forward_jvp(function: Function, primals: Parameters, tangents: Parameters) -> Tensor:
+    """J v by forward-mode AD."""
+    result: Tensor = torch.func.jvp(function, (primals,), (tangents,))[1]
+    return result
+
+
+def _leaves(primals: Parameters) -> Parameters:
+    """Aliases of the parameters that autograd can differentiate with respect to; nothing is copied."""
+    return {name: p.detach().requires_grad_() for name, p in primals.items()}
+
+
+def _double_vjp(z: Tensor, leaves: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """J v as the derivative of u -> J^T u, which is linear in u (Townsend's trick)."""
+    u = torch.zeros_like(z, requires_grad=True)
+    pulled = torch.autograd.grad(z, leaves, u, create_graph=True, materialize_grads=True)
+    linked = [i for i, x in enumerate(pulled) if x.requires_grad]
+
+    def jvp(tangents: Sequence[Tensor]) -> Tensor:
+        if not linked:
+            return torch.zeros_like(z)
+        (result,) = torch.autograd.grad(
+            [pulled[i] for i in linked],
+            u,
+            [tangents[i] for i in linked],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return result
+
+    return jvp
+
+
+class _Chunk:
+    """The outputs of some anchors linearized at the weights of now."""
+
+    def __init__(self, function: Function, primals: Parameters, form: Form) -> None:
+        self._function = function
+        self._primals = primals
+        self._form = form
+        self._leaves = _leaves(primals)
+        with torch.enable_grad():
+            self._z = function(self._leaves)
+        self._linear: Callable[[Parameters], Tensor] | None = None
+        self._double: Callable[[Sequence[Tensor]], Tensor] | None = None
+        self._products = 0
+
+    @property
+    def outputs(self) -> Tensor:
+        return self._z.detach()
+
+    def vjp(self, u: Tensor) -> list[Tensor]:
+        if not self._z.requires_grad:
+            return [torch.zeros_like(p) for p in self._primals.values()]
+        return list(
+            torch.autograd.grad(
+                self._z, list(self._leaves.values()), u, retain_graph=True, materialize_grads=True
+            )
+        )
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        if not self._z.requires_grad:
+            return torch.zeros_like(self._z)
+        if self._form == "double-vjp":
+            with torch.enable_grad():
+                self._double = self._double or _double_vjp(self._z, list(self._leaves.values()))
+            return self._double(tangents).detach()
+        by_name = dict(zip(self._primals, tangents, strict=True))
+        self._products += 1
+        if self._products > TRACE_AFTER and self._linear is None:
+            self._linear = _traced(self._function, self._primals)
+        if self._linear is not None:
+            return self._linear(by_name)
+        return _forward_jvp(self._function, self._primals, by_name)
+
+
+def _traced(function: Function, primals: Parameters) -> Callable[[Parameters], Tensor]:
+    with warnings.catch_warnings():
+        # torch warns about its own use of deprecated parts while it traces.
+        warnings.simplefilter("ignore")
+        linear: Callable[[Parameters], Tensor] = torch.func.linearize(function, primals)[1]
+    return linear
+
+
+# --- which parameters ------------------------------------------------------------------------------------
+
+
+def parameter_names(anchors: AnchorBatch, params: Iterable[Tensor]) -> list[str]:
+    """The names in the anchors' model of ``params``, checked to be parameters a metric can be taken over.
+
+    Raises:
+        ValueError: If one is not the model's.
+        TypeError: If one is complex, integer, sparse or of half precision.
+    """
+    names = {id(p): name for name, p in anchors.model.named_parameters()}
+    found = []
+    for i, p in enumerate(params):
+        if id(p) not in names:
+            raise ValueError(
+                f"params: parameter {i} of shape {tuple(p.shape)} does not belong to the anchors' model "
+                f"({type(anchors.model).__name__}). Build the AnchorBatch on the model that is optimized; if "
+                "the model was replaced or moved since, build both anew."
+            )
+        check_parameter(names[id(p)], p)
+        found.append(names[id(p)])
+    return found
+
+
+def check_parameter(name: str, p: Tensor) -> None:
+    """Refuse a parameter over which no metric can be taken.
+
+    Raises:
+        TypeError: If ``p`` is complex, integer, sparse or of half precision.
+    """
+    if p.layout != torch.strided:
+        raise TypeError(f"params: {name} is sparse ({p.layout}); fipoptim needs dense parameters.")
+    if p.dtype not in (torch.float32, torch.float64):
+        advice = (
+            "keep the weights in float32 and use torch.autocast for the forward pass"
+            if p.dtype in (torch.float16, torch.bfloat16)
+            else "freeze it or leave it out"
+        )
+        raise TypeError(
+            f"params: {name} has dtype {p.dtype}; the metric needs real float32 or float64: {advice}."
+        )
+
+
+class AnchorMetric:
+    r"""The metric :math:`g = \frac1N \sum_i J_i^\top J_i` at the weights the model has now.
+
+    Vectors are flat, of shape ``(n,)``, in the order of ``params``; outputs have shape ``(N, m)``. A metric
+    belongs to the weights it was built at and says so when they have changed. With the anchors' ``chunk_size``
+    smaller than their number every product evaluates the model again, chunk by chunk, and memory grows with
+    the chunk; otherwise the forward pass is kept and products reuse it.
+
+    Args:
+        anchors: The anchors.
+        params: The parameters, all of the model's; None takes those that require a gradient.
+        sample: The anchors to use with their reference; None takes all, plain.
+        form: ``"forward"`` (forward-mode AD) or ``"double-vjp"``; None probes which one is right.
+
+    Attributes:
+        names: The parameters' names in the model.
+        form: How Jacobian-vector products are taken.
+        outputs: Today's outputs ``z``, shape ``(N, m)``.
+        size: The number n of weights.
+
+    Raises:
+        ValueError: If a parameter is not the model's, if there is none, or if the model is random in eval mode.
+        TypeError: If a parameter is not a dense real float32 or float64 tensor.
+        RuntimeError: If the outputs are not finite, or no form gives right products (with the cause).
+    """
+
+    def __init__(
+        self,
+        anchors: AnchorBatch,
+        params: Iterable[Tensor] | None = None,
+        *,
+        sample: Sample | None = None,
+        form: Form | None = None,
+    ) -> None:
+        model = anchors.model
+        if params is None:
+            params = [p for p in model.parameters() if p.requires_grad]
+        self.anchors = anchors
+        self.params = list(params)
+        if not self.params:
+            raise ValueError("params: got none; give at least one parameter of the anchors' model.")
+        self.names = parameter_names(anchors, self.params)
+        self.form: Form = form or probe(anchors, self.params)
+        self.sample = sample or anchors.all()
+        self.size = sum(p.numel() for p in self.params)
+        self._weights = anchors.weights()
+        self._versions = self._weight_versions()
+        self._chunks = anchors.chunks(self.sample.inputs)
+        self._kept: _Chunk | None = None
+        if len(self._chunks) == 1:
+            with evaluation(model, anchors.device):
+                self._kept = self._linearized(self._chunks[0])
+            self.outputs = self._kept.outputs
+        else:
+            self.outputs = anchors.outputs(self.sample.inputs, self._weights)
+        if not bool(torch.isfinite(self.outputs).all()):
+            raise RuntimeError(
+                "model: its outputs on the anchors are not finite at today's weights; nothing was changed. "
+                "Lower the learning rate or eps, or check the weights."
+            )
+
+    def __repr__(self) -> str:
+        """One line: sizes and the form of the products."""
+        rows, columns = self.outputs.shape
+        return f"AnchorMetric(n={self.size}, anchors={rows}, outputs={columns}, form={self.form!r})"
+
+    # --- flat vectors ---------------------------------------------------------------------------------
+
+    def unflatten(self, v: Tensor) -> list[Tensor]:
+        """Views of the flat vector ``v`` ``(n,)`` in the shapes of the parameters."""
+        if v.shape != (self.size,):
+            raise ValueError(
+                f"v: must be a flat vector of shape ({self.size},), got {tuple(v.shape)}."
+            )
+        parts = v.split([p.numel() for p in self.params])
+        return [part.view(p.shape).to(p) for part, p in zip(parts, self.params, strict=True)]
+
+    def flatten(self, parts: Iterable[Tensor]) -> Tensor:
+        """Tensors in the shapes of the parameters as one flat vector ``(n,)``."""
+        parts = list(parts)
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in parts) else torch.float32
+        device = self.params[0].device
+        # An embedding may hand out sparse gradients.
+        return torch.cat([p.detach().to_dense().reshape(-1).to(device, dtype) for p in parts])
+
+    # --- products ---------------------------------------------------------------------------------------
+
+    def jvp(self, v: Tensor) -> Tensor:
+        """:math:`J v`: the first-order change of the outputs, shape ``(N, m)``, for ``v`` ``(n,)``."""
+        tangents = self.unflatten(v)
+        with self._evaluation():
+            return torch.cat([chunk.jvp(tangents) for chunk in self._linearizations()])
+
+    def vjp(self, u: Tensor) -> Tensor:
+        r""":math:`J^\top u`, shape ``(n,)``, for ``u`` of shape ``(N, m)``."""
+        if u.shape != self.outputs.shape:
+            raise ValueError(
+                f"u: must have the outputs' shape {tuple(self.outputs.shape)}, got {tuple(u.shape)}."
+            )
+        total: Tensor | None = None
+        start = 0
+        with self._evaluation():
+            for chunk in self._linearizations():
+                rows = chunk.outputs.shape[0]
+                part = self.flatten(chunk.vjp(u[start : start + rows].to(chunk.outputs)))
+                total = part if total is None else total.add_(part)
+                start += rows
+        assert total is not None
+        return total
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """:math:`g v`, shape ``(n,)``."""
+        tangents = self.unflatten(v)
+        count = self.outputs.shape[0]
+        total: Tensor | None = None
+        with self._evaluation():
+            for chunk in self._linearizations():
+                part = self.flatten(chunk.vjp(chunk.jvp(tangents) / count))
+                total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    # --- the matrix, for small problems and for looking at it ---------------------------------------------
+
+    def dense(self) -> Tensor:
+        """The matrix ``g``, shape ``(n, n)``; for small problems, as it takes n products.
+
+        Raises:
+            ValueError: If the matrix would have more than 10^9 entries.
+        """
+        if self.size**2 > 10**9:
+            raise ValueError(
+                f"dense: the matrix of n = {self.size} weights does not fit; use matvec."
+            )
+        eye = torch.eye(self.size, dtype=self._dtype, device=self.params[0].device)
+        g = torch.stack([self.matvec(column) for column in eye])
+        return (g + g.T) / 2
+
+    def diagonal(self) -> Tensor:
+        r"""The diagonal of ``g``, shape ``(n,)``: :math:`\frac1N \sum_{i,k} (\partial z_{ik}/\partial w_j)^2`.
+
+        Exact, from per-anchor gradients of each output: N m of them, vectorized over anchors.
+        """
+        primals = self._primals()
+        total = torch.zeros(self.size, dtype=self._dtype, device=self.params[0].device)
+        count, outputs = self.outputs.shape
+        at_once = max(1, min(self.anchors.chunk_size or count, 2**26 // self.size))
+
+        def output(primals: Parameters, inputs: Inputs, k: int) -> Tensor:
+            single = map_inputs(lambda x: x.unsqueeze(0), inputs)
+            return self._function(single)(primals)[0, k]
+
+        gradient = torch.func.vmap(torch.func.grad(output), in_dims=(None, 0, None))
+        with self._evaluation():
+            for start in range(0, count, at_once):
+                part = map_inputs(
+                    lambda x, start=start: x[start : start + at_once].to(self.anchors.device),  # type: ignore[misc]
+                    self.sample.inputs,
+                )
+                for k in range(outputs):
+                    rows = gradient(primals, part, k)
+                    total += self.flatten(rows[name].square().sum(dim=0) for name in self.names)
+        return total / count
+
+    def spectrum(self, k: int, *, tol: float = 1e-4, max_products: int | None = None) -> Tensor:
+        """The ``k`` largest eigenvalues of ``g``, descending, shape ``(k,)``, float64.
+
+        Lanczos with re-orthogonalisation, until the residual of each is below ``tol`` times the largest.
+
+        Raises:
+            ValueError: If ``k`` is not between 1 and n.
+            RuntimeError: If they have not converged within ``max_products`` (default: 10 k + 50).
+        """
+        if not 1 <= k <= self.size:
+            raise ValueError(f"k: must be between 1 and n = {self.size}, got {k}.")
+        limit = min(self.size, max_products or 10 * k + 50)
+        space = KrylovSpace(self.matvec, limit)
+        seeded = torch.Generator().manual_seed(0)
+        random = torch.randn(self.size, generator=seeded, dtype=torch.float64)
+        space.add_start(random.to(self.params[0].device, self._dtype))
+        while space.extend():
+            if space.size < k:
+                continue
+            values, vectors = torch.linalg.eigh(space.T)
+            largest = float(values[-1])
+            if all(space.residual(vectors[:, -j]) <= tol * largest for j in range(1, k + 1)):
+                top: Tensor = values[-k:].flip(0).clamp(min=0)
+                return top
+        if space.exhausted:
+            # The rest of g is zero as far as a generic start can tell.
+            values = torch.linalg.eigvalsh(space.T).flip(0)[:k].clamp(min=0)
+            return torch.cat([values, values.new_zeros(k - len(values))])
+        raise RuntimeError(
+            f"spectrum: {k} eigenvalues have not converged in {limit} products; raise max_products."
+        )
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        double = any(p.dtype == torch.float64 for p in self.params)
+        return torch.float64 if double else torch.float32
+
+    def _primals(self) -> Parameters:
+        return {name: self._weights.parameters[name] for name in self.names}
+
+    def _function(self, inputs: Inputs) -> Function:
+        weights = self._weights
+
+        def function(primals: Parameters) -> Tensor:
+            # Aliases of tied parameters are found by functional_call; the names given here are unique.
+            return self.anchors.call(inputs, Weights(weights.parameters | primals, weights.buffers))
+
+        return function
+
+    def _linearized(self, inputs: Inputs) -> _Chunk:
+        return _Chunk(self._function(inputs), self._primals(), self.form)
+
+    def _linearizations(self) -> Iterable[_Chunk]:
+        if self._kept is not None:
+            return (self._kept,)
+        return (self._linearized(chunk) for chunk in self._chunks)
+
+    def _weight_versions(self) -> list[int]:
+        return [p._version for p in self.anchors.model.parameters()]
+
+    def _evaluation(self) -> AbstractContextManager[None]:
+        if self._weight_versions() != self._versions:
+            raise RuntimeError(
+                "AnchorMetric: the weights have changed since this metric was built; build a new one."
+            )
+        return evaluation(self.anchors.model, self.anchors.device)
+
+
+# --- the probe: are the products right? ---------------------------------------------------------------------
+
+
+def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
+    """Find the form of Jacobian-vector product that is right for this model, on a few of the anchors.
+
+    Checked are: the same outputs under another random seed, ``<Jv, u> = <v, J^T u>`` with the backward pass,
+    and ``J v`` against a finite difference. The last one finds what the second cannot: reentrant activation
+    checkpointing drops the same terms from both sides.
+
+    Raises:
+        ValueError: If the model is random in eval mode.
+        RuntimeError: If neither form is right, with the cause.
+    """
+    few = map_inputs(lambda x: x[:8], anchors.inputs)
+    device = anchors.device
+    with evaluation(anchors.model, device), torch.no_grad():
+        outputs = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            outputs.append(anchors.call(few, anchors.weights()))
+    if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            "model: two evaluations of the same anchors in eval mode differ, so there is no function to "
+            "preserve. Switch off the randomness that stays on in eval mode (functional dropout with "
+            "training=True, sampling, noise layers)."
+        )
+    causes: list[str] = []
+    forms: tuple[Form, Form] = ("forward", "double-vjp")
+    for form in forms:
+        cause = _wrong(anchors, params, few, form)
+        if cause is None:
+            if causes:
+                warnings.warn(
+                    f"fipoptim: forward-mode products are not available for this model ({causes[0]}); "
+                    "using the double-VJP form, which is right but slower.",
+                    stacklevel=3,
+                )
+            return form
+        causes.append(cause)
+    raise RuntimeError(
+        "model: no form of Jacobian-vector product is right for it. "
+        f"Forward mode: {causes[0]}. Double VJP: {causes[1]}. Common causes: reentrant activation "
+        "checkpointing (use_reentrant=True), outputs that were detached, custom autograd functions without a "
+        "differentiable backward, fused attention kernels called directly."
+    )
+
+
+def _wrong(anchors: AnchorBatch, params: Sequence[Tensor], few: Inputs, form: Form) -> str | None:
+    """What is wrong with products of this form on the anchors ``few``, or None."""
+    try:
+        metric = AnchorMetric(anchors, params, sample=Sample(few, anchors.reference), form=form)
+        seeded = torch.Generator().manual_seed(0)
+
+        def random(shape: Sequence[int], like: Tensor) -> Tensor:
+            return torch.randn(tuple(shape), generator=seeded, dtype=torch.float64).to(like)
+
+        # A direction in proportion to each parameter's own scale, so that a finite difference is meaningful.
+        scales = [float(p.detach().abs().mean()) + 1e-3 for p in params]
+        v = metric.flatten(random(p.shape, p) * s for p, s in zip(params, scales, strict=True))
+        u = random(metric.outputs.shape, metric.outputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            jv, jtu = metric.jvp(v), metric.vjp(u)
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    if not (bool(torch.isfinite(jv).all()) and bool(torch.isfinite(jtu).all())):
+        return "its derivatives are not finite"
+    double = jv.dtype == torch.float64 and jtu.dtype == torch.float64
+    norm = torch.linalg.vector_norm
+    left, right = float((jv.double() * u.double()).sum()), float((v.double() * jtu.double()).sum())
+    size = float(norm(jv, dtype=torch.float64) * norm(u, dtype=torch.float64))
+    size = max(size, float(norm(v, dtype=torch.float64) * norm(jtu, dtype=torch.float64)))
+    if abs(left - right) > (1e-8 if double else 1e-3) * size:
+        return f"<Jv, u> = {left:.6g} but <v, J^T u> = {right:.6g}"
+    off = min(_difference_error(metric, v, jv, h) for h in (1e-2, 1e-3, 1e-4))
+    if off > 0.1:
+        return (
+            f"J v differs from a finite difference by {100 * off:.0f} %, although it agrees with the "
+            "backward pass: part of the network is missing from both (reentrant checkpointing, detach)"
+        )
+    return None
+
+
+def _difference_error(metric: AnchorMetric, v: Tensor, jv: Tensor, h: float) -> float:
+    """Relative distance of ``J v`` from the central difference with step ``h``."""
+    weights = metric._weights
+    moved = []
+    for sign in (1, -1):
+        tangents = dict(zip(metric.names, metric.unflatten(v), strict=True))
+        changed = {name: weights.parameters[name] + sign * h * t for name, t in tangents.items()}
+        moved.append(
+            metric.anchors.outputs(
+                metric.sample.inputs, Weights(weights.parameters | changed, weights.buffers)
+            )
+        )
+    difference = (moved[0] - moved[1]).double() / (2 * h)
+    rounding = 10 * torch.finfo(jv.dtype).eps * float(metric.outputs.double().norm()) / h
+    scale = max(float(jv.double().norm()), float(difference.norm()), 1e-300)
+    return max(0.0, float((difference - jv.double()).norm()) - rounding) / scale

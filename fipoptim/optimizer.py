@@ -1,0 +1,675 @@
+"""FIPOptimizer: functionally invariant paths behind the interface of ``torch.optim``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Real
+from os import PathLike
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from fipoptim.anchors import AnchorBatch, squared_distance
+from fipoptim.metric import AnchorMetric, Form, check_parameter, parameter_names, probe
+from fipoptim.path import FIPPath
+from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
+
+# The shares of a step that are tried against the drift budget before the function is restored behind it.
+SHARES = (1.0, 0.5)
+# The most steps that restore the function behind one step of the optimizer, and the most halvings of each.
+RESTORING_STEPS = 4
+# Adam's decay of the squared gradient, and the damping of its root relative to its mean.
+SECOND_MOMENT_DECAY = 0.999
+DAMPING = 1e-2
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    r"""What the last step did.
+
+    Attributes:
+        loss: The secondary loss before the step; None where only ``.grad`` was given, or L = 0.
+        step_norm: Euclidean length of the step taken.
+        multiplier: The multiplier :math:`\mu` of Eq. 4.
+        output_change_predicted: :math:`\sqrt{v^\top g v}`, the change of the outputs to first order: RMS over this
+            step's anchors of :math:`\|\Delta z\|`.
+        output_change: The same, measured.
+        drift: Mean over anchors of :math:`\|z - z_{ref}\|^2` after the step: over all anchors if ``max_drift`` is
+            given, else over this step's.
+        iterations: Metric products taken.
+        residual: Relative KKT residual of Eq. 4; None after a first-order step, where it is not known.
+        backtracks: How often the step was shortened or replaced to hold ``max_drift``.
+    """
+
+    loss: float | None
+    step_norm: float
+    multiplier: float
+    output_change_predicted: float
+    output_change: float
+    drift: float
+    iterations: int
+    residual: float | None
+    backtracks: int
+
+
+class FIPOptimizer(Optimizer):
+    r"""Moves a network along a functionally invariant path (Eq. 4 of Raghavan and Thomson).
+
+    .. math::
+        \begin{aligned}
+        &b \leftarrow \nabla L(w), \qquad r \leftarrow z(w) - z_{ref} \\
+        &c \leftarrow \beta b + \tfrac2N J^\top r \qquad\text{(the second term with drift correction)} \\
+        &v \leftarrow \arg\min_{\|v\|_P = \varepsilon} v^\top g v + c^\top v, \qquad
+            g = \tfrac1N \textstyle\sum_i J_i^\top J_i \\
+        &w \leftarrow w + v
+        \end{aligned}
+
+    ``eps`` is the Euclidean **length** of the step, the :math:`\epsilon` of the paper's Fig. 1C (its Eq. 4 writes
+    :math:`\langle v, v\rangle = \epsilon`). Each group carries it as ``lr``, so schedulers of ``torch.optim`` drive it;
+    with several groups the ball is :math:`\sum_{groups} \|v_{group}\|^2 / lr_{group}^2 = 1`. A group whose ``lr`` is 0
+    does not move. Only ``beta / eps`` turns the step: towards 0 it is the projection of ``-b`` onto the directions
+    that leave the anchors' outputs alone, towards infinity the normalised gradient.
+
+    The gradient ``b`` is, in this order: what the closure of :meth:`step` leaves in ``.grad``; the gradient of
+    ``secondary()``; ``.grad`` as it stands, where parameters without one are skipped. If there is none at all then
+    ``L = 0`` (Eq. 3): the path continues its previous direction as straight as the function allows, from a seeded
+    random start. A gradient that is exactly zero is a minimum: nothing moves but what restores the function.
+
+    Args:
+        params: Parameters of the anchors' model: tensors, named tensors or groups, as in ``torch.optim``.
+        anchor_batch: The inputs whose outputs are to stay.
+        secondary: A callable without arguments that returns the secondary loss; see :mod:`fipoptim.secondary`.
+        beta: Weight of the secondary objective. May differ by group.
+        eps: Length of a step.
+        momentum: Decay of the running mean of ``b`` (bias-corrected); 0 takes ``b`` as it is. May differ by group.
+        drift_correction: Pull back to the reference outputs rather than preserve those of the step before.
+        max_drift: A promise: after every step ``anchor_batch.drift() <= max_drift``, on all anchors. Steps are
+            shortened, or spent on restoring the function, until it holds.
+        precondition: ``"adam"`` measures the step in the geometry of Adam, ``P`` proportional to the damped root of
+            the running mean of :math:`c^2`, scaled to a mean of 1 so that ``eps`` keeps its meaning.
+        solver: A :class:`Solver`; None is the adaptive default.
+        generator: Where the seed of the random directions comes from; None takes ``torch.initial_seed()``.
+
+    Attributes:
+        anchors: The anchors.
+        last_step: A :class:`StepInfo`, or None before the first step.
+
+    Raises:
+        ValueError: If a number is negative or not finite, or a parameter is not the model's.
+        TypeError: If an argument has the wrong type, or a parameter is complex, integer, sparse or of half
+            precision.
+        RuntimeError: If the model admits no Jacobian-vector product, with the cause.
+
+    Example:
+        >>> anchors = AnchorBatch(model, old_inputs)
+        >>> opt = FIPOptimizer(model.parameters(), anchors, beta=1.0, eps=0.05)
+        >>> for x, y in new_task_loader:
+        ...     opt.zero_grad()
+        ...     F.cross_entropy(model(x), y).backward()
+        ...     opt.step()
+    """
+
+    # A GradScaler then hands its scale over in attributes instead of unscaling on its own; step() refuses it.
+    _step_supports_amp_scaling = True
+    _OWN = (
+        "anchors",
+        "secondary",
+        "drift_correction",
+        "max_drift",
+        "precondition",
+        "solver",
+        "last_step",
+        "_forms",
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        anchor_batch: AnchorBatch,
+        secondary: Callable[[], Tensor] | None = None,
+        *,
+        beta: float = 1.0,
+        eps: float = 1e-2,
+        momentum: float = 0.0,
+        drift_correction: bool = True,
+        max_drift: float | None = None,
+        precondition: str | None = None,
+        solver: Solver | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        if not isinstance(anchor_batch, AnchorBatch):
+            raise TypeError(
+                f"anchor_batch: must be an AnchorBatch, got {type(anchor_batch).__name__}; "
+                "build one with AnchorBatch(model, inputs)."
+            )
+        if secondary is not None and not callable(secondary):
+            raise TypeError(f"secondary: must be callable or None, got {type(secondary).__name__}.")
+        _check_number("eps", eps)
+        _check_number("beta", beta)
+        _check_number("momentum", momentum, below=1.0)
+        if max_drift is not None:
+            _check_number("max_drift", max_drift)
+        if precondition not in (None, "adam"):
+            raise ValueError(f"precondition: choose None or 'adam', got {precondition!r}.")
+        if solver is not None and not isinstance(solver, Solver):
+            raise TypeError(
+                f"solver: must be a fipoptim.Solver or None, got {type(solver).__name__}."
+            )
+        self.anchors = anchor_batch
+        self.secondary = secondary
+        self.drift_correction = drift_correction
+        self.max_drift = max_drift
+        self.precondition = precondition
+        self.solver = solver or Solver()
+        self.last_step: StepInfo | None = None
+        # The probed form of the metric's products, for each set of parameters by name.
+        self._forms: dict[tuple[str, ...], Form] = {}
+        seed = (
+            torch.initial_seed() % 2**63
+            if generator is None
+            else int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        )
+        super().__init__(params, {"lr": eps, "beta": beta, "momentum": momentum, "seed": seed})
+        trainable = [p for p in self._all_params() if p.requires_grad]
+        if trainable:
+            self._form(trainable)
+
+    # --- torch.optim ------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of the model's parameters; ``lr``, ``beta`` and ``momentum`` may be its own.
+
+        Raises:
+            ValueError: If an option is negative or not finite, or a parameter is not the model's.
+            TypeError: If a parameter is complex, integer, sparse or of half precision.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_options(group)
+            for i, p in enumerate(group["params"]):
+                check_parameter(f"parameter {i}", p)
+            parameter_names(self.anchors, group["params"])
+        except (ValueError, TypeError):
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy carry: the base class keeps only defaults, state and groups."""
+        return super().__getstate__() | {name: getattr(self, name) for name in self._OWN}
+
+    def record(self, every: int = 1, folder: str | PathLike[str] | None = None) -> FIPPath:
+        """Sample the networks of a run: ``with opt.record(every=10) as path: ...``.
+
+        Args:
+            every: Steps between two recorded networks; the start and the last one are always recorded.
+            folder: Where to keep them as safetensors; None keeps them in memory.
+        """
+        return FIPPath(self, every=every, folder=folder)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: Reevaluates the model, calls backward and returns the loss, as in ``torch.optim``.
+
+        Returns:
+            The closure's loss, or that of ``secondary``, or None.
+
+        Raises:
+            RuntimeError: If the closure leaves no gradient, if outputs or gradients are not finite, if
+                ``max_drift`` cannot be held, or under a GradScaler. The weights are then as they were.
+        """
+        self._refuse_grad_scaler()
+        loss, params, gradients = self._gradient(closure)
+        if params:
+            self._move(loss, params, gradients)
+        return loss
+
+    # --- the gradient of the secondary objective -------------------------------------------------------
+
+    def _gradient(
+        self, closure: Callable[[], Any] | None
+    ) -> tuple[Any, list[Tensor], list[Tensor] | None]:
+        """The loss, the parameters that move, and their gradients; None for the last means L = 0."""
+        if closure is None and self.secondary is not None:
+            return self._secondary_gradient()
+        loss = None if closure is None else self._call(closure)
+        if closure is None and all(p.grad is None for p in self._all_params()):
+            return None, self._moving(lambda p: p.requires_grad), None
+        params = self._moving(lambda p: p.grad is not None)
+        return loss, params, [_dense(cast(Tensor, p.grad)) for p in params]
+
+    def _call(self, closure: Callable[[], Any]) -> Any:
+        """The closure's loss, with the gradients it leaves in ``.grad``."""
+
+        def gradients() -> list[tuple[int, int]]:
+            found = [p.grad for p in self._all_params()]
+            return [(id(g), g._version) if g is not None else (0, 0) for g in found]
+
+        # Held, so that a new gradient cannot come to lie where an old one was.
+        held = [p.grad for p in self._all_params()]
+        before = gradients()
+        with torch.enable_grad():
+            loss = closure()
+        if gradients() == before:
+            raise RuntimeError(
+                "closure: it left no new gradient on any parameter; it must call loss.backward() "
+                "and return the loss."
+            )
+        del held
+        return loss
+
+    def _secondary_gradient(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        params = self._moving(lambda p: p.requires_grad)
+        loss = self._secondary_loss()
+        gradients = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
+        if params and all(g is None for g in gradients):
+            raise RuntimeError(
+                "secondary: its loss depends on none of the parameters that this optimizer moves. "
+                "Does it still hold the model that was optimized before a copy?"
+            )
+        # A parameter that the loss does not depend on may still move to keep the function.
+        found = zip(params, gradients, strict=True)
+        return (
+            loss.detach(),
+            params,
+            [torch.zeros_like(p) if g is None else _dense(g) for p, g in found],
+        )
+
+    def _secondary_loss(self) -> Tensor:
+        assert self.secondary is not None
+        with torch.enable_grad():
+            loss = self.secondary()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise RuntimeError(f"secondary: must return a scalar loss tensor, got {got}.")
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "secondary: its loss does not depend on any parameter; compute it from the model, "
+                "without detach() or no_grad()."
+            )
+        return loss.reshape(())
+
+    # --- the step ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _move(self, loss: Any, params: list[Tensor], gradients: list[Tensor] | None) -> None:
+        count = self._steps_taken()
+        metric = AnchorMetric(
+            self.anchors, params, sample=self.anchors.sample(count), form=self._form(params)
+        )
+        residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
+        restoring = self._restoring_term(metric, residual_outputs)
+        new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
+        linear = restoring
+        if gradients is not None:
+            if not all(bool(torch.isfinite(g).all()) for g in gradients):
+                raise RuntimeError(
+                    "gradient: holds NaN or infinite values; no weight was changed. "
+                    "Skip such batches or lower the learning rate."
+                )
+            linear = linear + metric.flatten(self._weighted(params, gradients, new_state))
+        weight, length = self._ball(metric, linear, new_state)
+        # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
+        stationary = gradients is not None and all(not bool(g.any()) for g in gradients)
+        idle = all(float(group["beta"]) == 0 for group in self.param_groups)
+        direction = None if stationary and not idle else self._direction(metric, count)
+        solution = self._solve(metric, linear, weight, length, direction)
+        if gradients is None:
+            velocity = metric.unflatten(solution.step)
+            for p, part in zip(params, velocity, strict=True):
+                new_state[p]["velocity"] = part.clone()
+        self._apply(loss, metric, solution, weight, length)
+        self._commit(params, new_state)
+
+    def _restoring_term(self, metric: AnchorMetric, residual: Tensor) -> Tensor:
+        r""":math:`\frac2N J^\top r`, the gradient of the drift; zero without drift correction."""
+        if not self.drift_correction or not bool(residual.any()):
+            return metric.flatten(torch.zeros_like(p) for p in metric.params)
+        return metric.vjp(residual * (2.0 / residual.shape[0]))
+
+    def _weighted(
+        self,
+        params: list[Tensor],
+        gradients: list[Tensor],
+        new_state: dict[Tensor, dict[str, Tensor]],
+    ) -> list[Tensor]:
+        """``beta b`` by parameter, with momentum."""
+        weighted = []
+        groups = self._groups()
+        for p, gradient in zip(params, gradients, strict=True):
+            group, state = groups[p], self.state.get(p, {})
+            momentum = float(group["momentum"])
+            mean = gradient
+            if momentum > 0:
+                running = state.get("exp_avg", torch.zeros_like(p)) * momentum + gradient * (
+                    1 - momentum
+                )
+                # The weight that the running mean has seen so far, which a scheduler may change on the way.
+                seen = state.get("exp_avg_weight", p.new_zeros(())) * momentum + (1 - momentum)
+                new_state[p] |= {"exp_avg": running, "exp_avg_weight": seen}
+                mean = running / float(seen)
+            weighted.append(mean * float(group["beta"]))
+        return weighted
+
+    def _ball(
+        self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
+    ) -> tuple[Tensor | None, float]:
+        """The geometry of the step: the diagonal of P (None for the identity) and the length."""
+        params, groups = metric.params, self._groups()
+        rates = [float(groups[p]["lr"]) for p in params]
+        length = rates[0]
+        weight = None
+        if self.precondition == "adam":
+            weight = self._adam_weight(metric, linear, new_state)
+        if any(rate != length for rate in rates):
+            # Only the ratios matter: measure lengths in units of the largest.
+            length = max(rates)
+            # Bounded, so that a rate of almost nothing does not overflow float32.
+            ratios = metric.flatten(
+                torch.full_like(p, min(length / rate, 1e15) ** 2)
+                for p, rate in zip(params, rates, strict=True)
+            )
+            weight = ratios if weight is None else weight * ratios
+        return weight, length
+
+    def _adam_weight(
+        self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
+    ) -> Tensor:
+        r"""P of Adam's geometry: the damped root of the running mean of :math:`c^2`, with a mean of 1."""
+        roots = []
+        for p, part in zip(metric.params, metric.unflatten(linear), strict=True):
+            state = self.state.get(p, {})
+            decay = SECOND_MOMENT_DECAY
+            running = state.get("exp_avg_sq", torch.zeros_like(p)) * decay + part.square() * (
+                1 - decay
+            )
+            new_state[p]["exp_avg_sq"] = running
+            steps = float(state["step"]) + 1 if "step" in state else 1.0
+            roots.append((running / (1 - decay**steps)).sqrt())
+        root = metric.flatten(roots)
+        mean = float(root.mean())
+        if mean == 0.0:
+            return torch.ones_like(root)
+        return (root / mean + DAMPING) / (1 + DAMPING)
+
+    def _direction(self, metric: AnchorMetric, count: int) -> Tensor:
+        """The direction of the hard case: the previous velocity, or a seeded random one."""
+        parts = []
+        seeded = torch.Generator().manual_seed(
+            (self.param_groups[0]["seed"] * 1_000_003 + count) % 2**63
+        )
+        for p in metric.params:
+            velocity = self.state.get(p, {}).get("velocity")
+            if velocity is None:
+                velocity = torch.randn(p.shape, generator=seeded, dtype=torch.float64).to(p)
+            parts.append(velocity)
+        return metric.flatten(parts)
+
+    def _solve(
+        self,
+        metric: AnchorMetric,
+        linear: Tensor,
+        weight: Tensor | None,
+        length: float,
+        direction: Tensor | None,
+    ) -> SphereSolution:
+        """Solve Eq. 4 as the solver's settings say."""
+        solver = self.solver
+        adaptive = solver.products == "adaptive"
+        if (adaptive or solver.products == 0) and bool(linear.any()):
+            first = self._first_order(metric, linear, weight, length)
+            if not adaptive or self._accepts(first.change, first.multiplier):
+                return first
+        solution = solve_on_sphere(
+            metric.matvec,
+            linear,
+            length,
+            weight=weight,
+            direction=direction,
+            max_products=solver.max_products if adaptive else max(int(solver.products), 1),
+            tol=solver.tol,
+            accept=self._accepts if adaptive else None,
+        )
+        if solver.radius is not None and solution.change > solver.radius:
+            return _shortened(solution, solver.radius / solution.change)
+        return solution
+
+    def _first_order(
+        self, metric: AnchorMetric, linear: Tensor, weight: Tensor | None, length: float
+    ) -> SphereSolution:
+        r"""The step without products, and what one Jacobian-vector product says of it."""
+        step = first_order_step(linear, length, weight)
+        change = _rms(metric.jvp(step))
+        # Eq. 4 restricted to this line: its multiplier is negative where the step passes the line's minimum.
+        slope = -float((linear.double() * step.double()).sum())
+        return SphereSolution(step, (slope / 2 - change**2) / length**2, change, 0, None)
+
+    def _accepts(self, change: float, multiplier: float) -> bool:
+        radius = self.solver.radius
+        return change <= radius if radius is not None else multiplier >= 0
+
+    # --- moving the weights, and back --------------------------------------------------------------------
+
+    def _apply(
+        self,
+        loss: Any,
+        metric: AnchorMetric,
+        solution: SphereSolution,
+        weight: Tensor | None,
+        length: float,
+    ) -> None:
+        """Move the weights by the step; put them back if the outputs break, shorten it if the drift does."""
+        params = metric.params
+        if not bool(torch.isfinite(solution.step).all()):
+            raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
+        start = [p.clone() for p in params]
+        factor, backtracks, drift = 1.0, 0, None
+        try:
+            _displace(params, start, metric.unflatten(solution.step))
+            if self.max_drift is not None:
+                factor, backtracks, drift = self._hold_drift(
+                    params, start, metric, solution, weight, length
+                )
+            outputs = self.anchors.outputs(metric.sample.inputs)
+            if not bool(torch.isfinite(outputs).all()):
+                raise RuntimeError(
+                    "model: its outputs on the anchors are not finite after the step; "
+                    "the weights were put back. Lower eps."
+                )
+        except BaseException:
+            _displace(params, start)
+            raise
+        solution = _shortened(solution, factor)
+        if drift is None:
+            drift = float(squared_distance(outputs, metric.sample.reference).mean())
+        moved = [
+            float((p - old).double().square().sum()) for p, old in zip(params, start, strict=True)
+        ]
+        self.last_step = StepInfo(
+            loss=None if loss is None else float(loss),
+            step_norm=math.sqrt(sum(moved)),
+            multiplier=solution.multiplier,
+            output_change_predicted=solution.change,
+            output_change=_rms(outputs - metric.outputs),
+            drift=drift,
+            iterations=solution.products,
+            residual=solution.residual,
+            backtracks=backtracks,
+        )
+
+    def _hold_drift(
+        self,
+        params: list[Tensor],
+        start: list[Tensor],
+        metric: AnchorMetric,
+        solution: SphereSolution,
+        weight: Tensor | None,
+        length: float,
+    ) -> tuple[float, int, float]:
+        """Bring the drift on all anchors within ``max_drift``.
+
+        Returns:
+            The fraction of the step kept, the number of trials that were not, and the drift.
+        """
+        budget = cast(float, self.max_drift)
+        parts = metric.unflatten(solution.step)
+        backtracks = 0
+        for kept in SHARES:
+            _displace(params, start, parts, kept)
+            drift = cast(float, self.anchors.drift())
+            if drift <= budget:
+                return kept, backtracks, drift
+            backtracks += 1
+        # At the edge of the budget: take the step and restore the function behind it, which leaves its part along
+        # the surface of equal function; failing that, restore it from the start, which makes room for the next.
+        for kept in (*SHARES, 0.0):
+            _displace(params, start, parts, kept)
+            drift = cast(float, self.anchors.drift())
+            for _ in range(RESTORING_STEPS):
+                if not math.isfinite(drift):
+                    break
+                before = drift
+                drift, tried = self._restore(params, before, weight, length)
+                backtracks += tried
+                if drift <= budget:
+                    return kept, backtracks, drift
+                if drift >= before:
+                    break
+        raise RuntimeError(
+            f"max_drift: the drift is {drift:.6g} and cannot be brought below {budget:.6g} by moving the "
+            "weights; they were put back. Did something else change the network (batch norm statistics in "
+            "train mode, another optimizer)? Put batch norm in eval mode, raise max_drift, or refresh() the "
+            "anchors."
+        )
+
+    def _restore(
+        self, params: list[Tensor], before: float, weight: Tensor | None, length: float
+    ) -> tuple[float, int]:
+        """One damped Gauss-Newton step on the drift of all anchors; the drift after it, and failed trials."""
+        if before == 0.0:
+            return before, 0
+        sample = self.anchors.all()
+        metric = AnchorMetric(self.anchors, params, sample=sample, form=self._form(params))
+        residual = metric.outputs - sample.reference.to(metric.outputs.device)
+        linear = metric.vjp(residual * (2.0 / residual.shape[0]))
+        limit = self.solver.max_products
+        step = solve_on_sphere(
+            metric.matvec, linear, length, weight=weight, max_products=limit
+        ).step
+        start = [p.clone() for p in params]
+        for failed in range(RESTORING_STEPS):
+            _displace(params, start, metric.unflatten(step), 0.5**failed)
+            drift = cast(float, self.anchors.drift())
+            if drift < before:
+                return drift, failed
+        _displace(params, start)
+        return before, RESTORING_STEPS
+
+    def _commit(self, params: list[Tensor], new_state: dict[Tensor, dict[str, Tensor]]) -> None:
+        for p in params:
+            state = self.state[p]
+            state.setdefault("step", torch.zeros((), dtype=torch.float32))
+            state["step"] += 1
+            state |= new_state[p]
+
+    # --- parameters ---------------------------------------------------------------------------------------
+
+    def _all_params(self) -> list[Tensor]:
+        return list(dict.fromkeys(p for group in self.param_groups for p in group["params"]))
+
+    def _groups(self) -> dict[Tensor, dict[str, Any]]:
+        return {p: group for group in self.param_groups for p in group["params"]}
+
+    def _moving(self, wanted: Callable[[Tensor], bool]) -> list[Tensor]:
+        """The parameters a step may move: those wanted, in groups whose ``lr`` is not zero."""
+        return [
+            p
+            for group in self.param_groups
+            if _check_options(group)
+            for p in dict.fromkeys(group["params"])
+            if wanted(p)
+        ]
+
+    def _steps_taken(self) -> int:
+        return int(max((float(state.get("step", 0)) for state in self.state.values()), default=0))
+
+    def _form(self, params: list[Tensor]) -> Form:
+        """How the metric's products over these parameters are taken; probed once."""
+        names = tuple(parameter_names(self.anchors, params))
+        if names not in self._forms:
+            self._forms[names] = probe(self.anchors, params)
+        return self._forms[names]
+
+    def _refuse_grad_scaler(self) -> None:
+        handed = [self.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")]
+        if any(value is not None for value in handed):
+            raise RuntimeError(
+                "GradScaler: FIPOptimizer cannot be stepped by one, as scaled gradients change beta. Use "
+                "bfloat16 autocast, which needs no scaler, or GradScaler(enabled=False)."
+            )
+
+
+def _check_number(name: str, value: Any, *, below: float = math.inf) -> float:
+    """``value`` as a float, if it is a number or a tensor of one, finite, not negative and less than ``below``."""
+    if not isinstance(value, (Real, Tensor)):
+        raise TypeError(f"{name}: must be a number, got {value!r}.")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(
+            f"{name}: must be a single number, got a tensor of shape {tuple(value.shape)}."
+        )
+    number = float(value)
+    if not (math.isfinite(number) and 0 <= number < below):
+        limit = "finite and >= 0" if below == math.inf else f"in [0, {below:g})"
+        raise ValueError(f"{name}: must be {limit}, got {value!r}.")
+    return number
+
+
+def _check_options(group: dict[str, Any]) -> bool:
+    """Check the numbers of a group, which schedulers and users may have changed; whether it moves at all."""
+    _check_number("beta", group["beta"])
+    _check_number("momentum", group["momentum"], below=1.0)
+    return _check_number("lr", group["lr"]) > 0
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    if gradient.layout != torch.strided:
+        raise RuntimeError(
+            "gradient: is sparse; FIPOptimizer needs dense gradients (build embeddings with sparse=False)."
+        )
+    return gradient.detach()
+
+
+def _rms(change: Tensor) -> float:
+    r"""RMS over anchors of :math:`\|\Delta z\|`, for ``change`` of shape ``(N, m)``."""
+    return math.sqrt(float(change.double().square().sum()) / change.shape[0])
+
+
+def _displace(
+    params: list[Tensor],
+    start: Iterable[Tensor],
+    step: list[Tensor] | None = None,
+    factor: float = 1.0,
+) -> None:
+    """Set the parameters to ``start + factor * step``; to ``start``, bit for bit, without a step."""
+    for i, (p, old) in enumerate(zip(params, start, strict=True)):
+        p.copy_(old)
+        if step is not None and factor > 0:
+            p.add_(step[i], alpha=factor)
+
+
+def _shortened(solution: SphereSolution, factor: float) -> SphereSolution:
+    """The same step, ``factor`` times as long."""
+    return SphereSolution(
+        solution.step * factor if factor != 1.0 else solution.step,
+        solution.multiplier,
+        solution.change * factor,
+        solution.products,
+        solution.residual,
+    )

@@ -1,0 +1,278 @@
+r"""Eq. 4 on the sphere, from a product :math:`v \mapsto g v` alone; nothing about networks.
+
+The step is the minimiser of :math:`v^\top g v + c^\top v` over :math:`\|v\|_P = \varepsilon`, where ``g`` is symmetric
+positive semi-definite, ``c`` the linear term (:math:`\beta b`, and :math:`2 J^\top r / N` with drift correction) and
+``P`` diagonal. In the coordinates :math:`y = P^{1/2} v` the geometry is Euclidean. There, a Krylov space of
+:math:`P^{-1/2} g P^{-1/2}` reduces the problem to a small one with the same form, which is solved to machine
+precision. With the multiplier :math:`\mu`, the solution satisfies :math:`2 (g + \mu P) v + c = 0` and
+:math:`\mu \ge -\lambda_{\min}` (Conn, Gould, Toint, *Trust-Region Methods*, 2000, chapters 5 and 7).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fipoptim.krylov import KrylovSpace, MatVec
+
+
+@dataclass(frozen=True)
+class Solver:
+    r"""How Eq. 4 is solved.
+
+    Args:
+        products: The number of metric products a step: an integer takes exactly so many (fewer on
+            convergence), 0 is the first-order step. ``"adaptive"`` takes none where one Jacobian-vector product
+            says that the first-order step is good enough, and more, up to ``max_products``, where not.
+        max_products: The most products an adaptive step takes.
+        tol: Relative KKT residual at which the solution counts as converged.
+        radius: For the adaptive solver, how far a step may move the anchors' outputs to first order (RMS over
+            anchors of :math:`\|\Delta z\|`). If the products do not suffice, the step is shortened to it. None lets
+            Eq. 4 decide: a step is good enough if it does not go past the minimum along its own line.
+
+    Raises:
+        ValueError: If a setting is out of range; the message names it.
+    """
+
+    products: int | str = "adaptive"
+    max_products: int = 16
+    tol: float = 1e-6
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        whole = isinstance(self.products, int) and not isinstance(self.products, bool)
+        if not (self.products == "adaptive" or (whole and int(self.products) >= 0)):
+            raise ValueError(
+                f"products: must be 'adaptive' or an integer >= 0, got {self.products!r}."
+            )
+        if not isinstance(self.max_products, int) or self.max_products < 1:
+            raise ValueError(f"max_products: must be an integer >= 1, got {self.max_products!r}.")
+        if not (math.isfinite(self.tol) and self.tol >= 0):
+            raise ValueError(f"tol: must be finite and >= 0, got {self.tol!r}.")
+        if self.radius is not None and not (math.isfinite(self.radius) and self.radius > 0):
+            raise ValueError(f"radius: must be finite and > 0, or None, got {self.radius!r}.")
+        if self.radius is not None and self.products != "adaptive":
+            raise ValueError(
+                "radius: belongs to products='adaptive'; a fixed number of products ignores it."
+            )
+
+
+@dataclass(frozen=True)
+class SphereSolution:
+    r"""A solution of Eq. 4, with what is needed to trust it.
+
+    Attributes:
+        step: The vector v, shape ``(n,)``.
+        multiplier: The Lagrange multiplier :math:`\mu` of the sphere.
+        change: The predicted change of the outputs, :math:`\sqrt{v^\top g v}`.
+        products: The number of products taken.
+        residual: :math:`\|2(g + \mu P)v + c\|_{P^{-1}} / \|c\|_{P^{-1}}`, and where ``c = 0`` relative to
+            :math:`2 \lambda_{\max} \varepsilon`. None where it is not known, as it takes a product.
+    """
+
+    step: Tensor
+    multiplier: float
+    change: float
+    products: int
+    residual: float | None
+
+
+def first_order_step(linear: Tensor, length: float, weight: Tensor | None = None) -> Tensor:
+    r"""The step for ``g = 0``: :math:`v = -\varepsilon P^{-1} c / \|c\|_{P^{-1}}`; zero if ``c`` is zero."""
+    direction = linear if weight is None else linear / weight
+    norm = math.sqrt(max(float((linear.double() * direction.double()).sum()), 0.0))
+    return direction * (-length / norm) if norm > 0 else torch.zeros_like(linear)
+
+
+def solve_on_sphere(
+    matvec: MatVec,
+    linear: Tensor,
+    length: float,
+    *,
+    weight: Tensor | None = None,
+    direction: Tensor | None = None,
+    max_products: int = 16,
+    tol: float = 1e-6,
+    accept: Callable[[float, float], bool] | None = None,
+) -> SphereSolution:
+    r"""Minimise :math:`v^\top g v + c^\top v` subject to :math:`\|v\|_P = \varepsilon`.
+
+    Args:
+        matvec: The product with ``g``; vectors have shape ``(n,)``.
+        linear: The linear term ``c``, shape ``(n,)``.
+        length: The radius :math:`\varepsilon` of the sphere.
+        weight: The diagonal of ``P``, positive, shape ``(n,)``; None is the identity.
+        direction: Where the step goes when ``c`` alone does not fill the sphere (the hard case: ``c = 0``, or
+            ``c`` in the range of ``g`` and small): its part in the directions that change the outputs least.
+            None lets the step stay inside the ball then.
+        max_products: The most products to take.
+        tol: Relative KKT residual at which to stop.
+        accept: Stop as soon as ``accept(change, multiplier)`` holds, from the second product on.
+
+    Returns:
+        The solution; exact once the Krylov space is exhausted, else the best in it.
+
+    Raises:
+        RuntimeError: If ``linear`` or a product is not finite.
+    """
+    if not bool(torch.isfinite(linear).all()):
+        raise RuntimeError("linear: the gradient of the step's problem is not finite.")
+    scale = None if weight is None else weight.rsqrt()
+
+    def scaled(v: Tensor) -> Tensor:
+        return v if scale is None else scale * v
+
+    c = scaled(linear)
+    c_norm = float(torch.linalg.vector_norm(c, dtype=torch.float64))
+    space = KrylovSpace(lambda y: scaled(matvec(scaled(y))), min(max_products, linear.numel()))
+    rounding = torch.finfo(linear.dtype).eps
+    fill = None if direction is None else (direction if scale is None else direction / scale)
+    filled = False
+
+    def use_fill() -> None:
+        nonlocal filled
+        if fill is not None and not filled:
+            filled = True
+            space.add_start(fill)
+
+    if c_norm > 0:
+        space.add_start(c)
+    else:
+        use_fill()
+    solution = _Small(torch.zeros(0, dtype=torch.float64), 0.0, 0.0)
+    residual = 0.0
+    while True:
+        grown = space.extend()
+        if grown:
+            toward = None if fill is None or not filled else space.coordinates(fill)
+            inside = fill is None
+            solution = small_problem(
+                space.T, space.coordinates(c), length, toward, inside=inside, rounding=rounding
+            )
+            denominator = c_norm if c_norm > 0 else 2 * solution.largest * length
+            outside = 2 * space.residual(solution.h)
+            residual = outside / denominator if denominator > 0 else 0.0
+        # Where the space of c alone would overshoot, the rest of the sphere is filled from the given direction,
+        # once that space is known as far as it goes or half the products are spent.
+        explored = not grown or residual <= tol or 2 * space.size >= max_products
+        open_ended = solution.hard or solution.multiplier < 0
+        if open_ended and explored and not filled and fill is not None:
+            use_fill()
+            continue
+        if not grown or residual <= tol:
+            break
+        if accept is not None and space.size >= 2 and accept(solution.change, solution.multiplier):
+            break
+    if space.size == 0:
+        return SphereSolution(torch.zeros_like(linear), 0.0, 0.0, 0, 0.0)
+    y = space.combine(solution.h)
+    return SphereSolution(scaled(y), solution.multiplier, solution.change, space.size, residual)
+
+
+@dataclass(frozen=True)
+class _Small:
+    h: Tensor
+    multiplier: float
+    change: float
+    largest: float = 0.0
+    hard: bool = False
+
+
+def small_problem(
+    T: Tensor,
+    linear: Tensor,
+    length: float,
+    toward: Tensor | None = None,
+    *,
+    inside: bool = False,
+    rounding: float = 2.0**-52,
+) -> _Small:
+    r"""Minimise :math:`h^\top T h + a^\top h` over :math:`\|h\| = \varepsilon` to machine precision.
+
+    Args:
+        T: Symmetric positive semi-definite up to rounding, shape ``(k, k)``, float64.
+        linear: The vector a, shape ``(k,)``.
+        length: The radius.
+        toward: What fills the sphere in the hard case; None takes any eigenvector.
+        inside: Accept a minimiser inside the ball.
+        rounding: Relative error of T and a: differences of eigenvalues below it are none.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(T)
+    # g is positive semi-definite: what is below zero is rounding.
+    eigenvalues = eigenvalues.clamp(min=0)
+    lowest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+    # h_i = -alpha_i / (gap_i + s) in the eigenbasis, with the shift s = mu + lambda_min >= 0.
+    alpha = vectors.T @ linear / 2
+    gap = eigenvalues - lowest
+    noise = 10 * rounding * len(gap)
+    null = gap <= noise * largest
+    gap[null] = 0.0
+    # A component this small is rounding; left in, it would fill the sphere at random.
+    alpha[null & (alpha.abs() <= noise * float(alpha.norm()))] = 0.0
+
+    def coefficients(s: float) -> Tensor:
+        return torch.where(alpha == 0, torch.zeros_like(alpha), -alpha / (gap + s))
+
+    if inside:
+        # The pseudo-inverse solution, if the ball holds it.
+        solvable = (eigenvalues > noise * largest) | (alpha == 0)
+        if bool(solvable.all()):
+            h = torch.where(alpha == 0, torch.zeros_like(alpha), -alpha / eigenvalues)
+            if float(h.norm()) <= length:
+                return _Small(vectors @ h, 0.0, _change(eigenvalues, h), largest)
+    if float(coefficients(0.0).norm()) < length:
+        # The hard case: the shift is zero and the lowest eigenspace fills the sphere.
+        h = coefficients(0.0)
+        missing = math.sqrt(max(length**2 - float(h.norm()) ** 2, 0.0))
+        filling = (
+            torch.where(null, vectors.T @ toward, 0.0)
+            if toward is not None
+            else torch.zeros_like(h)
+        )
+        norm = float(filling.norm())
+        if norm == 0.0:
+            filling[0], norm = 1.0, 1.0
+        h = h + filling * (missing / norm)
+        return _Small(vectors @ h, -lowest, _change(eigenvalues, h), largest, hard=True)
+    s = _shift(alpha, gap, length)
+    h = coefficients(s)
+    h = h * (length / float(h.norm()))
+    return _Small(vectors @ h, s - lowest, _change(eigenvalues, h), largest)
+
+
+def _change(eigenvalues: Tensor, h: Tensor) -> float:
+    return math.sqrt(float((eigenvalues * h.square()).sum()))
+
+
+def _shift(alpha: Tensor, gap: Tensor, length: float) -> float:
+    r"""The root ``s > 0`` of :math:`\sum_i \alpha_i^2 / (\delta_i + s)^2 = \varepsilon^2`.
+
+    Newton's iteration on the nearly linear :math:`1/\|h(s)\| - 1/\varepsilon` (Hebden; More and Sorensen), kept inside
+    a bracket that bisection shrinks where Newton leaves it.
+    """
+    alpha = alpha / length  # now the target is 1
+    low = float(alpha[gap == 0].norm())
+    high = float(alpha.norm())
+    s = low if low > 0 else high * 1e-8
+    for _ in range(200):
+        shifted = gap + s
+        h = alpha / shifted
+        norm = float(h.norm())
+        if norm > 1:
+            low = max(low, s)
+        else:
+            high = min(high, s)
+        if abs(norm - 1) <= 4e-16 or high <= low * (1 + 4e-16):
+            break
+        slope = float((h.square() / shifted).sum()) / norm**2
+        newton = s + (norm - 1) / slope
+        previous = s
+        s = newton if low < newton < high else (math.sqrt(low * high) if low > 0 else high / 16)
+        if s == previous:
+            break
+    return s

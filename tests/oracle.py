@@ -1,0 +1,104 @@
+"""Eq. 4 solved densely in float64, written apart from the package: jacrev, eigendecomposition, brentq."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+SPACES: dict[str, tuple[Any, Callable[[Tensor], Tensor]]] = {
+    "logits": ("logits", lambda y: y),
+    "probabilities": ("probabilities", lambda y: 2 * torch.softmax(y, dim=-1).sqrt()),
+    "callable": (
+        lambda out: (out["logits"] if isinstance(out, dict) else out).sin().flatten(1)[:, :2],
+        lambda y: y.sin().flatten(1)[:, :2],
+    ),
+}
+
+
+def outputs(model: nn.Module, inputs: Any, space: str, params: dict[str, Tensor]) -> Tensor:
+    """The outputs ``(N, m)`` in eval mode as a function of some parameters by name."""
+    was_training = model.training
+    model.eval()
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            if isinstance(inputs, dict):
+                y = torch.func.functional_call(model, params, (), inputs)["logits"]
+            else:
+                args = inputs if isinstance(inputs, tuple) else (inputs,)
+                y = torch.func.functional_call(model, params, args)
+    finally:
+        model.train(was_training)
+    z = SPACES[space][1](y)
+    return z.reshape(z.shape[0], -1)
+
+
+def jacobian(model: nn.Module, inputs: Any, space: str, params: Sequence[Tensor]) -> np.ndarray:
+    """The stacked Jacobian ``(N, m, n)`` with respect to ``params`` in their order."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    values = {names[id(p)]: p.detach().clone() for p in params}
+    jacobians = torch.func.jacrev(lambda q: outputs(model, inputs, space, q))(values)
+    rows = [jacobians[names[id(p)]].detach() for p in params]
+    return torch.cat([j.reshape(*j.shape[:2], -1) for j in rows], dim=2).double().numpy()
+
+
+def flat(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Tensors as one flat float64 vector."""
+    return torch.cat([t.detach().reshape(-1) for t in tensors]).double().numpy()
+
+
+def metric(jac: np.ndarray) -> np.ndarray:
+    """The metric ``(1/N) sum_i J_i^T J_i``."""
+    stacked = jac.reshape(-1, jac.shape[2])
+    return stacked.T @ stacked / jac.shape[0]
+
+
+def sphere_step(
+    g: np.ndarray,
+    c: np.ndarray,
+    length: float,
+    weight: np.ndarray | None = None,
+    direction: np.ndarray | None = None,
+) -> tuple[np.ndarray, float]:
+    """The minimiser of ``v g v + c v`` on ``||v||_P = length`` and its multiplier."""
+    root = np.sqrt(np.ones(len(c)) if weight is None else weight)
+    a = c / root / 2
+    eigenvalues, vectors = scipy.linalg.eigh(g / np.outer(root, root))
+    eigenvalues = np.maximum(eigenvalues, 0)
+    alpha = vectors.T @ a
+    lowest = eigenvalues[0]
+    null = eigenvalues - lowest < 1e-11 * max(eigenvalues[-1], 1e-300)
+    gap = np.where(null, 0.0, eigenvalues - lowest)
+    pole = np.linalg.norm(alpha[null])
+    # What the sphere holds at the pole mu = -lambda_min, without the lowest eigenspace.
+    rest = np.zeros_like(alpha)
+    rest[~null] = -alpha[~null] / gap[~null]
+    if pole < 1e-13 * max(np.linalg.norm(alpha), 1e-300):
+        if np.linalg.norm(rest) <= length:
+            assert direction is not None, "the hard case needs a direction"
+            filling = np.where(null, vectors.T @ (direction * root), 0.0)
+            missing = np.sqrt(length**2 - np.linalg.norm(rest) ** 2)
+            y = vectors @ (rest + filling / np.linalg.norm(filling) * missing)
+            return y / root, -lowest
+        alpha = np.where(null, 0.0, alpha)
+        pole = np.linalg.norm(alpha[~null]) * 1e-12
+
+    def excess(log_shift: float) -> float:
+        h = alpha / (gap + np.exp(log_shift))
+        return np.log(np.linalg.norm(h) / length)
+
+    low, high = np.log(pole / length) - 1e-9, np.log(np.linalg.norm(alpha) / length) + 1e-9
+    shift = np.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=8.9e-16, maxiter=500))
+    y = vectors @ (-alpha / (gap + shift))
+    return y * (length / np.linalg.norm(y)) / root, shift - lowest
+
+
+def objective(g: np.ndarray, c: np.ndarray, v: np.ndarray) -> float:
+    """``v g v + c v``, what Eq. 4 minimises."""
+    return float(v @ g @ v + c @ v)

@@ -1,0 +1,315 @@
+"""Anchors: forms of inputs, references, draws, augmentation, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cases import all_cases, build
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def shift(model: nn.Module, by: float = 0.1) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(by)
+
+
+@all_cases
+def test_drift_is_the_mean_squared_distance_from_the_reference(name: str) -> None:
+    case = build(name)
+    anchors = AnchorBatch(case.model, case.inputs)
+    case.model.eval()
+
+    def outputs() -> Tensor:
+        inputs = case.inputs
+        with torch.no_grad():
+            if isinstance(inputs, dict):
+                return case.model(**inputs)["logits"].flatten(1)
+            return case.model(*(inputs if isinstance(inputs, tuple) else (inputs,))).flatten(1)
+
+    before = outputs()
+    assert anchors.drift() < 1e-20
+    assert anchors.predictions_kept() == 1.0
+    shift(case.model)
+    after = outputs()
+    each = (after - before).square().sum(dim=1)
+    torch.testing.assert_close(anchors.drift("none"), each)
+    assert anchors.drift() == pytest.approx(float(each.mean()))
+    assert anchors.drift("sum") == pytest.approx(float(each.sum()))
+    kept = (after.argmax(1) == before.argmax(1)).double().mean()
+    assert anchors.predictions_kept() == pytest.approx(float(kept))
+    anchors.refresh()
+    assert anchors.drift() == 0.0
+
+
+def test_the_probability_space_is_the_hellinger_distance() -> None:
+    model = mlp()
+    x = torch.randn(5, 4)
+    anchors = AnchorBatch(model, x, output="probabilities")
+    p = model(x).softmax(-1)
+    shift(model)
+    q = model(x).softmax(-1)
+    hellinger = 0.5 * (p.sqrt() - q.sqrt()).square().sum(-1)
+    assert anchors.drift() == pytest.approx(float(8 * hellinger.mean()), rel=1e-4)
+
+
+def test_the_probability_space_has_a_derivative_where_a_class_is_impossible() -> None:
+    class Certain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    anchors = AnchorBatch(Certain(), torch.tensor([[0.0, 500.0, -500.0]]), output="probabilities")
+    assert torch.isfinite(AnchorMetric(anchors).matvec(torch.ones(1))).all()
+
+
+def test_extended_anchors_refer_to_the_outputs_of_their_day() -> None:
+    model = mlp()
+    x, y = torch.randn(5, 4), torch.randn(3, 4)
+    anchors = AnchorBatch(model, x)
+    shift(model)
+    old = anchors.drift("sum")
+    anchors.extend(y)
+    assert len(anchors) == 8
+    assert anchors.drift("sum") == pytest.approx(old)
+    torch.testing.assert_close(anchors.drift("none")[5:], torch.zeros(3))
+
+
+def test_the_caller_may_reuse_its_tensor() -> None:
+    model, x = mlp(), torch.randn(5, 4)
+    anchors = AnchorBatch(model, x)
+    x.zero_()
+    assert anchors.drift() == 0.0
+
+
+def test_draws_are_without_replacement_and_a_function_of_the_step() -> None:
+    model, x = mlp(), torch.randn(20, 4)
+    make = lambda seed: AnchorBatch(  # noqa: E731
+        model, x, batch_size=8, generator=torch.Generator().manual_seed(seed)
+    )
+    anchors = make(1)
+    draws = [anchors.sample(step) for step in range(50)]
+    assert all(len(torch.unique(s.inputs, dim=0)) == 8 for s in draws)
+    assert all(
+        torch.equal(a.inputs, b.inputs)
+        for a, b in zip(draws, map(make(1).sample, range(50)), strict=True)
+    )
+    assert not torch.equal(draws[0].inputs, draws[1].inputs)
+    assert not torch.equal(draws[0].inputs, make(2).sample(0).inputs)
+    for sample in draws:
+        torch.testing.assert_close(anchors.outputs(sample.inputs), sample.reference)
+    # Every anchor has its turn.
+    assert len(torch.unique(torch.cat([s.inputs for s in draws]), dim=0)) == 20
+
+
+def test_augmented_anchors_get_the_reference_networks_outputs() -> None:
+    model, x = mlp(), torch.randn(10, 4)
+    frozen = mlp()
+    seen = []
+
+    def augment(inputs: Tensor) -> Tensor:
+        seen.append(inputs)
+        return inputs + torch.randn_like(inputs)
+
+    anchors = AnchorBatch(model, x, batch_size=4, augment=augment, generator=torch.Generator())
+    state = torch.get_rng_state()
+    shift(model)
+    first, again, other = anchors.sample(0), anchors.sample(0), anchors.sample(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.inputs, again.inputs)
+    assert not torch.equal(first.inputs, other.inputs)
+    assert len(seen[0]) == 4
+    torch.testing.assert_close(first.reference, frozen(first.inputs).detach())
+    assert anchors.drift() == pytest.approx(
+        float((model(x) - frozen(x)).square().sum(1).mean()), rel=1e-5
+    )
+    # Anchors added later belong to the network of that day, also where they are augmented.
+    later = mlp()
+    shift(later)
+    anchors.extend(torch.randn(10, 4) + 100)
+    shift(model)
+    for step in range(5):
+        sample = anchors.sample(step)
+        late = sample.inputs.mean(1) > 50
+        torch.testing.assert_close(sample.reference[late], later(sample.inputs[late]).detach())
+        torch.testing.assert_close(sample.reference[~late], frozen(sample.inputs[~late]).detach())
+
+
+@pytest.mark.parametrize("augment", [None, torch.neg])
+def test_state_goes_on_where_it_was(augment: object) -> None:
+    model, x = mlp(), torch.randn(10, 4)
+    anchors = AnchorBatch(
+        model, x, batch_size=3, augment=augment, generator=torch.Generator().manual_seed(7)
+    )
+    shift(model)
+    anchors.extend(torch.randn(4, 4))
+    shift(model)
+    other = AnchorBatch(model, torch.randn(2, 4), batch_size=2, augment=augment)
+    other.load_state_dict(anchors.state_dict())
+    other.batch_size = 3
+    assert other.drift() == anchors.drift() > 0
+    for step in range(3):
+        for a, b in zip(anchors.sample(step), other.sample(step), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_from_loader_takes_the_first_inputs() -> None:
+    model, x = mlp(), torch.randn(10, 4)
+    loader = DataLoader(TensorDataset(x, torch.zeros(10)), batch_size=4)
+    anchors = AnchorBatch.from_loader(model, loader, 6, output="probabilities")
+    assert torch.equal(anchors.inputs, x[:6])
+    assert anchors.output == "probabilities"
+    assert torch.equal(AnchorBatch.from_loader(model, DataLoader(x, batch_size=3), 10).inputs, x)
+    case = build("keywords")
+    batches = [{**case.inputs, "labels": torch.zeros(5)}]
+    assert set(AnchorBatch.from_loader(case.model, batches, 2).inputs) == {
+        "input_ids",
+        "attention_mask",
+    }
+    with pytest.raises(ValueError, match="n: 11 anchors wanted, but the loader yields only 10"):
+        AnchorBatch.from_loader(model, loader, 11)
+    with pytest.raises(ValueError, match="^n:"):
+        AnchorBatch.from_loader(model, loader, 0)
+
+
+def test_wrapped_models_are_seen_through() -> None:
+    model = mlp()
+    compiled = torch.compile(model)
+    anchors = AnchorBatch(compiled, torch.randn(3, 4))
+    assert anchors.model is model
+    FIPOptimizer(compiled.parameters(), anchors).step()
+    assert AnchorBatch(nn.DataParallel(model), torch.randn(3, 4)).model is model
+
+
+def test_model_outputs_are_read_at_logits() -> None:
+    class Output(nn.Module):
+        def __init__(self, wrap: object) -> None:
+            super().__init__()
+            self.inner, self.wrap = mlp(), wrap
+
+        def forward(self, x: Tensor) -> object:
+            return self.wrap(self.inner(x))
+
+    x = torch.randn(3, 4)
+    expected = mlp()(x).detach()
+    for wrap in (lambda y: {"logits": y, "loss": None}, lambda y: SimpleNamespace(logits=y)):
+        torch.testing.assert_close(AnchorBatch(Output(wrap), x).reference, expected)
+    picked = AnchorBatch(Output(lambda y: (y, y)), x, output=lambda out: out[1][:, :2])
+    torch.testing.assert_close(picked.reference, expected[:, :2])
+
+
+class Returns(nn.Module):
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.layer, self.value = nn.Linear(4, 3), value
+
+    def forward(self, x: Tensor) -> object:
+        return self.value(self.layer(x))
+
+
+X = torch.zeros(3, 4)
+NAN = torch.full((3, 4), math.nan)
+
+
+@pytest.mark.parametrize(
+    ("build_it", "error", "message"),
+    [
+        (lambda: AnchorBatch("model", X), TypeError, "^model: must be a torch.nn.Module, got str"),
+        (
+            lambda: AnchorBatch(mlp(), [[1.0]]),
+            TypeError,
+            r"^inputs\[0\]: must be a tensor, got list",
+        ),
+        (lambda: AnchorBatch(mlp(), 3), TypeError, "^inputs: must be a tensor, a tuple"),
+        (
+            lambda: AnchorBatch(mlp(), X[:0]),
+            ValueError,
+            r"^inputs: got shape \(0, 4\), which holds no anchor",
+        ),
+        (lambda: AnchorBatch(mlp(), ()), ValueError, "^inputs: got an empty tuple"),
+        (lambda: AnchorBatch(mlp(), (X, X[:2])), ValueError, r"same number of anchors .*3.*2"),
+        (
+            lambda: AnchorBatch(mlp(), {"input": X, "y": X[:2]}),
+            ValueError,
+            "same number of anchors",
+        ),
+        (lambda: AnchorBatch(mlp(), NAN), ValueError, "^inputs: holds NaN"),
+        (
+            lambda: AnchorBatch(mlp(), X, output="logit"),
+            ValueError,
+            "^output: got 'logit'; choose one of",
+        ),
+        (
+            lambda: AnchorBatch(mlp(), X, output=3),
+            TypeError,
+            "^output: must be a name or a callable",
+        ),
+        (
+            lambda: AnchorBatch(mlp(), X, batch_size=4),
+            ValueError,
+            "^batch_size: 4 is more than the 3",
+        ),
+        (
+            lambda: AnchorBatch(mlp(), X, batch_size=0),
+            ValueError,
+            "^batch_size: must be a positive integer",
+        ),
+        (
+            lambda: AnchorBatch(mlp(), X, chunk_size=-1),
+            ValueError,
+            "^chunk_size: must be a positive integer",
+        ),
+        (lambda: AnchorBatch(mlp(), X, augment=3), TypeError, "^augment: must be callable"),
+        (
+            lambda: AnchorBatch(Returns(lambda y: y.argmax(1)), X),
+            TypeError,
+            "^model: .*got a torch.int64",
+        ),
+        (
+            lambda: AnchorBatch(Returns(lambda y: y.to(torch.complex64)), X),
+            TypeError,
+            "^model: .*complex64",
+        ),
+        (lambda: AnchorBatch(Returns(lambda y: [y]), X), TypeError, "^model: its output must be"),
+        (
+            lambda: AnchorBatch(Returns(lambda y: {"scores": y}), X),
+            TypeError,
+            "^model: .*'logits'; got dict",
+        ),
+        (
+            lambda: AnchorBatch(Returns(lambda y: y.sum()), X),
+            ValueError,
+            "^model: .*one row per anchor",
+        ),
+        (
+            lambda: AnchorBatch(Returns(lambda y: y[:1]), X),
+            ValueError,
+            "^model: .*one row per anchor",
+        ),
+        (
+            lambda: AnchorBatch(Returns(lambda y: y / 0), X),
+            ValueError,
+            "^model: its outputs .*not finite",
+        ),
+        (lambda: AnchorBatch(mlp(), X).drift("max"), ValueError, "^reduction: choose"),
+        (lambda: AnchorBatch(mlp(), X).extend((X,)), TypeError, "^inputs: the anchors held"),
+        (lambda: AnchorBatch(mlp(), X).load_state_dict({"seed": 1}), ValueError, "^state: lacks"),
+    ],
+)
+def test_bad_input_is_named(build_it: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build_it()

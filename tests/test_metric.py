@@ -1,0 +1,284 @@
+"""Products with J, J^T and g against an independent Jacobian, and the probe that finds wrong ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import all_cases, build
+from curvlinops import GGNLinearOperator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
+from fipoptim.metric import TRACE_AFTER
+
+
+def params_of(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("space", sorted(oracle.SPACES))
+@pytest.mark.parametrize("form", ["forward", "double-vjp"])
+@all_cases
+def test_products_are_those_of_the_dense_jacobian(name: str, form: str, space: str) -> None:
+    case = build(name)
+    jac = oracle.jacobian(case.model, case.inputs, space, params_of(case.model))
+    anchors = AnchorBatch(case.model, case.inputs, output=oracle.SPACES[space][0])
+    metric = AnchorMetric(anchors, form=form)
+    v, u = (
+        torch.randn(metric.size, dtype=torch.float64),
+        torch.randn(jac.shape[:2], dtype=torch.float64),
+    )
+    expected = oracle.metric(jac) @ v.numpy()
+    for _ in range(TRACE_AFTER + 2):  # before and after the derivative is traced
+        np.testing.assert_allclose(metric.jvp(v).numpy(), jac @ v.numpy(), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(metric.matvec(v).numpy(), expected, rtol=1e-9, atol=1e-12)
+    expected = np.einsum("ikn,ik->n", jac, u.numpy())
+    np.testing.assert_allclose(metric.vjp(u).numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@all_cases
+def test_the_matrix_its_diagonal_and_its_spectrum(name: str) -> None:
+    case = build(name)
+    g = oracle.metric(oracle.jacobian(case.model, case.inputs, "logits", params_of(case.model)))
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    np.testing.assert_allclose(metric.dense().numpy(), g, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(metric.diagonal().numpy(), np.diag(g), rtol=1e-9, atol=1e-12)
+    largest = np.linalg.eigvalsh(g)[::-1][:5]
+    np.testing.assert_allclose(metric.spectrum(5, tol=1e-9).numpy(), largest, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn-batch-norm", "residual", "tied"])
+def test_logit_products_are_the_generalized_gauss_newton_of_the_squared_error(name: str) -> None:
+    case = build(name)
+    n_anchors = len(case.inputs)
+    anchors = AnchorBatch(case.model, case.inputs)
+    metric = AnchorMetric(anchors)
+    case.model.eval()
+    target = torch.zeros_like(case.model(case.inputs)).detach()
+    ggn = GGNLinearOperator(
+        case.model,
+        nn.MSELoss(reduction="sum"),
+        list(case.model.parameters()),
+        [(case.inputs, target)],
+        check_deterministic=False,
+    )
+    v = torch.randn(metric.size, dtype=torch.float64)
+    # The Hessian of the summed squared error is twice the identity.
+    torch.testing.assert_close(2 * n_anchors * metric.matvec(v), ggn @ v, rtol=1e-9, atol=1e-12)
+
+
+@all_cases
+def test_chunks_change_nothing_but_the_memory(name: str) -> None:
+    case = build(name)
+    whole = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    parts = AnchorMetric(AnchorBatch(case.model, case.inputs, chunk_size=2))
+    v, u = torch.randn(whole.size, dtype=torch.float64), torch.randn_like(whole.outputs)
+    torch.testing.assert_close(parts.outputs, whole.outputs)
+    torch.testing.assert_close(parts.jvp(v), whole.jvp(v))
+    torch.testing.assert_close(parts.vjp(u), whole.vjp(u))
+    torch.testing.assert_close(parts.matvec(v), whole.matvec(v))
+    torch.testing.assert_close(parts.diagonal(), whole.diagonal())
+
+
+def test_memory_grows_with_the_chunk_and_not_with_the_anchors() -> None:
+    model = nn.Sequential(
+        nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 2)
+    )
+
+    def peak(anchors: int, chunk: int) -> int:
+        """The most bytes of saved activations alive at once during one product."""
+        batch = AnchorBatch(model, torch.randn(anchors, 8), chunk_size=chunk)
+        alive = most = 0
+
+        class Saved:
+            def __init__(self, tensor: Tensor) -> None:
+                nonlocal alive, most
+                # Detached: a saved output that knew its node would keep it alive.
+                self.tensor, self.bytes = tensor.detach(), tensor.untyped_storage().nbytes()
+                alive += self.bytes
+                most = max(most, alive)
+
+            def __del__(self) -> None:
+                nonlocal alive
+                alive -= self.bytes
+
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            metric = AnchorMetric(batch, form="forward")
+            metric.matvec(torch.randn(metric.size))
+        return most
+
+    small = peak(64, 16)
+    assert peak(512, 16) == pytest.approx(small, rel=0.05)
+    assert peak(512, 512) > 3 * small
+
+
+@pytest.mark.parametrize("name", ["cnn-batch-norm", "transformer"])
+def test_mode_buffers_gradients_and_random_state_are_untouched(name: str) -> None:
+    case = build(name)
+    model = case.model
+    next(iter(model.children())).eval()  # a mixed mode is restored module by module
+    modes = [m.training for m in model.modules()]
+    buffers = {k: b.clone() for k, b in model.named_buffers()}
+    state, fastpath = torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
+    anchors = AnchorBatch(model, case.inputs, generator=torch.Generator())
+    metric = AnchorMetric(anchors)
+    metric.matvec(torch.ones(metric.size, dtype=torch.float64))
+    metric.diagonal()
+    anchors.drift()
+    opt = FIPOptimizer(model.parameters(), anchors, generator=torch.Generator())
+    opt.step()
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(b, buffers[k]) for k, b in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.mha.get_fastpath_enabled() == fastpath
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_metric_says_when_the_weights_have_changed() -> None:
+    case = build("mlp")
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    with torch.no_grad():
+        case.model[0].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="weights have changed"):
+        metric.matvec(torch.zeros(metric.size, dtype=torch.float64))
+
+
+# --- models whose forward-mode derivative is missing or wrong ---------------------------------------------
+
+
+class Cube(torch.autograd.Function):
+    """A function of the old style: backward only, but differentiable."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+class Wrapped(nn.Module):
+    def __init__(self, middle) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6).double(), nn.Linear(6, 3).double()
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self, torch.tanh(self.first(x))))
+
+
+def test_without_forward_mode_it_falls_back_and_says_so() -> None:
+    model = Wrapped(lambda self, h: Cube.apply(h))
+    inputs = torch.randn(5, 4, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="double-VJP form"):
+        metric = AnchorMetric(AnchorBatch(model, inputs))
+    assert metric.form == "double-vjp"
+    assert "double-vjp" in repr(metric)
+    same = Wrapped(lambda self, h: h**3)
+    same.load_state_dict(model.state_dict())
+    v = torch.randn(metric.size, dtype=torch.float64)
+    expected = AnchorMetric(AnchorBatch(same, inputs))
+    assert expected.form == "forward"
+    torch.testing.assert_close(metric.matvec(v), expected.matvec(v))
+    with pytest.warns(UserWarning, match="double-VJP form"):
+        FIPOptimizer(model.parameters(), AnchorBatch(model, inputs)).step()
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_reentrant_checkpointing_is_found_by_the_finite_difference() -> None:
+    model = Wrapped(lambda self, h: checkpoint(torch.tanh, h, use_reentrant=True))
+    with pytest.raises(
+        RuntimeError, match=r"no form of Jacobian-vector product is right.*reentrant"
+    ):
+        AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
+
+
+def test_other_checkpointing_is_right() -> None:
+    model = Wrapped(lambda self, h: checkpoint(torch.tanh, h, use_reentrant=False))
+    plain = Wrapped(lambda self, h: torch.tanh(h))
+    plain.load_state_dict(model.state_dict())
+    inputs = torch.randn(5, 4, dtype=torch.float64)
+    metric, expected = (AnchorMetric(AnchorBatch(m, inputs)) for m in (model, plain))
+    v = torch.randn(metric.size, dtype=torch.float64)
+    torch.testing.assert_close(metric.matvec(v), expected.matvec(v))
+
+
+def test_a_part_cut_off_by_detach_is_found() -> None:
+    model = Wrapped(lambda self, h: h + torch.tanh(self.first.weight).sum().detach() * h.detach())
+    with pytest.raises(RuntimeError, match="no form of Jacobian-vector product is right"):
+        AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("where", ["functional", "noise"])
+def test_randomness_in_eval_mode_is_refused(where: str) -> None:
+    model = Wrapped(
+        lambda self, h: (
+            nn.functional.dropout(h, 0.5, training=True)
+            if where == "functional"
+            else h + torch.randn_like(h)
+        )
+    )
+    anchors = AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="model: two evaluations"):
+        FIPOptimizer(model.parameters(), anchors)
+
+
+def test_outputs_without_a_derivative_name_the_cause() -> None:
+    class NumPy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):  # type: ignore[no-untyped-def]
+            return torch.from_numpy(np.tanh(x.detach().numpy()))
+
+        @staticmethod
+        def backward(ctx, grad):  # type: ignore[no-untyped-def]
+            raise NotImplementedError("tanh of NumPy has no derivative here")
+
+    model = Wrapped(lambda self, h: NumPy.apply(h))
+    with pytest.raises(RuntimeError, match="has no derivative here"):
+        AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
+
+
+def test_float32_products_of_a_transformer_agree_with_float64() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(24, 3)
+    )
+    x = torch.randn(4, 3, 8)
+    single = AnchorMetric(AnchorBatch(model, x))
+    v = torch.randn(single.size)
+    product = single.matvec(v)
+    double = AnchorMetric(AnchorBatch(model.double(), x.double()))
+    torch.testing.assert_close(product.double(), double.matvec(v.double()), rtol=1e-3, atol=1e-5)
+
+
+def test_autocast_does_not_reach_the_metric() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    anchors = AnchorBatch(model, torch.randn(4, 8))
+    v = torch.randn(sum(p.numel() for p in model.parameters()))
+    expected = AnchorMetric(anchors).matvec(v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert anchors.drift() == 0.0
+        assert torch.equal(AnchorMetric(anchors).matvec(v), expected)
+
+
+def test_bad_vectors_and_sizes_are_named() -> None:
+    case = build("mlp")
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    with pytest.raises(ValueError, match="^v: must be a flat vector"):
+        metric.matvec(torch.zeros(3))
+    with pytest.raises(ValueError, match="^u: must have the outputs' shape"):
+        metric.vjp(torch.zeros(3))
+    with pytest.raises(ValueError, match="^k: must be between"):
+        metric.spectrum(0)
+    with pytest.raises(RuntimeError, match="not converged"):
+        metric.spectrum(10, tol=0.0, max_products=11)
+    with pytest.raises(ValueError, match="^params: got none"):
+        AnchorMetric(metric.anchors, [])

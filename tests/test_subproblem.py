@@ -1,0 +1,254 @@
+"""Eq. 4 on the sphere from products alone, against the dense solution."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from fipoptim.krylov import KrylovSpace
+from fipoptim.subproblem import Solver, first_order_step, small_problem, solve_on_sphere
+
+
+def psd(n: int, rank: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    """A random positive semi-definite matrix with eigenvalues over three decades."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+    eigenvalues = torch.zeros(n, dtype=torch.float64)
+    eigenvalues[:rank] = scale * torch.logspace(0, -3, max(rank, 1), dtype=torch.float64)[:rank]
+    g = q @ torch.diag(eigenvalues) @ q.T
+    return (g + g.T) / 2
+
+
+def vector(n: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def solve(g: torch.Tensor, c: torch.Tensor, length: float, **options: object) -> object:
+    options = {"max_products": 10 * len(c), "tol": 1e-14, "direction": vector(len(c), 99)} | options
+    return solve_on_sphere(lambda v: g @ v, c, length, **options)  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    n=st.integers(2, 30),
+    rank_share=st.floats(0, 1),
+    log_beta=st.floats(-6, 6),
+    log_scale=st.sampled_from([-8.0, 0.0, 8.0]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_the_solution_is_the_dense_one(
+    n: int, rank_share: float, log_beta: float, log_scale: float, weighted: bool, seed: int
+) -> None:
+    scale = 10.0**log_scale
+    g = psd(n, round(rank_share * n), seed, scale)
+    c = vector(n, seed + 1) * scale * 10.0**log_beta
+    weight = vector(n, seed + 2).abs() + 0.1 if weighted else None
+    solution = solve(g, c, 0.5, weight=weight)
+    w = np.ones(n) if weight is None else weight.numpy()
+    v = solution.step.numpy()
+    assert math.sqrt(v @ (w * v)) == pytest.approx(0.5, rel=1e-12)
+    expected, multiplier = oracle.sphere_step(
+        g.numpy(), c.numpy(), 0.5, w, direction=vector(n, 99).numpy()
+    )
+    best = oracle.objective(g.numpy(), c.numpy(), expected)
+    size = abs(expected @ g.numpy() @ expected) + abs(c.numpy() @ expected)
+    assert oracle.objective(g.numpy(), c.numpy(), v) - best <= 1e-10 * size
+    assert solution.change == pytest.approx(
+        math.sqrt(max(v @ g.numpy() @ v, 0)), rel=1e-5, abs=1e-7 * scale**0.5
+    )
+    gradient = 2 * (g.numpy() @ v + solution.multiplier * w * v) + c.numpy()
+    reference = np.linalg.norm(c.numpy() / np.sqrt(w))
+    assert np.linalg.norm(gradient / np.sqrt(w)) <= 1e-8 * reference + 1e-8 * scale
+    if multiplier > 1e-6 * scale:
+        assert np.linalg.norm(v - expected) <= 1e-6 * np.linalg.norm(expected)
+        assert solution.multiplier == pytest.approx(multiplier, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "what", ["b = 0", "g = 0", "both 0", "in range", "rank 1", "identity", "n = 1"]
+)
+def test_the_degenerate_cases_give_a_step_of_the_right_length(
+    what: str, weighted: bool, dtype: torch.dtype, scale: float
+) -> None:
+    n = 1 if what == "n = 1" else 12
+    g = psd(n, {"rank 1": 1, "n = 1": 1}.get(what, 5), 3, scale)
+    c = scale * vector(n, 4)
+    if what == "b = 0":
+        c = torch.zeros(n)
+    elif what == "g = 0":
+        g = torch.zeros(n, n)
+    elif what == "both 0":
+        g, c = torch.zeros(n, n), torch.zeros(n)
+    elif what == "in range":
+        c = 1e-4 * g @ vector(n, 5)
+    elif what == "identity":
+        g = scale * torch.eye(n)
+    g, c = g.to(dtype), c.to(dtype)
+    weight = (vector(n, 6).abs() + 0.1).to(dtype) if weighted else None
+    for length in (1e-8, 1.0, 1e8):
+        for products in (1, 2, 3, 100):
+            solution = solve_on_sphere(
+                lambda v: g @ v, c, length, weight=weight,
+                direction=vector(n, 7).to(dtype), max_products=products, tol=0.0,
+            )  # fmt: skip
+            v = solution.step.double()
+            norm = float((v.square() * (1 if weight is None else weight.double())).sum().sqrt())
+            assert norm == pytest.approx(length, rel=1e-5 if dtype == torch.float32 else 1e-10)
+            assert math.isfinite(solution.multiplier)
+            assert solution.products <= min(products, n)
+            assert solution.residual is not None
+            assert math.isfinite(solution.residual)
+
+
+def test_the_hard_case_is_filled_from_the_null_space_in_the_given_direction() -> None:
+    g = psd(10, 4, 0)
+    c = 1e-3 * g @ vector(10, 1)
+    direction = vector(10, 2)
+    solution = solve(g, c, 1.0, direction=direction)
+    pinv = torch.linalg.pinv(g, rtol=1e-9)
+    null = direction - pinv @ (g @ direction)
+    inside = -pinv @ c / 2
+    fill = null / null.norm() * (1 - inside.norm() ** 2).sqrt()
+    torch.testing.assert_close(solution.step, inside + fill, rtol=1e-7, atol=1e-9)
+    assert abs(solution.multiplier) < 1e-9
+
+
+def test_without_a_direction_the_step_may_end_inside_the_ball() -> None:
+    g = psd(10, 4, 0)
+    c = 1e-3 * g @ vector(10, 1)
+    solution = solve(g, c, 1.0, direction=None)
+    torch.testing.assert_close(
+        solution.step, -torch.linalg.pinv(g, rtol=1e-9) @ c / 2, rtol=1e-7, atol=1e-10
+    )
+    assert solution.multiplier == 0
+    boundary = solve(g, 1e6 * c, 1.0, direction=None)
+    assert float(boundary.step.norm()) == pytest.approx(1.0, rel=1e-12)
+    nothing = solve(g, torch.zeros(10, dtype=torch.float64), 1.0, direction=None)
+    assert not nothing.step.any()
+    assert nothing.products == 0
+
+
+def test_full_rank_with_a_small_gradient_has_a_negative_multiplier() -> None:
+    # More outputs than weights: the sphere cannot be filled from a null space.
+    g = psd(8, 8, 0) + 0.1 * torch.eye(8, dtype=torch.float64)
+    c = 1e-3 * vector(8, 1)
+    solution = solve(g, c, 1.0)
+    expected, multiplier = oracle.sphere_step(g.numpy(), c.numpy(), 1.0)
+    assert multiplier < 0
+    assert solution.multiplier == pytest.approx(multiplier, rel=1e-9)
+    np.testing.assert_allclose(solution.step.numpy(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_more_products_never_make_the_objective_worse() -> None:
+    g, c = psd(40, 25, 3), vector(40, 5) * 0.01
+    values = []
+    for products in range(1, 40):
+        v = solve(g, c, 1.0, max_products=products).step
+        values.append(float(v @ g @ v + c @ v))
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+
+
+def test_products_are_counted_and_stop_on_convergence() -> None:
+    g, c = psd(50, 6, 1), vector(50, 2)
+    calls = 0
+
+    def matvec(v: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return g @ v
+
+    solution = solve_on_sphere(matvec, c, 0.1, direction=c, max_products=50, tol=0.0)
+    assert calls == solution.products == 7  # the six directions of the range, and the rest
+    calls = 0
+    assert solve_on_sphere(matvec, c, 0.1, direction=c, max_products=3).products == calls == 3
+
+
+def test_accept_stops_early() -> None:
+    g, c = psd(50, 20, 1), vector(50, 2)
+    seen: list[float] = []
+
+    def accept(change: float, multiplier: float) -> bool:
+        seen.append(change)
+        return len(seen) == 3
+
+    assert solve(g, c, 0.1, accept=accept).products == 4
+
+
+def test_what_is_not_finite_raises() -> None:
+    g, c = psd(5, 3, 0), vector(5, 0)
+    bad = c.clone()
+    bad[2] = math.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        solve(g, bad, 1.0)
+    with pytest.raises(RuntimeError, match="not finite"):
+        solve_on_sphere(lambda v: v * math.inf, c, 1.0)
+
+
+def test_the_first_order_step() -> None:
+    c, weight = vector(6, 0), vector(6, 1).abs() + 0.1
+    v = first_order_step(c, 0.3, weight)
+    assert float((weight * v * v).sum().sqrt()) == pytest.approx(0.3, rel=1e-12)
+    torch.testing.assert_close(v / v.norm(), -(c / weight) / (c / weight).norm())
+    assert not first_order_step(torch.zeros(3), 0.3).any()
+
+
+@settings(max_examples=100, deadline=None)
+@given(k=st.integers(1, 8), seed=st.integers(0, 10_000), log_length=st.floats(-12, 12))
+def test_the_small_problem_is_solved_to_machine_precision(
+    k: int, seed: int, log_length: float
+) -> None:
+    t, a, length = psd(k, k, seed), vector(k, seed + 1), 10.0**log_length
+    assume(float(a.norm()) > 1e-3)
+    small = small_problem(t, a, length)
+    assert float(small.h.norm()) == pytest.approx(length, rel=1e-14)
+    gradient = 2 * (t @ small.h + small.multiplier * small.h) + a
+    size = 2 * float((t @ small.h).norm()) + 2 * abs(small.multiplier) * length + float(a.norm())
+    assert float(gradient.norm()) <= 1e-12 * size
+    assert small.multiplier >= -float(torch.linalg.eigvalsh(t)[0]) * (1 + 1e-12)
+
+
+def test_a_krylov_space_of_two_starts_is_orthonormal_and_invariant() -> None:
+    a = psd(30, 7, 0)
+    space = KrylovSpace(lambda v: a @ v, 30)
+    space.add_start(vector(30, 1))
+    for _ in range(4):
+        assert space.extend()
+    space.add_start(vector(30, 2))
+    while space.extend():
+        pass
+    assert space.exhausted
+    assert space.size == 9  # the range, and one null direction of each start
+    q = torch.stack([space.combine(e) for e in torch.eye(9, dtype=torch.float64)])
+    torch.testing.assert_close(q @ q.T, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(q @ a @ q.T, space.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(a @ q.T, q.T @ space.T, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"products": -1}, "products"),
+        ({"products": "many"}, "products"),
+        ({"products": True}, "products"),
+        ({"products": 2.5}, "products"),
+        ({"max_products": 0}, "max_products"),
+        ({"tol": -1.0}, "tol"),
+        ({"tol": math.nan}, "tol"),
+        ({"radius": 0.0}, "radius"),
+        ({"radius": math.inf}, "radius"),
+        ({"products": 3, "radius": 0.1}, "radius"),
+    ],
+)
+def test_bad_settings_are_named(options: dict[str, object], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}:"):
+        Solver(**options)  # type: ignore[arg-type]
