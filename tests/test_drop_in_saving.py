@@ -1,0 +1,267 @@
+"""Saving, loading, copying and pickling a FIPOptimizer in the middle of a run."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+from fipoptim import FIPOptimizer, Solver
+from fipoptim.secondary import TaskLoss
+from tests.drop_in_task import Task, flat, same
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "momentum": {"momentum": 0.9},
+    "adam": {"precondition": "adam", "momentum": 0.5},
+    "exact": {"solver": Solver(products=6), "drift_correction": False},
+    "max_drift": {"max_drift": 0.01},
+    "groups": {"groups": True, "momentum": 0.9},
+    "anchors drawn": {"batch_size": 2},
+    "secondary": {"secondary": True, "momentum": 0.9},
+    "mixed dtypes": {"mixed": True, "momentum": 0.9, "precondition": "adam"},
+    "free path": {"free": True},
+    "free path in groups": {"free": True, "groups": True, "precondition": "adam"},
+}
+
+
+class Run:
+    """A run in one of `CONFIGURATIONS`: on the task's loss, or with `free` on L = 0."""
+
+    def __init__(
+        self,
+        groups: bool = False,
+        free: bool = False,
+        secondary: bool = False,
+        mixed: bool = False,
+        batch_size: int | None = None,
+        seed: int = 3,
+        **options: Any,
+    ) -> None:
+        self.task = Task()
+        self.model: nn.Module = self.task.model
+        self.without_closure = free or secondary
+        if mixed:
+            self.model.body.register_forward_pre_hook(to_float)
+            self.model.head.register_forward_pre_hook(to_double)
+            self.model.body.float()
+        params: Any = self.model.parameters()
+        if groups:
+            params = [{"params": self.model.body.parameters(), "lr": 0.02}]
+            params.append({"params": self.model.head.parameters(), "momentum": 0.2})
+        draws, directions = (torch.Generator().manual_seed(seed + i) for i in range(2))
+        self.optimizer = FIPOptimizer(
+            params,
+            self.task.anchors(batch_size=batch_size, generator=draws),
+            TaskLoss(self.model, [(self.task.x, self.task.y)]) if secondary else None,
+            eps=0.05,
+            generator=directions,
+            **options,
+        )
+
+    def advance(self, count: int, model: Any = None, optimizer: Any = None) -> None:
+        model, optimizer = model or self.model, optimizer or self.optimizer
+        for _ in range(count):
+            if self.without_closure:
+                optimizer.step()
+            else:
+                optimizer.step(self.task.closure(optimizer, model))
+
+
+def to_float(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].float(),)
+
+
+def to_double(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].double(),)
+
+
+configurations = pytest.mark.parametrize(
+    "options", [pytest.param(c, id=name) for name, c in CONFIGURATIONS.items()]
+)
+
+
+@configurations
+@pytest.mark.parametrize("steps", [0, 3])
+def test_saved_run_goes_on_along_the_same_path(options, steps):
+    run = Run(**options)
+    run.advance(steps)
+    file = io.BytesIO()
+    parts = {"model": run.model, "optimizer": run.optimizer, "anchors": run.optimizer.anchors}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    run.advance(3)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = Run(seed=17, **options)  # other seeds: the states must carry what was drawn from
+    resumed.model.load_state_dict(saved["model"])
+    resumed.optimizer.anchors.load_state_dict(saved["anchors"])
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    resumed.advance(3)
+    assert same(run.model, resumed.model)
+    assert run.optimizer.last_step == resumed.optimizer.last_step
+
+
+@configurations
+def test_loading_brings_back_an_earlier_moment(options):
+    run = Run(**options)
+    run.advance(2)
+    saved = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
+    run.advance(2)
+    first = flat(run.model)
+    run.model.load_state_dict(saved[0])
+    run.optimizer.load_state_dict(saved[1])
+    run.advance(2)
+    assert torch.equal(flat(run.model), first)
+
+
+@configurations
+@pytest.mark.parametrize("steps", [0, 3])
+def test_deepcopy_in_the_middle_of_a_run(options, steps):
+    run = Run(**options)
+    run.advance(steps)
+    model, optimizer = copy.deepcopy((run.model, run.optimizer))
+    alone = copy.deepcopy(run.optimizer)
+    start = flat(run.model)
+    assert optimizer.anchors.model is model
+    assert alone.anchors.model is not run.model
+    for copied_model, copied_optimizer in ((model, optimizer), (alone.anchors.model, alone)):
+        mine = {id(p) for p in copied_model.parameters()}
+        assert all(id(p) in mine for g in copied_optimizer.param_groups for p in g["params"])
+        assert all(id(p) in mine for p in copied_optimizer.state)
+        run.advance(3, copied_model, copied_optimizer)
+        assert torch.equal(flat(run.model), start)
+    run.advance(3)
+    assert same(run.model, model)
+    assert same(run.model, alone.anchors.model)
+    assert run.optimizer.last_step == optimizer.last_step
+
+
+def test_copy_whose_secondary_stays_with_the_original_says_so():
+    """A lambda is not copied with what it closes over: it is the loss of the original's model."""
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), lambda: task.loss())
+    optimizer.step()
+    model, other = copy.deepcopy((task.model, optimizer))
+    start = flat(model)
+    with pytest.raises(RuntimeError, match="secondary"):
+        other.step()
+    assert torch.equal(flat(model), start)
+
+
+@configurations
+@pytest.mark.parametrize("steps", [0, 3])
+def test_pickle_in_the_middle_of_a_run(options, steps):
+    run = Run(**options)
+    run.advance(steps)
+    optimizer = pickle.loads(pickle.dumps(run.optimizer))
+    model = optimizer.anchors.model
+    assert type(optimizer) is FIPOptimizer
+    assert {**optimizer.defaults, "differentiable": 0} == {
+        **run.optimizer.defaults,
+        "differentiable": 0,  # torch's own __setstate__ adds this one
+    }
+    assert optimizer.last_step == run.optimizer.last_step
+    run.advance(3, model, optimizer)
+    run.advance(3)
+    assert same(run.model, model)
+
+
+def test_pickled_optimizer_takes_groups_with_its_defaults():
+    task = Task()
+    optimizer = FIPOptimizer(task.model.body.parameters(), task.anchors(), eps=0.3, beta=2.0)
+    optimizer = pickle.loads(pickle.dumps(optimizer))
+    optimizer.add_param_group({"params": optimizer.anchors.model.head.parameters()})
+    assert optimizer.param_groups[1]["lr"] == 0.3
+    assert optimizer.param_groups[1]["beta"] == 2.0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_are_free_of_schedulers_and_hooks(duplicate):
+    """A scheduler puts a bound `step` on the instance; in a copy it would step the original."""
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), eps=0.05)
+    scheduler = lr_scheduler.ExponentialLR(optimizer, 0.5)
+    calls: list[Any] = []
+    optimizer.register_step_post_hook(lambda *args: calls.append(args))
+    optimizer.step(task.closure(optimizer))
+    scheduler.step()
+    other = duplicate(optimizer)
+    model = other.anchors.model
+    before, other_before = flat(task.model), flat(model)
+    other.step(task.closure(other, model))
+    assert torch.equal(flat(task.model), before)
+    assert float(flat(model).dist(other_before)) == pytest.approx(0.025, rel=1e-6)
+    assert len(calls) == 1
+    again = lr_scheduler.ExponentialLR(other, 0.5)  # from the lr it started with
+    other.step(task.closure(other, model))
+    again.step()
+    assert optimizer.param_groups[0]["lr"] == 0.025
+    assert torch.equal(flat(task.model), before)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_can_be_taken_while_recording(duplicate):
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
+    with optimizer.record() as path:
+        optimizer.step(task.closure(optimizer))
+        other = duplicate(optimizer)
+        other.step(task.closure(other, other.anchors.model))
+        optimizer.step(task.closure(optimizer))
+    assert len(path) == 3
+
+
+def test_distributed_checkpoint_state():
+    """Its first move is a step with lr = 0 and zero gradients, to make the state exist."""
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    run, resumed = Run(momentum=0.9, precondition="adam"), Run(momentum=0.9, precondition="adam")
+    start = flat(run.model)
+    get_optimizer_state_dict(run.model, run.optimizer)
+    assert torch.equal(flat(run.model), start)
+    run.advance(3)
+    state = get_optimizer_state_dict(run.model, run.optimizer)
+    resumed.model.load_state_dict(run.model.state_dict())
+    set_optimizer_state_dict(resumed.model, resumed.optimizer, copy.deepcopy(state))
+    run.advance(2)
+    resumed.advance(2)
+    assert same(run.model, resumed.model)
+
+
+def test_state_of_another_shape_is_refused():
+    small, large = Task(), Task()
+    one = FIPOptimizer(small.model.body.parameters(), small.anchors())
+    two = FIPOptimizer(large.model.parameters(), large.anchors())
+    two.step(large.closure(two))
+    before = copy.deepcopy(one.state_dict())
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        one.load_state_dict(two.state_dict())
+    assert one.state_dict() == before
+
+
+def test_optimizer_is_freed_without_the_collector():
+    """It holds the anchors; in a notebook, `del optimizer` should give them back."""
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
+    for _ in range(2):
+        optimizer.step(task.closure(optimizer))
+    dead = weakref.ref(optimizer), weakref.ref(optimizer.anchors)
+    gc.collect()
+    gc.disable()
+    try:
+        del optimizer
+        assert [ref() for ref in dead] == [None, None]
+    finally:
+        gc.enable()
