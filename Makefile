@@ -1,0 +1,67 @@
+# Needs make and Python 3.11 or later; everything else is installed into .venv by the first target that needs it.
+#   make demo    the new-task recipe on embedded data: a table, and a plot in runs/demo
+#   make test    the tests (PYTEST_ARGS="-x -k path" to choose)
+#   make lint    ruff and mypy          make format   ruff's fixes
+#   make clean   remove .venv and the caches; results in runs/ stay
+# PYTHON=/path/to/python picks the interpreter that .venv is made with.
+
+SHELL := /bin/sh
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+SOURCES := fipoptim recipes tests $(wildcard benchmarks)
+PYTEST_ARGS ?= -n 2
+
+# Interpreters tried in this order when PYTHON is not given.
+CANDIDATES := python3.11 python3 python3.12 python3.13 python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(STAMP)
+	$(BIN) -m recipes.new_task --task1 digits-low --task2 digits-high --out runs/demo
+
+# One thread a worker: the processes share the cores, and sums come out the same in every run.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN) -m ruff check $(SOURCES)
+	$(BIN) -m ruff format --check $(SOURCES)
+	$(BIN) -m mypy
+
+format: $(STAMP)
+	$(BIN) -m ruff check --fix $(SOURCES)
+	$(BIN) -m ruff format $(SOURCES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find fipoptim recipes tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is the last thing written, and removed before anything changes. A .venv without one is an
+# installation that was interrupted, and pip would take its half-copied packages for installed ones: start over.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	fits() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	if [ -f $@ ] && fits $(BIN); then \
+		rm -f $@; \
+	else \
+		python='$(PYTHON)'; \
+		if [ -n "$$python" ]; then \
+			fits "$$python" || { echo "PYTHON=$$python is not Python 3.11 or later." >&2; exit 1; }; \
+		else \
+			for candidate in $(CANDIDATES); do \
+				if fits "$$candidate"; then python=$$candidate; break; fi; \
+			done; \
+			[ -n "$$python" ] || { echo "No Python 3.11 or later on PATH (tried $(CANDIDATES)): install one, or run make PYTHON=/path/to/python." >&2; exit 1; }; \
+		fi; \
+		echo "Setting up $(VENV) with $$python; this is done once and takes a few minutes."; \
+		rm -rf $(VENV); \
+		"$$python" -m venv $(VENV) || { rm -rf $(VENV); echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv." >&2; exit 1; }; \
+	fi
+	$(BIN) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e ".[recipes,test,lint]"
+	@touch $@
