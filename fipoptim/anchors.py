@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, Self, cast, overload
 
 import torch
 from torch import Generator, Tensor, nn
@@ -210,7 +210,7 @@ class AnchorBatch:
         count = len(self)
         if batch_size is not None and batch_size > count:
             raise ValueError(f"batch_size: {batch_size} is more than the {count} anchors given.")
-        self.reference: Tensor = self._finite(self.outputs(self.inputs))
+        self.reference: Tensor = self._finite(self._first_outputs())
         # With augment: the networks that give reference outputs, and which of them each anchor belongs to.
         self._references: list[Weights] = [self._frozen()] if augment else []
         self._segments = torch.zeros(count, dtype=torch.long)
@@ -259,6 +259,10 @@ class AnchorBatch:
 
     # --- how far the function has moved -------------------------------------------------------------
 
+    @overload
+    def drift(self, reduction: Literal["mean", "sum"] = "mean") -> float: ...
+    @overload
+    def drift(self, reduction: Literal["none"]) -> Tensor: ...
     def drift(self, reduction: str = "mean") -> float | Tensor:
         """Squared distance of today's outputs from the reference, :math:`‖z - z_{ref}‖²`, over all anchors.
 
@@ -428,6 +432,20 @@ class AnchorBatch:
         ]
         self._segments = state["segments"].clone()
         self._seed = state["seed"]
+
+    def _first_outputs(self) -> Tensor:
+        try:
+            return self.outputs(self.inputs)
+        except TypeError as error:
+            if isinstance(self.inputs, Tensor) or str(error).startswith("model:"):
+                raise
+            given = f"{len(self.inputs)} positional inputs"
+            if isinstance(self.inputs, dict):
+                given = f"the keywords {sorted(self.inputs)}"
+            raise TypeError(
+                f"inputs: {type(self.model).__name__} cannot be called with {given} ({error}). "
+                "Give what the model takes, and no labels."
+            ) from error
 
     def _select(self, index: Tensor) -> Inputs:
         return map_inputs(lambda x: x[index.to(x.device)], self.inputs)

@@ -175,9 +175,7 @@ class FIPOptimizer(Optimizer):
             else int(torch.randint(2**62, (), generator=generator, device=generator.device))
         )
         super().__init__(params, {"lr": eps, "beta": beta, "momentum": momentum, "seed": seed})
-        trainable = [p for p in self._all_params() if p.requires_grad]
-        if trainable:
-            self._form(trainable)
+        _ = self.form  # probes the products before any step
 
     # --- torch.optim ------------------------------------------------------------------------------------
 
@@ -202,6 +200,15 @@ class FIPOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy carry: the base class keeps only defaults, state and groups."""
         return super().__getstate__() | {name: getattr(self, name) for name in self._OWN}
+
+    @property
+    def form(self) -> Form | None:
+        """How the metric's products are taken, ``"forward"`` or ``"double-vjp"``, as probed on construction.
+
+        None if no parameter requires a gradient.
+        """
+        params = [p for p in self._all_params() if p.requires_grad]
+        return self._form(params) if params else None
 
     def record(self, every: int = 1, folder: str | PathLike[str] | None = None) -> FIPPath:
         """Sample the networks of a run: ``with opt.record(every=10) as path: ...``.
@@ -523,7 +530,7 @@ class FIPOptimizer(Optimizer):
         backtracks = 0
         for kept in SHARES:
             _displace(params, start, parts, kept)
-            drift = cast(float, self.anchors.drift())
+            drift = self.anchors.drift()
             if drift <= budget:
                 return kept, backtracks, drift
             backtracks += 1
@@ -531,7 +538,7 @@ class FIPOptimizer(Optimizer):
         # the surface of equal function; failing that, restore it from the start, which makes room for the next.
         for kept in (*SHARES, 0.0):
             _displace(params, start, parts, kept)
-            drift = cast(float, self.anchors.drift())
+            drift = self.anchors.drift()
             for _ in range(RESTORING_STEPS):
                 if not math.isfinite(drift):
                     break
@@ -566,7 +573,7 @@ class FIPOptimizer(Optimizer):
         start = [p.clone() for p in params]
         for failed in range(RESTORING_STEPS):
             _displace(params, start, metric.unflatten(step), 0.5**failed)
-            drift = cast(float, self.anchors.drift())
+            drift = self.anchors.drift()
             if drift < before:
                 return drift, failed
         _displace(params, start)

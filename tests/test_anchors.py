@@ -247,6 +247,16 @@ NAN = torch.full((3, 4), math.nan)
             ValueError,
             "same number of anchors",
         ),
+        (
+            lambda: AnchorBatch(mlp(), (X, torch.zeros(3))),
+            TypeError,
+            "^inputs: Sequential cannot be called with 2 positional inputs .* no labels",
+        ),
+        (
+            lambda: AnchorBatch(mlp(), {"x": X}),
+            TypeError,
+            r"^inputs: Sequential cannot be called with the keywords \['x'\]",
+        ),
         (lambda: AnchorBatch(mlp(), NAN), ValueError, "^inputs: holds NaN"),
         (
             lambda: AnchorBatch(mlp(), X, output="logit"),

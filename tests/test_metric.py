@@ -187,7 +187,9 @@ def test_without_forward_mode_it_falls_back_and_says_so() -> None:
     assert expected.form == "forward"
     torch.testing.assert_close(metric.matvec(v), expected.matvec(v))
     with pytest.warns(UserWarning, match="double-VJP form"):
-        FIPOptimizer(model.parameters(), AnchorBatch(model, inputs)).step()
+        opt = FIPOptimizer(model.parameters(), AnchorBatch(model, inputs))
+    assert opt.form == "double-vjp"
+    opt.step()  # and warns no more
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")

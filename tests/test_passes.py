@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ class Identity(torch.autograd.Function):
     """Passes through, and counts how often it is run forward, forward with a tangent, and backward."""
 
     generate_vmap_rule = False
-    passes: Counter[str] = Counter()
+    passes: ClassVar[Counter[str]] = Counter()
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -48,7 +49,9 @@ class Counted(nn.Module):
         return self.last(Identity.apply(torch.tanh(self.first(x))))
 
 
-def passes_of_a_step(anchors: int = 20, batch: dict[str, int] | None = None, **options: object) -> Counter[str]:
+def passes_of_a_step(
+    anchors: int = 20, batch: dict[str, int] | None = None, **options: object
+) -> Counter[str]:
     model = Counted()
     opt = FIPOptimizer(
         model.parameters(), AnchorBatch(model, torch.randn(anchors, 4), **(batch or {})), **options
@@ -74,7 +77,11 @@ def test_each_product_takes_one_tangent_and_one_backward(products: int) -> None:
 
 
 def test_the_first_order_step_takes_what_distillation_takes_and_one_product() -> None:
-    assert passes_of_a_step(solver=Solver(products=0)) == {"forward": 3, "tangent": 1, "backward": 1}
+    assert passes_of_a_step(solver=Solver(products=0)) == {
+        "forward": 3,
+        "tangent": 1,
+        "backward": 1,
+    }
 
 
 def test_chunks_multiply_the_passes_and_nothing_else() -> None:

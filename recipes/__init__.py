@@ -1,0 +1,1 @@
+"""Runnable recipes: one module a task, ``python -m recipes.NAME --help``."""

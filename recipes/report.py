@@ -1,0 +1,242 @@
+"""What a recipe leaves behind: a printed table, ``results.json``, the path as CSV, a plot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: a recipe runs where there is no screen
+import matplotlib.pyplot as plt
+import torch
+import torchvision
+
+_FIRST: dict[str, Any] = {"color": "#1f5fa8", "marker": "o"}
+_SECOND: dict[str, Any] = {"color": "#d9730d", "marker": "s"}
+
+
+@dataclass
+class Curve:
+    """Test accuracies (percent) and drift of the networks visited, in order of the step that made them."""
+
+    steps: list[int] = field(default_factory=list)
+    task1: list[float] = field(default_factory=list)
+    task2: list[float] = field(default_factory=list)
+    drift: list[float] = field(default_factory=list)
+
+    def add(self, step: int, task1: float, task2: float, drift: float) -> None:
+        """Appends one network."""
+        self.steps.append(step)
+        self.task1.append(task1)
+        self.task2.append(task2)
+        self.drift.append(drift)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One way of training on task 2: where it went and what that cost.
+
+    Attributes:
+        curve: The networks on the way; the first is the start network.
+        predictions_kept: Fraction of anchors whose predicted class is that of the start network.
+        drift_held_out: The same measure as ``drift``, on task 1's test inputs.
+        seconds: Time spent training on task 2, tests not counted.
+    """
+
+    curve: Curve
+    predictions_kept: float
+    drift_held_out: float
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of ``results.json``; accuracies in percent."""
+        curve = self.curve
+        return {
+            "task1_before": curve.task1[0],
+            "task1_after": curve.task1[-1],
+            "task1_worst_on_path": min(curve.task1),
+            "task2_after": curve.task2[-1],
+            "mean_after": (curve.task1[-1] + curve.task2[-1]) / 2,
+            "drift": curve.drift[-1],
+            "drift_held_out": self.drift_held_out,
+            "predictions_kept": self.predictions_kept,
+            "seconds": self.seconds,
+        }
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What ran the recipe, for ``results.json``."""
+    found: dict[str, str | int] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def write_results(
+    path: Path,
+    *,
+    recipe: str,
+    config: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Writes ``results.json`` whole or not at all."""
+    content = {
+        "recipe": recipe,
+        "config": config,
+        "environment": environment,
+        "metrics": metrics,
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
+    """Writes the visited networks as CSV, one a row: method, step, accuracies in percent, drift."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["method", "step", "task1", "task2", "drift"])
+            for method, curve in curves.items():
+                for row in zip(curve.steps, curve.task1, curve.task2, curve.drift, strict=True):
+                    rows.writerow([method, *row])
+
+    _replace(path, write)
+
+
+def plot_curves(path: Path, *, fip: Curve, naive: Curve, task1: str, task2: str) -> None:
+    """Draws both accuracies along the path, FIP beside plain training, with the drift of both below."""
+    figure, axes = plt.subplots(
+        2,
+        2,
+        figsize=(9.0, 5.6),
+        sharex=True,
+        sharey="row",
+        height_ratios=[2.2, 1.0],
+        layout="constrained",
+    )
+    columns = [("Functionally invariant path", fip), ("Plain training", naive)]
+    for column, (title, curve) in enumerate(columns):
+        top, bottom = axes[0, column], axes[1, column]
+        top.axhline(curve.task1[0], color="0.5", linewidth=0.8, linestyle=":")
+        for name, values, style in ((task1, curve.task1, _FIRST), (task2, curve.task2, _SECOND)):
+            label = f"{name}: {values[0]:.1f} → {values[-1]:.1f}"
+            top.plot(curve.steps, values, label=label, markersize=3.5, linewidth=1.6, **style)
+        top.legend(loc="center left", frameon=False)
+        top.set_title(title, fontsize=11, fontweight="bold")
+        # The start network's drift is zero, which a logarithmic axis cannot show.
+        moved = [(s, d) for s, d in zip(curve.steps, curve.drift, strict=True) if d > 0]
+        if moved:
+            bottom.plot(*zip(*moved, strict=True), "o-", color="black", markersize=3, linewidth=1.2)
+        bottom.set_yscale("log")
+        bottom.set_xlabel(f"steps on {task2}")
+        for axis in (top, bottom):
+            axis.grid(color="0.92", linewidth=0.7)
+            axis.set_axisbelow(True)
+            axis.spines[["top", "right"]].set_visible(False)
+        # What goes wrong goes wrong in the first steps, so these get as much room as the rest.
+        bottom.set_xscale("symlog", linthresh=10, linscale=1.0)
+        bottom.set_xlim(-0.3, max(curve.steps) * 1.08)
+        ticks = [0, 5, 10, *(10**k * m for k in range(1, 7) for m in (3, 10))]
+        bottom.set_xticks([t for t in ticks if t <= curve.steps[-1]])
+        bottom.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        bottom.xaxis.minorticks_off()
+    axes[0, 0].set_ylim(-3, 103)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[1, 0].set_ylabel("drift on anchors")
+    figure.suptitle(f"{task1}, then {task2}", fontsize=12)
+    _replace(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+    plt.close(figure)
+
+
+def table(methods: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, task2: str) -> str:
+    """The methods side by side, one column each.
+
+    Args:
+        methods: For each method, under the name to print, the metrics of its runs (one a seed). Several are shown
+            as mean ± standard deviation (with n - 1).
+        task1: Name of the first data set.
+        task2: Name of the second.
+
+    Returns:
+        The table as text.
+    """
+    rows: list[tuple[str, str, str]] = [
+        ("task1_before", f"{task1} before (%)", ".2f"),
+        ("task1_after", f"{task1} after (%)", ".2f"),
+        ("task1_worst_on_path", f"{task1} worst on path (%)", ".2f"),
+        ("task2_after", f"{task2} after (%)", ".2f"),
+        ("mean_after", "mean after (%)", ".2f"),
+        ("drift", "drift on anchors", ".3g"),
+        ("drift_held_out", f"drift on {task1} test", ".3g"),
+        ("predictions_kept", "anchor predictions kept", ".1%"),
+        ("seconds", f"seconds on {task2}", ".1f"),
+    ]
+    body = [
+        [label, *(_mean_and_deviation([m[key] for m in runs], form) for runs in methods.values())]
+        for key, label, form in rows
+    ]
+    lines = [["", *methods], *body]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    printed = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
+    rule = "-" * len(printed[0])
+    return "\n".join([printed[0], rule, *printed[1:]])
+
+
+def means(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each metric's mean over runs."""
+    return {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+
+
+def deviations(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each metric's standard deviation over two or more runs (with n - 1)."""
+    return {key: statistics.stdev(run[key] for run in runs) for key in runs[0]}
+
+
+def _mean_and_deviation(values: Sequence[float], form: str) -> str:
+    mean = format(statistics.fmean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
+
+
+def _cpu_name() -> str:
+    """The processor's model name where the system tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or sys.platform
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside ``path`` and renames, so that an interrupted run leaves no half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

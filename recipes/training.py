@@ -1,0 +1,116 @@
+"""Training and testing as everyone does it: one loop that takes any optimizer, Adam on one cycle, accuracy."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from recipes.data import Task
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def steps_an_epoch(task: Task, batch_size: int) -> int:
+    """How many batches ``minibatches`` yields for one epoch."""
+    return max(1, len(task.train_inputs) // batch_size)
+
+
+def minibatches(
+    task: Task, *, batch_size: int, epochs: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled training batches of ``batch_size``; what does not fill a batch sits that epoch out."""
+    generator = torch.Generator().manual_seed(seed)
+    device = task.train_inputs.device
+    for _ in range(epochs):
+        order = torch.randperm(len(task.train_inputs), generator=generator).to(device)
+        for k in range(steps_an_epoch(task, batch_size)):
+            chosen = order[k * batch_size : (k + 1) * batch_size]
+            yield task.train_inputs[chosen], task.train_labels[chosen]
+
+
+def train(
+    model: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    *,
+    freeze_batch_norm: bool = False,
+    after_step: Callable[[int], None] | None = None,
+) -> float:
+    """Cross-entropy training, the same lines for Adam and for ``fipoptim.FIPOptimizer``.
+
+    Args:
+        model: Trained in place.
+        batches: Inputs and labels of each step.
+        optimizer: Any ``torch.optim.Optimizer`` over the model's parameters.
+        scheduler: Stepped after each step.
+        freeze_batch_norm: Whether batch norm layers keep their running statistics and normalise by them.
+        after_step: Called with the number of steps taken, to leave the model as it is; its time is not counted.
+
+    Returns:
+        Seconds spent training.
+    """
+    seconds = 0.0
+    training_mode(model, freeze_batch_norm=freeze_batch_norm)
+    for step, (inputs, labels) in enumerate(batches, start=1):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        _synchronize(inputs.device)
+        seconds += time.perf_counter() - start
+        if after_step is not None:
+            after_step(step)
+    return seconds
+
+
+def adam_one_cycle(
+    model: nn.Module, *, lr: float, steps: int
+) -> tuple[torch.optim.Adam, OneCycleLR]:
+    """Adam whose learning rate rises to ``lr`` and falls to nothing in ``steps`` steps."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1)
+
+
+def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Train mode, in which batch norm layers may stay in eval mode."""
+    model.train()
+    if freeze_batch_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 100) -> float:
+    """Percent of ``inputs`` whose largest output is their label, over all classes of the head, in eval mode."""
+    # Module by module: train(True) would wake the batch norm layers that are frozen.
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    right = 0
+    for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
+        right += int((model(x).argmax(dim=1) == y).sum())
+    for module in training:
+        module.training = True
+    return 100.0 * right / len(inputs)
+
+
+def _synchronize(device: torch.device) -> None:
+    """Waits for the device, so that seconds are those of the work and not of its queueing."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,361 @@
+"""The recipes: their data, networks and training, and recipes.new_task from its command line to its files."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from recipes import new_task, report
+from recipes.data import DATASETS, DataError, Task, load_pair, load_task
+from recipes.networks import digits_mlp, network_for, paper_cnn
+from recipes.training import (
+    accuracy,
+    adam_one_cycle,
+    minibatches,
+    seed_everything,
+    train,
+    training_mode,
+)
+
+METRICS = {
+    "task1_before",
+    "task1_after",
+    "task1_worst_on_path",
+    "task2_after",
+    "mean_after",
+    "drift",
+    "seconds",
+}
+SHORT = ["--epochs", "2", "--task1-epochs", "2", "--anchors", "20", "--no-progress"]
+
+
+# Data
+
+
+def test_two_tasks_share_one_head():
+    low, high = load_pair("digits-low", "digits-high")
+    assert low.train_labels.unique().tolist() == [0, 1, 2, 3, 4]
+    assert high.train_labels.unique().tolist() == [5, 6, 7, 8, 9]
+    swapped_high, swapped_low = load_pair("digits-high", "digits-low")
+    assert swapped_high.test_labels.unique().tolist() == [0, 1, 2, 3, 4]
+    assert swapped_low.test_labels.unique().tolist() == [5, 6, 7, 8, 9]
+    assert torch.equal(swapped_low.test_inputs, low.test_inputs)
+
+
+@pytest.mark.parametrize("name", ["digits-low", "digits-high"])
+def test_digits_are_normalised_and_split_once(name):
+    task = load_task(name)
+    assert task.train_inputs.shape[1:] == (1, 8, 8)
+    assert task.train_inputs.dtype == torch.float32
+    assert abs(float(task.train_inputs.mean())) < 1e-3
+    assert abs(float(task.train_inputs.std()) - 1) < 1e-3
+    total = len(task.train_inputs) + len(task.test_inputs)
+    assert len(task.test_inputs) / total == pytest.approx(0.25, abs=0.01)
+    shares = task.test_labels.bincount() / len(task.test_labels)
+    assert torch.allclose(shares, torch.full((5,), 0.2), atol=0.01)  # stratified
+    assert torch.equal(task.test_inputs, load_task(name).test_inputs)
+
+
+@pytest.fixture
+def image_root(tmp_path):
+    """Files as torchvision reads them, tiny: 40 training and 20 test images of random grey levels."""
+    generator = torch.Generator().manual_seed(0)
+    for folder in ("MNIST", "FashionMNIST"):
+        raw = tmp_path / folder / "raw"
+        raw.mkdir(parents=True)
+        for split, n in (("train", 40), ("t10k", 20)):
+            images = torch.randint(0, 256, (n, 28, 28), generator=generator, dtype=torch.uint8)
+            labels = torch.arange(n, dtype=torch.uint8) % 10
+            for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+                header = bytes([0, 0, 8, values.ndim])
+                sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+                content = header + sizes + values.numpy().tobytes()
+                (raw / f"{split}-{kind}-ubyte").write_bytes(content)
+    return tmp_path
+
+
+def test_torchvision_tasks_are_twenty_classes(image_root):
+    mnist, fashion = load_pair("mnist", "fashion-mnist", data_root=image_root)
+    assert mnist.train_inputs.shape == (40, 1, 28, 28)
+    assert mnist.train_labels.unique().tolist() == list(range(10))
+    assert fashion.test_labels.unique().tolist() == list(range(10, 20))
+    white = (1 - DATASETS["mnist"].mean) / DATASETS["mnist"].std
+    assert float(mnist.train_inputs.max()) == pytest.approx(white)
+
+
+def test_missing_data_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(DataError, match="--download") as error:
+        load_task("mnist", data_root=tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere" / "MNIST" / "raw") in str(error.value)
+
+
+def test_unknown_and_unfitting_names():
+    with pytest.raises(DataError, match="digits-low, digits-high, mnist, fashion-mnist"):
+        load_task("emnist")
+    with pytest.raises(DataError, match="both 'mnist'"):
+        load_pair("mnist", "mnist")
+    with pytest.raises(DataError, match="beside 'digits-low' choose digits-high"):
+        load_pair("digits-low", "fashion-mnist")
+
+
+# Networks and training
+
+
+def test_paper_cnn_has_the_papers_parameters():
+    model = paper_cnn()
+    assert sum(p.numel() for p in model.parameters()) == 1_476_548
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 20)
+
+
+def test_networks_fit_their_family():
+    for info in DATASETS.values():
+        side = {"digits": 8, "mnist": 28}[info.family]
+        outputs = network_for(info.family, 2 * info.classes)(torch.randn(3, 1, side, side))
+        assert outputs.shape == (3, 2 * info.classes)
+        assert float(outputs.detach().abs().max()) < 2  # a head that starts undecided
+
+
+def blobs(n=200):
+    """Two classes, told apart by the sign of the mean."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 2
+    inputs = torch.randn(n, 1, 8, 8, generator=generator) + (2.0 * labels - 1).reshape(-1, 1, 1, 1)
+    return Task("blobs", 2, 0, inputs, labels, inputs, labels)
+
+
+def test_plain_training_learns():
+    seed_everything(0)
+    task, model = blobs(), digits_mlp(2)
+    steps: list[int] = []
+    optimizer, scheduler = adam_one_cycle(model, lr=1e-3, steps=40)
+    batches = minibatches(task, batch_size=20, epochs=4, seed=0)
+    seconds = train(model, batches, optimizer, scheduler, after_step=steps.append)
+    assert steps == list(range(1, 41))
+    assert seconds > 0
+    assert accuracy(model, task.test_inputs, task.test_labels, batch_size=33) > 99
+
+
+def test_minibatches_are_full_and_repeatable():
+    task = blobs(50)
+    first, again = (list(minibatches(task, batch_size=20, epochs=3, seed=1)) for _ in range(2))
+    assert [len(x) for x, _ in first] == [20] * 6
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
+    assert len(torch.cat([first[0][0], first[1][0]]).unique(dim=0)) == 40  # no input twice
+    assert [len(x) for x, _ in minibatches(task, batch_size=80, epochs=2, seed=1)] == [50, 50]
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))
+    task = blobs()
+    before = model[0].running_mean.clone()
+    for frozen in (True, False):
+        optimizer, scheduler = adam_one_cycle(model, lr=1e-3, steps=10)
+        batches = minibatches(task, batch_size=20, epochs=1, seed=0)
+        train(model, batches, optimizer, scheduler, freeze_batch_norm=frozen)
+        assert torch.equal(model[0].running_mean, before) == frozen
+
+
+def test_accuracy_leaves_the_mode_alone():
+    model, task = paper_cnn(), torch.randn(5, 1, 28, 28)
+    training_mode(model, freeze_batch_norm=True)
+    modes = [m.training for m in model.modules()]
+    accuracy(model, task, torch.zeros(5, dtype=torch.long))
+    assert [m.training for m in model.modules()] == modes
+
+
+# The recipe
+
+
+def test_tested_steps_are_dense_after_the_switch():
+    assert new_task.tested_steps(5) == [0, 1, 2, 3, 4, 5]
+    steps = new_task.tested_steps(1200)
+    assert steps[:8] == [0, 1, 2, 3, 5, 10, 20, 40]
+    assert steps[-1] == 1200
+    assert 30 <= len(steps) <= 40
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("digits")
+    arguments = ["--task1", "digits-low", "--task2", "digits-high", "--out", str(out), *SHORT]
+    assert new_task.main([*arguments, "--keep-networks"]) == 0
+    return out
+
+
+def test_results_hold_what_they_promise(digits_run):
+    results = json.loads((digits_run / "results.json").read_text())
+    assert set(results) == {"recipe", "config", "environment", "metrics"}
+    assert results["recipe"] == "new_task"
+    assert results["config"]["anchors"] == 20
+    assert results["config"]["seed"] == 0
+    assert {"python", "torch", "torchvision", "cpu", "threads", "device"} <= set(
+        results["environment"]
+    )
+    fip = results["metrics"]
+    naive = fip["baselines"]["naive"]
+    assert set(fip) >= METRICS
+    assert set(naive) >= METRICS
+    for metrics in (fip, naive):
+        assert all(math.isfinite(metrics[name]) for name in METRICS)
+        assert metrics["task1_worst_on_path"] <= min(
+            metrics["task1_before"], metrics["task1_after"]
+        )
+        assert metrics["mean_after"] == pytest.approx(
+            (metrics["task1_after"] + metrics["task2_after"]) / 2
+        )
+    assert naive["task1_before"] == fip["task1_before"]
+    assert fip["task1_before"] > 50  # percent, not fractions
+
+
+def test_the_path_is_kept_as_numbers_and_as_a_picture(digits_run):
+    assert (digits_run / "path.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((digits_run / "results.json").read_text())
+    with (digits_run / "path.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "fip"]
+    assert [int(row["step"]) for row in rows[:7]] == [0, 1, 2, 3, 4, 5, 6]
+    worst = min(float(row["task1"]) for row in rows)
+    assert worst == results["metrics"]["task1_worst_on_path"]
+    assert float(rows[-1]["drift"]) == results["metrics"]["drift"]
+    assert not list(digits_run.glob(".*"))  # nothing half-written
+
+
+def test_networks_on_the_path_can_be_opened(digits_run):
+    from fipoptim import FIPPath
+
+    path = FIPPath.open(digits_run / "networks")
+    with (digits_run / "path.csv").open() as file:
+        tested = {int(r["step"]): r for r in csv.DictReader(file) if r["method"] == "fip"}
+    assert set(path.steps) <= set(tested)
+    model, (low, _) = digits_mlp(), load_pair("digits-low", "digits-high")
+    path.load_into(model, -1)
+    task1 = accuracy(model, low.test_inputs, low.test_labels)
+    assert task1 == float(tested[path.steps[-1]]["task1"])
+
+
+def test_the_same_seed_gives_the_same_results(digits_run, tmp_path):
+    assert new_task.main(["--out", str(tmp_path), *SHORT]) == 0
+
+    def without_seconds(folder):
+        results = json.loads((folder / "results.json").read_text())
+        for metrics in (results["metrics"], results["metrics"]["baselines"]["naive"]):
+            metrics.pop("seconds")
+        return results
+
+    assert without_seconds(tmp_path) == without_seconds(digits_run)
+
+
+def test_several_seeds_are_averaged(tmp_path, capsys):
+    assert new_task.main(["--out", str(tmp_path), *SHORT, "--seeds", "1", "2"]) == 0
+    runs = [json.loads((tmp_path / f"seed-{s}/results.json").read_text()) for s in (1, 2)]
+    both = json.loads((tmp_path / "results.json").read_text())
+    mean = sum(run["metrics"]["task2_after"] for run in runs) / 2
+    assert both["metrics"]["task2_after"] == pytest.approx(mean)
+    assert both["config"]["seeds"] == [1, 2]
+    assert "±" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--precondition none --schedule constant --products 2 --momentum 0.5",
+        "--output-space probabilities --schedule cosine --radius 0.5 --anchor-batch none",
+        "--max-drift 0.01 --anchor-batch 10",
+    ],
+)
+def test_options_reach_the_optimizer(options, tmp_path):
+    assert new_task.main(["--out", str(tmp_path), *SHORT, *options.split()]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    if "--max-drift" in options:
+        with (tmp_path / "path.csv").open() as file:
+            drifts = [float(row["drift"]) for row in csv.DictReader(file) if row["method"] == "fip"]
+        assert max(drifts) <= results["config"]["max_drift"] == 0.01
+
+
+def test_validation_never_sees_the_test_part(tmp_path, monkeypatch):
+    task = load_task("digits-low")
+    held = task.held_out(0.25)
+    assert len(held.test_inputs) == round(0.25 * len(task.train_inputs))
+    both = torch.cat([held.train_inputs, held.test_inputs]).flatten(1)
+    assert torch.equal(both.unique(dim=0), task.train_inputs.flatten(1).unique(dim=0))
+    assert torch.equal(held.test_inputs, task.held_out(0.25).test_inputs)
+    assert new_task.main(["--out", str(tmp_path), *SHORT, "--validation", "0.25"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["config"]["validation"] == 0.25
+
+
+def test_the_paper_network_runs_on_torchvision_data(image_root, capsys):
+    out = image_root / "out"
+    arguments = ["--task1", "mnist", "--task2", "fashion-mnist", "--data-root", str(image_root)]
+    small = ["--batch-size", "20", "--anchors", "10", "--epochs", "1", "--task1-epochs", "1"]
+    assert new_task.main([*arguments, *small, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    for word in ("mnist before", "worst on path", "fashion-mnist after", "drift", "seconds"):
+        assert word in printed.out
+    assert "drift" in printed.err  # the progress bar
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task1", "emnist"], "digits-low"),
+        (["--task2", "mnist"], "choose digits-high"),
+        (["--task2", "digits-low"], "choose two different"),
+        (["--anchors", "100000"], "argument --anchors: 100000 is more than"),
+        (["--anchors", "5", "--anchor-batch", "6"], "argument --anchor-batch"),
+        (["--epochs", "-1"], "argument --epochs"),
+        (["--epochs", "1.5"], "not a whole number"),
+        (["--beta", "nan"], "argument --beta"),
+        (["--eps", "0"], "argument --eps"),
+        (["--max-drift", "-1"], "argument --max-drift"),
+        (["--products", "some"], "argument --products"),
+        (["--products", "3", "--radius", "0.1"], "argument --radius"),
+        (["--device", "abacus"], "argument --device"),
+        (["--seed", "-3"], "argument --seed"),
+        (["--seed", "1", "--seeds", "1"], "not allowed with"),
+        (["--task1", "mnist", "--task2", "fashion-mnist", "--data-root", "none"], "--download"),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        new_task.main(arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_that_is_a_file_is_an_error(tmp_path, capsys):
+    (tmp_path / "out").write_text("taken")
+    with pytest.raises(SystemExit):
+        new_task.main(["--out", str(tmp_path / "out")])
+    assert "argument --out" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_a_message_and_no_results(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(new_task, "train", interrupted)
+    assert new_task.main(["--out", str(tmp_path), *SHORT]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    keywords = {"recipe": "r", "config": {}, "environment": {}}
+    with pytest.raises(TypeError):
+        report.write_results(path, metrics={"unwritable": object()}, **keywords)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_the_table_shows_deviations_over_seeds():
+    names = ("drift", "drift_held_out", "predictions_kept", *sorted(METRICS - {"drift"}))
+    runs = [dict.fromkeys(names, value) for value in (0.25, 0.75)]
+    text = report.table({"ours": runs, "theirs": runs[:1]}, task1="a", task2="b")
+    assert "0.50 ± 0.35" in text
+    assert len({len(line) for line in text.splitlines()}) == 1  # aligned
