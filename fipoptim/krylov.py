@@ -29,7 +29,7 @@ class KrylovSpace:
         self._matvec = matvec
         self._capacity = capacity
         self._basis: Tensor | None = None
-        self._T = torch.zeros(capacity, capacity, dtype=torch.float64)
+        self._T = torch.zeros(0, 0, dtype=torch.float64)
         # Candidates for the next basis vector: the column whose product it is (None for a start), the
         # part of it outside the space, and the length below which that part is rounding.
         self._queue: list[tuple[int | None, Tensor, float]] = []
@@ -65,9 +65,10 @@ class KrylovSpace:
         return False
 
     def _append(self, q: Tensor) -> None:
-        if self._basis is None:
-            self._basis = q.new_empty(self._capacity, q.numel())
         k = self.size
+        if k == len(self._T):
+            self._grow(q)
+        assert self._basis is not None
         self._basis[k] = q
         self.size = k + 1
         product = self._matvec(q)
@@ -80,6 +81,15 @@ class KrylovSpace:
         self._T[k, : k + 1] = column
         scale = max(float(column.abs().max()), float(self.T.abs().max()))
         self._queue.append((k, self._outside(product), scale * self._rounding(q)))
+
+    def _grow(self, q: Tensor) -> None:
+        """Make room for more basis vectors; doubling keeps the copies to about one of each vector."""
+        room = min(self._capacity, max(16, 2 * self.size))
+        basis, projected = q.new_empty(room, q.numel()), self._T.new_zeros(room, room)
+        if self._basis is not None:
+            basis[: self.size] = self._basis
+            projected[: self.size, : self.size] = self._T
+        self._basis, self._T = basis, projected
 
     def _outside(self, vector: Tensor) -> Tensor:
         """The part of ``vector`` orthogonal to the basis; Gram-Schmidt twice is enough."""

@@ -326,8 +326,14 @@ class FIPOptimizer(Optimizer):
         # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
         stationary = gradients is not None and all(not bool(g.any()) for g in gradients)
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
-        direction = None if stationary and not idle else self._direction(metric, count)
-        solution = self._solve(metric, linear, weight, length, direction)
+        may_wander = not stationary or idle
+        solution = self._solve(
+            metric,
+            linear,
+            weight,
+            length,
+            (lambda: self._direction(metric, count)) if may_wander else None,
+        )
         if gradients is None:
             velocity = metric.unflatten(solution.step)
             for p, part in zip(params, velocity, strict=True):
@@ -425,7 +431,7 @@ class FIPOptimizer(Optimizer):
         linear: Tensor,
         weight: Tensor | None,
         length: float,
-        direction: Tensor | None,
+        direction: Callable[[], Tensor] | None,
     ) -> SphereSolution:
         """Solve Eq. 4 as the solver's settings say."""
         solver = self.solver
@@ -452,11 +458,10 @@ class FIPOptimizer(Optimizer):
         self, metric: AnchorMetric, linear: Tensor, weight: Tensor | None, length: float
     ) -> SphereSolution:
         r"""The step without products, and what one Jacobian-vector product says of it."""
-        step = first_order_step(linear, length, weight)
+        step, gain = first_order_step(linear, length, weight)
         change = _rms(metric.jvp(step))
         # Eq. 4 restricted to this line: its multiplier is negative where the step passes the line's minimum.
-        slope = -float((linear.double() * step.double()).sum())
-        return SphereSolution(step, (slope / 2 - change**2) / length**2, change, 0, None)
+        return SphereSolution(step, (gain / 2 - change**2) / length**2, change, 0, None)
 
     def _accepts(self, change: float, multiplier: float) -> bool:
         radius = self.solver.radius
@@ -497,11 +502,12 @@ class FIPOptimizer(Optimizer):
         if drift is None:
             drift = float(squared_distance(outputs, metric.sample.reference).mean())
         moved = [
-            float((p - old).double().square().sum()) for p, old in zip(params, start, strict=True)
+            float(torch.linalg.vector_norm(p - old, dtype=torch.float64))
+            for p, old in zip(params, start, strict=True)
         ]
         self.last_step = StepInfo(
             loss=None if loss is None else float(loss),
-            step_norm=math.sqrt(sum(moved)),
+            step_norm=math.hypot(*moved),
             multiplier=solution.multiplier,
             output_change_predicted=solution.change,
             output_change=_rms(outputs - metric.outputs),

@@ -82,11 +82,19 @@ class SphereSolution:
     residual: float | None
 
 
-def first_order_step(linear: Tensor, length: float, weight: Tensor | None = None) -> Tensor:
-    r"""The step for ``g = 0``: :math:`v = -\varepsilon P^{-1} c / \|c\|_{P^{-1}}`; zero if ``c`` is zero."""
+def first_order_step(
+    linear: Tensor, length: float, weight: Tensor | None = None
+) -> tuple[Tensor, float]:
+    r"""The step for ``g = 0``, :math:`v = -\varepsilon P^{-1} c / \|c\|_{P^{-1}}`, and its gain :math:`-c^\top v`.
+
+    Both are zero if ``c`` is.
+    """
+    scaled = linear if weight is None else linear * weight.rsqrt()
+    norm = float(torch.linalg.vector_norm(scaled, dtype=torch.float64))
+    if norm == 0.0:
+        return torch.zeros_like(linear), 0.0
     direction = linear if weight is None else linear / weight
-    norm = math.sqrt(max(float((linear.double() * direction.double()).sum()), 0.0))
-    return direction * (-length / norm) if norm > 0 else torch.zeros_like(linear)
+    return direction * (-length / norm), length * norm
 
 
 def solve_on_sphere(
@@ -95,7 +103,7 @@ def solve_on_sphere(
     length: float,
     *,
     weight: Tensor | None = None,
-    direction: Tensor | None = None,
+    direction: Callable[[], Tensor] | None = None,
     max_products: int = 16,
     tol: float = 1e-6,
     accept: Callable[[float, float], bool] | None = None,
@@ -107,9 +115,9 @@ def solve_on_sphere(
         linear: The linear term ``c``, shape ``(n,)``.
         length: The radius :math:`\varepsilon` of the sphere.
         weight: The diagonal of ``P``, positive, shape ``(n,)``; None is the identity.
-        direction: Where the step goes when ``c`` alone does not fill the sphere (the hard case: ``c = 0``, or
-            ``c`` in the range of ``g`` and small): its part in the directions that change the outputs least.
-            None lets the step stay inside the ball then.
+        direction: Gives, when it is needed, where the step goes when ``c`` alone does not fill the sphere (the
+            hard case: ``c = 0``, or ``c`` in the range of ``g`` and small); of it, the part in the directions
+            that change the outputs least is taken. None lets the step stay inside the ball then.
         max_products: The most products to take.
         tol: Relative KKT residual at which to stop.
         accept: Stop as soon as ``accept(change, multiplier)`` holds, from the second product on.
@@ -131,13 +139,12 @@ def solve_on_sphere(
     c_norm = float(torch.linalg.vector_norm(c, dtype=torch.float64))
     space = KrylovSpace(lambda y: scaled(matvec(scaled(y))), min(max_products, linear.numel()))
     rounding = torch.finfo(linear.dtype).eps
-    fill = None if direction is None else (direction if scale is None else direction / scale)
-    filled = False
+    fill: Tensor | None = None  # the direction, once it is needed
 
     def use_fill() -> None:
-        nonlocal filled
-        if fill is not None and not filled:
-            filled = True
+        nonlocal fill
+        if direction is not None:
+            fill = direction() if scale is None else direction() / scale
             space.add_start(fill)
 
     if c_norm > 0:
@@ -149,10 +156,13 @@ def solve_on_sphere(
     while True:
         grown = space.extend()
         if grown:
-            toward = None if fill is None or not filled else space.coordinates(fill)
-            inside = fill is None
             solution = small_problem(
-                space.T, space.coordinates(c), length, toward, inside=inside, rounding=rounding
+                space.T,
+                space.coordinates(c),
+                length,
+                None if fill is None else space.coordinates(fill),
+                inside=direction is None,
+                rounding=rounding,
             )
             denominator = c_norm if c_norm > 0 else 2 * solution.largest * length
             outside = 2 * space.residual(solution.h)
@@ -161,7 +171,7 @@ def solve_on_sphere(
         # once that space is known as far as it goes or half the products are spent.
         explored = not grown or residual <= tol or 2 * space.size >= max_products
         open_ended = solution.hard or solution.multiplier < 0
-        if open_ended and explored and not filled and fill is not None:
+        if open_ended and explored and fill is None and direction is not None:
             use_fill()
             continue
         if not grown or residual <= tol:

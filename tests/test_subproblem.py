@@ -30,7 +30,11 @@ def vector(n: int, seed: int) -> torch.Tensor:
 
 
 def solve(g: torch.Tensor, c: torch.Tensor, length: float, **options: object) -> object:
-    options = {"max_products": 10 * len(c), "tol": 1e-14, "direction": vector(len(c), 99)} | options
+    options = {
+        "max_products": 10 * len(c),
+        "tol": 1e-14,
+        "direction": lambda: vector(len(c), 99),
+    } | options
     return solve_on_sphere(lambda v: g @ v, c, length, **options)  # type: ignore[arg-type]
 
 
@@ -99,7 +103,7 @@ def test_the_degenerate_cases_give_a_step_of_the_right_length(
         for products in (1, 2, 3, 100):
             solution = solve_on_sphere(
                 lambda v: g @ v, c, length, weight=weight,
-                direction=vector(n, 7).to(dtype), max_products=products, tol=0.0,
+                direction=lambda: vector(n, 7).to(dtype), max_products=products, tol=0.0,
             )  # fmt: skip
             v = solution.step.double()
             norm = float((v.square() * (1 if weight is None else weight.double())).sum().sqrt())
@@ -114,7 +118,7 @@ def test_the_hard_case_is_filled_from_the_null_space_in_the_given_direction() ->
     g = psd(10, 4, 0)
     c = 1e-3 * g @ vector(10, 1)
     direction = vector(10, 2)
-    solution = solve(g, c, 1.0, direction=direction)
+    solution = solve(g, c, 1.0, direction=lambda: direction)
     pinv = torch.linalg.pinv(g, rtol=1e-9)
     null = direction - pinv @ (g @ direction)
     inside = -pinv @ c / 2
@@ -167,10 +171,34 @@ def test_products_are_counted_and_stop_on_convergence() -> None:
         calls += 1
         return g @ v
 
-    solution = solve_on_sphere(matvec, c, 0.1, direction=c, max_products=50, tol=0.0)
+    solution = solve_on_sphere(matvec, c, 0.1, direction=lambda: c, max_products=50, tol=0.0)
     assert calls == solution.products == 7  # the six directions of the range, and the rest
     calls = 0
-    assert solve_on_sphere(matvec, c, 0.1, direction=c, max_products=3).products == calls == 3
+    assert (
+        solve_on_sphere(matvec, c, 0.1, direction=lambda: c, max_products=3).products == calls == 3
+    )
+
+
+def test_room_for_many_products_is_taken_as_it_is_needed() -> None:
+    n = 2**22
+    diagonal = torch.zeros(n)
+    diagonal[:3] = torch.tensor([3.0, 2.0, 1.0])
+    c = torch.zeros(n)
+    c[:4] = 1.0
+    # A million vectors of four million entries would be sixteen terabytes.
+    solution = solve_on_sphere(
+        lambda v: diagonal * v, c, 1.0, direction=lambda: c, max_products=10**6, tol=1e-6
+    )
+    assert solution.products <= 5
+    g, c = psd(60, 60, 0), vector(60, 1)
+    space = KrylovSpace(lambda v: g @ v, 60)  # beyond the first block of room
+    space.add_start(c)
+    while space.extend():
+        pass
+    assert space.size == 60
+    torch.testing.assert_close(
+        torch.linalg.eigvalsh(space.T), torch.linalg.eigvalsh(g), rtol=0, atol=1e-12
+    )
 
 
 def test_accept_stops_early() -> None:
@@ -196,10 +224,11 @@ def test_what_is_not_finite_raises() -> None:
 
 def test_the_first_order_step() -> None:
     c, weight = vector(6, 0), vector(6, 1).abs() + 0.1
-    v = first_order_step(c, 0.3, weight)
+    v, gain = first_order_step(c, 0.3, weight)
+    assert gain == pytest.approx(-float(c @ v), rel=1e-12)
     assert float((weight * v * v).sum().sqrt()) == pytest.approx(0.3, rel=1e-12)
     torch.testing.assert_close(v / v.norm(), -(c / weight) / (c / weight).norm())
-    assert not first_order_step(torch.zeros(3), 0.3).any()
+    assert not first_order_step(torch.zeros(3), 0.3)[0].any()
 
 
 @settings(max_examples=100, deadline=None)
