@@ -56,6 +56,17 @@ def count_inputs(inputs: Inputs) -> int:
     return next(iter(_tensors(inputs).values())).shape[0]
 
 
+def split_inputs(inputs: Inputs, size: int) -> list[Inputs]:
+    """``inputs`` in parts of at most ``size`` anchors, which are views."""
+    count = count_inputs(inputs)
+    if size >= count:
+        return [inputs]
+    return [
+        map_inputs(lambda x, i=i: x[i : i + size], inputs)  # type: ignore[misc]
+        for i in range(0, count, size)
+    ]
+
+
 def concatenate(parts: list[Inputs]) -> Inputs:
     """Inputs of the same form, joined along dimension 0."""
     first = parts[0]
@@ -376,14 +387,7 @@ class AnchorBatch:
 
     def chunks(self, inputs: Inputs) -> list[Inputs]:
         """``inputs`` in parts of at most ``chunk_size``."""
-        count = count_inputs(inputs)
-        size = self.chunk_size or count
-        if size >= count:
-            return [inputs]
-        return [
-            map_inputs(lambda x, i=i: x[i : i + size], inputs)  # type: ignore[misc]
-            for i in range(0, count, size)
-        ]
+        return split_inputs(inputs, self.chunk_size or count_inputs(inputs))
 
     def outputs(self, inputs: Inputs, weights: Weights | None = None) -> Tensor:
         """The outputs ``z`` ``(N, m)`` of ``inputs``, without a graph; today's weights unless given."""

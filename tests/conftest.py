@@ -1,10 +1,13 @@
 """Settings of all tests."""
 
+import os
+
 import torch
 from hypothesis import settings
 
 # The first example of a property pays for what torch sets up on first use.
-settings.register_profile("fipoptim", deadline=None)
+# CI tries the same examples each time; elsewhere every run tries new ones.
+settings.register_profile("fipoptim", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("fipoptim")
 
 # Workers share the cores, and sums of one thread come out the same in every run.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.metric import TRACE_AFTER
+from fipoptim.metric import BLOCK_SIZE, BLOCKS, TRACE_AFTER
 
 
 def params_of(model: nn.Module) -> list[Tensor]:
@@ -81,6 +81,25 @@ def test_chunks_change_nothing_but_the_memory(name: str) -> None:
     torch.testing.assert_close(parts.vjp(u), whole.vjp(u))
     torch.testing.assert_close(parts.matvec(v), whole.matvec(v))
     torch.testing.assert_close(parts.diagonal(), whole.diagonal())
+
+
+def test_many_anchors_are_kept_in_blocks_that_change_nothing() -> None:
+    case = build("mlp")
+    inputs = torch.randn(3 * BLOCK_SIZE + 7, 4, dtype=torch.float64)
+    anchors = AnchorBatch(case.model, inputs)
+    metric = AnchorMetric(anchors)
+    assert len(metric._blocks()) == 4
+    assert len(AnchorMetric(AnchorBatch(case.model, inputs.repeat(20, 1)))._blocks()) == BLOCKS
+    jac = oracle.jacobian(case.model, inputs, "logits", params_of(case.model))
+    v, u = torch.randn(metric.size, dtype=torch.float64), torch.randn_like(metric.outputs)
+    for _ in range(TRACE_AFTER + 2):
+        np.testing.assert_allclose(metric.jvp(v).numpy(), jac @ v.numpy(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        metric.matvec(v).numpy(), oracle.metric(jac) @ v.numpy(), rtol=1e-9, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        metric.vjp(u).numpy(), np.einsum("ikn,ik->n", jac, u.numpy()), rtol=1e-9, atol=1e-10
+    )
 
 
 def test_memory_grows_with_the_chunk_and_not_with_the_anchors() -> None:

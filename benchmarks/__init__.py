@@ -1,0 +1,1 @@
+"""Side-by-side measurements against other libraries; results are JSON with the environment."""
