@@ -31,9 +31,10 @@ Form = Literal["forward", "double-vjp"]
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters], Tensor]
 
-# `torch.func.linearize` traces the derivative once, after which a product costs less than half. On CNNs the
-# trace costs 6 to 10 forward+backward passes and each product then saves about one: trace after so many.
-TRACE_AFTER = 8
+# `torch.func.linearize` traces the derivative once, after which a product costs about half. The trace costs 6 to 10
+# forward+backward passes on the paper's CNN and many more on small networks, where it is all Python: trace where
+# products are many (exact solutions, spectra) and not within an ordinary step.
+TRACE_AFTER = 32
 
 # On a CPU the anchors are linearized in at most so many blocks of at least so many anchors: intermediate results
 # then stay in the cache (on the paper's CNN with 500 anchors a product takes two thirds of the time).
