@@ -119,6 +119,21 @@ def _checked_inputs(inputs: Any) -> Inputs:
     return map_inputs(lambda x: x.detach().clone(), form)
 
 
+# --- random draws: functions of a seed and the step's number, so that a resumed run repeats them ------
+
+
+def draw_seed(generator: Generator | None) -> int:
+    """A seed from ``generator``, which moves on; or torch's own, which does not."""
+    if generator is None:
+        return torch.initial_seed() % 2**63
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """The seed of what is drawn for step number ``step``."""
+    return (seed * 1_000_003 + step) % 2**63
+
+
 # --- evaluation: the function is what the model computes in eval mode, in full precision --------------
 
 
@@ -131,6 +146,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model._orig_mod
         else:
             return model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer is; the CPU if it has none."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -212,11 +234,7 @@ class AnchorBatch:
         self.chunk_size = chunk_size
         self.augment = augment
         self._map = output_map(output)
-        self._seed = (
-            torch.initial_seed() % 2**63
-            if generator is None
-            else int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        )
+        self._seed = draw_seed(generator)
         self.inputs: Inputs = _checked_inputs(inputs)
         count = len(self)
         if batch_size is not None and batch_size > count:
@@ -334,7 +352,7 @@ class AnchorBatch:
         """The anchors of step number ``step``: drawn and augmented as asked for, the same at every call."""
         if self.batch_size is None and self.augment is None:
             return self.all()
-        seed = (self._seed * 1_000_003 + step) % 2**63
+        seed = seed_of_step(self._seed, step)
         index = torch.arange(len(self))
         if self.batch_size is not None:
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -359,9 +377,7 @@ class AnchorBatch:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        for tensor in itertools.chain(self.model.parameters(), self.model.buffers()):
-            return tensor.device
-        return torch.device("cpu")
+        return device_of(self.model)
 
     def weights(self) -> Weights:
         """Today's network: detached parameters (aliases) and copies of the buffers.

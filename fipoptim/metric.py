@@ -324,11 +324,8 @@ class AnchorMetric:
 
         gradient = torch.func.vmap(torch.func.grad(output), in_dims=(None, 0, None))
         with self._evaluation():
-            for start in range(0, count, at_once):
-                part = map_inputs(
-                    lambda x, start=start: x[start : start + at_once].to(self.anchors.device),  # type: ignore[misc]
-                    self.sample.inputs,
-                )
+            for part in split_inputs(self.sample.inputs, at_once):
+                part = map_inputs(lambda x: x.to(self.anchors.device), part)
                 for k in range(outputs):
                     rows = gradient(primals, part, k)
                     total += self.flatten(rows[name].square().sum(dim=0) for name in self.names)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from fipoptim.anchors import AnchorBatch, squared_distance
+from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
 from fipoptim.metric import AnchorMetric, Form, check_parameter, parameter_names, probe
 from fipoptim.path import FIPPath
 from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
@@ -169,12 +169,8 @@ class FIPOptimizer(Optimizer):
         self.last_step: StepInfo | None = None
         # The probed form of the metric's products, for each set of parameters by name.
         self._forms: dict[tuple[str, ...], Form] = {}
-        seed = (
-            torch.initial_seed() % 2**63
-            if generator is None
-            else int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        )
-        super().__init__(params, {"lr": eps, "beta": beta, "momentum": momentum, "seed": seed})
+        defaults = {"lr": eps, "beta": beta, "momentum": momentum, "seed": draw_seed(generator)}
+        super().__init__(params, defaults)
         _ = self.form  # probes the products before any step
 
     # --- torch.optim ------------------------------------------------------------------------------------
@@ -415,9 +411,8 @@ class FIPOptimizer(Optimizer):
     def _direction(self, metric: AnchorMetric, count: int) -> Tensor:
         """The direction of the hard case: the previous velocity, or a seeded random one."""
         parts = []
-        seeded = torch.Generator().manual_seed(
-            (self.param_groups[0]["seed"] * 1_000_003 + count) % 2**63
-        )
+        seed = seed_of_step(self.param_groups[0]["seed"], count)
+        seeded = torch.Generator().manual_seed(seed)
         for p in metric.params:
             velocity = self.state.get(p, {}).get("velocity")
             if velocity is None:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fipoptim.anchors import evaluation, map_inputs, unwrap
+from fipoptim.anchors import device_of, evaluation, map_inputs, unwrap
 from fipoptim.metric import AnchorMetric
 from fipoptim.output_space import read_logits
 
@@ -64,7 +64,7 @@ class TaskLoss:
 
     def __call__(self) -> Tensor:
         """The loss on the next batch, a scalar with a graph to the model's parameters."""
-        x, y = self._batches.next(_device(self.model))
+        x, y = self._batches.next(device_of(self.model))
         if isinstance(x, dict):
             output = self.model(**x)
         elif isinstance(x, tuple):
@@ -298,7 +298,7 @@ class Diversity:
     def __call__(self) -> Tensor:
         """The mean cosine on the next batch, a scalar with a graph to the model's parameters."""
         model = unwrap(self.model)
-        device = _device(model)
+        device = device_of(model)
         x, y = self._batches.next(device)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = f"a {x.dtype} tensor" if isinstance(x, Tensor) else type(x).__name__
@@ -374,11 +374,6 @@ def _move(part: Any, device: torch.device) -> Any:
     if isinstance(part, (Tensor, dict, tuple)):
         return map_inputs(lambda t: t.to(device, non_blocking=True), part)
     return part
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def _scalar(loss: Any) -> Tensor:
