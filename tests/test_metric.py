@@ -220,6 +220,7 @@ def test_reentrant_checkpointing_is_found_by_the_finite_difference() -> None:
         AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
 
 
+@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")  # torch 2.11 has none here
 def test_other_checkpointing_is_right() -> None:
     model = Wrapped(lambda self, h: checkpoint(torch.tanh, h, use_reentrant=False))
     plain = Wrapped(lambda self, h: torch.tanh(h))
