@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
-from fipoptim.metric import AnchorMetric, Form, check_parameter, parameter_names, probe
+from fipoptim.metric import AnchorMetric, Form, parameter_names, probe
 from fipoptim.path import FIPPath
 from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
 
@@ -186,8 +186,6 @@ class FIPOptimizer(Optimizer):
         group = self.param_groups[-1]
         try:
             _check_options(group)
-            for i, p in enumerate(group["params"]):
-                check_parameter(f"parameter {i}", p)
             parameter_names(self.anchors, group["params"])
         except (ValueError, TypeError):
             self.param_groups.pop()
@@ -251,21 +249,19 @@ class FIPOptimizer(Optimizer):
     def _call(self, closure: Callable[[], Any]) -> Any:
         """The closure's loss, with the gradients it leaves in ``.grad``."""
 
-        def gradients() -> list[tuple[int, int]]:
+        def gradients() -> list[tuple[Tensor | None, int]]:
             found = [p.grad for p in self._all_params()]
-            return [(id(g), g._version) if g is not None else (0, 0) for g in found]
+            return [(g, 0 if g is None else g._version) for g in found]
 
-        # Held, so that a new gradient cannot come to lie where an old one was.
-        held = [p.grad for p in self._all_params()]
         before = gradients()
         with torch.enable_grad():
             loss = closure()
-        if gradients() == before:
+        pairs = zip(before, gradients(), strict=True)
+        if all(old is new and version == now for (old, version), (new, now) in pairs):
             raise RuntimeError(
                 "closure: it left no new gradient on any parameter; it must call loss.backward() "
                 "and return the loss."
             )
-        del held
         return loss
 
     def _secondary_gradient(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -479,8 +475,9 @@ class FIPOptimizer(Optimizer):
         start = [p.clone() for p in params]
         factor, backtracks, drift = 1.0, 0, None
         try:
-            _displace(params, start, metric.unflatten(solution.step))
-            if self.max_drift is not None:
+            if self.max_drift is None:
+                _displace(params, start, metric.unflatten(solution.step))
+            else:
                 factor, backtracks, drift = self._hold_drift(
                     params, start, metric, solution, weight, length
                 )
@@ -528,18 +525,18 @@ class FIPOptimizer(Optimizer):
         """
         budget = cast(float, self.max_drift)
         parts = metric.unflatten(solution.step)
-        backtracks = 0
-        for kept in SHARES:
+        drifts: dict[float, float] = {}
+        for backtracks, kept in enumerate(SHARES):
             _displace(params, start, parts, kept)
-            drift = self.anchors.drift()
-            if drift <= budget:
-                return kept, backtracks, drift
-            backtracks += 1
+            drifts[kept] = self.anchors.drift()
+            if drifts[kept] <= budget:
+                return kept, backtracks, drifts[kept]
+        backtracks = len(SHARES)
         # At the edge of the budget: take the step and restore the function behind it, which leaves its part along
         # the surface of equal function; failing that, restore it from the start, which makes room for the next.
         for kept in (*SHARES, 0.0):
             _displace(params, start, parts, kept)
-            drift = self.anchors.drift()
+            drift = drifts[kept] if kept > 0 else self.anchors.drift()
             for _ in range(RESTORING_STEPS):
                 if not math.isfinite(drift):
                     break
