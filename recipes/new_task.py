@@ -53,22 +53,22 @@ class Settings:
     """What may be tuned; every field is an option of the command line."""
 
     anchors: int
+    anchor_batch: int | None
     task1_epochs: int
     epochs: int
     batch_size: int
-    task1_lr: float
-    naive_lr: float
     beta: float
     eps: float
-    schedule: str
-    momentum: float
-    precondition: str | None
-    output_space: str
-    anchor_batch: int | None
-    products: str | int
     max_products: int
-    radius: float | None
-    max_drift: float | None
+    task1_lr: float = 3e-3
+    naive_lr: float = 3e-3
+    schedule: str = "one-cycle"
+    momentum: float = 0.0
+    precondition: str | None = "adam"
+    output_space: str = "logits"
+    products: str | int = "adaptive"
+    radius: float | None = None
+    max_drift: float | None = None
 
     def solver(self) -> Solver:
         """How Eq. 4 is solved.
@@ -79,45 +79,27 @@ class Settings:
         return Solver(products=self.products, max_products=self.max_products, radius=self.radius)
 
 
-# The defaults for each family of data sets in recipes.data.DATASETS.
+# The defaults in which the families of data sets in recipes.data.DATASETS differ.
 DEFAULTS = {
     "digits": Settings(
         anchors=200,
+        anchor_batch=None,
         task1_epochs=20,
         epochs=20,
         batch_size=32,
-        task1_lr=3e-3,
-        naive_lr=3e-3,
         beta=10.0,
         eps=0.8,
-        schedule="one-cycle",
-        momentum=0.0,
-        precondition="adam",
-        output_space="logits",
-        anchor_batch=None,
-        products="adaptive",
         max_products=8,
-        radius=None,
-        max_drift=None,
     ),
     "mnist": Settings(
         anchors=500,
+        anchor_batch=50,
         task1_epochs=2,
         epochs=2,
         batch_size=100,
-        task1_lr=3e-3,
-        naive_lr=3e-3,
         beta=500.0,
         eps=1.0,
-        schedule="one-cycle",
-        momentum=0.0,
-        precondition="adam",
-        output_space="logits",
-        anchor_batch=50,
-        products="adaptive",
         max_products=16,
-        radius=None,
-        max_drift=None,
     ),
 }
 
