@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,19 +28,39 @@ from fipoptim.anchors import (
     split_inputs,
 )
 from fipoptim.krylov import KrylovSpace
+from fipoptim.linearization import NotTraceable, Traced, close
 
 Form = Literal["forward", "double-vjp"]
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters], Tensor]
 
-# `torch.func.linearize` traces the derivative once, after which a product costs about half. The trace costs 6 to 10
-# forward+backward passes on the paper's CNN and many more on small networks, where it is all Python: trace where
-# products are many (exact solutions, spectra) and not within an ordinary step.
-TRACE_AFTER = 32
+# On a CPU the anchors are linearized in blocks, whose intermediate results then stay in the cache: small ones of feature
+# maps, and else larger ones, the larger the more weights each block has to read and gradients to add to.
+CONVOLUTION_BLOCK, BLOCK, WEIGHTS_AN_ANCHOR = 128, 512, 50_000
 
-# On a CPU the anchors are linearized in at most so many blocks of at least so many anchors: intermediate results
-# then stay in the cache (on the paper's CNN with 500 anchors a product takes two thirds of the time).
-BLOCKS, BLOCK_SIZE = 8, 128
+# A trace is made for each shape of a block of anchors. Inputs of ever new shapes, or a model whose behaviour changes
+# from step to step, are not worth tracing: beyond so many traces, or traces found to be out of date, none are made.
+MOST_TRACES, MOST_STALE = 16, 4
+
+
+@dataclass
+class _Traces:
+    """The traced derivatives of one model on one set of anchors.
+
+    Attributes:
+        by_shape: The traces by the shape of all they read; None where there is none that is right.
+        stale: How often they were found to be out of date.
+        channels_last: Whether images are handed over channel by channel last, which convolutions on a CPU prefer.
+            A model that reads its feature maps with ``view`` refuses it.
+    """
+
+    by_shape: dict[Hashable, Traced | None] = field(default_factory=dict)
+    stale: int = 0
+    channels_last: bool = True
+
+
+# Beside the anchors rather than in them, as a trace can be neither copied nor pickled.
+_TRACES: WeakKeyDictionary[AnchorBatch, _Traces] = WeakKeyDictionary()
 
 
 # --- the two ways to a Jacobian-vector product ---------------------------------------------------------
@@ -76,8 +98,8 @@ def _double_vjp(z: Tensor, leaves: Sequence[Tensor]) -> Callable[[Sequence[Tenso
     return jvp
 
 
-class _Chunk:
-    """The outputs of some anchors linearized at the weights of now."""
+class _EagerChunk:
+    """The outputs of some anchors linearized at the weights of now, by autograd as the model runs."""
 
     def __init__(self, function: Function, primals: Parameters, form: Form) -> None:
         self._function = function
@@ -86,9 +108,7 @@ class _Chunk:
         self._leaves = _leaves(primals)
         with torch.enable_grad():
             self._z = function(self._leaves)
-        self._linear: Callable[[Parameters], Tensor] | None = None
         self._double: Callable[[Sequence[Tensor]], Tensor] | None = None
-        self._products = 0
 
     @property
     def outputs(self) -> Tensor:
@@ -111,20 +131,27 @@ class _Chunk:
                 self._double = self._double or _double_vjp(self._z, list(self._leaves.values()))
             return self._double(tangents).detach()
         by_name = dict(zip(self._primals, tangents, strict=True))
-        self._products += 1
-        if self._products > TRACE_AFTER and self._linear is None:
-            self._linear = _traced(self._function, self._primals)
-        if self._linear is not None:
-            return self._linear(by_name)
         return _forward_jvp(self._function, self._primals, by_name)
 
 
-def _traced(function: Function, primals: Parameters) -> Callable[[Parameters], Tensor]:
-    with warnings.catch_warnings():
-        # torch warns about its own use of deprecated parts while it traces.
-        warnings.simplefilter("ignore")
-        linear: Callable[[Parameters], Tensor] = torch.func.linearize(function, primals)[1]
-    return linear
+class _TracedChunk:
+    """The same from the trace of the derivative: no product runs the model."""
+
+    def __init__(self, traced: Traced, moving: list[Tensor], fixed: list[Tensor]) -> None:
+        self._traced = traced
+        with torch.no_grad():
+            self.outputs, self._saved = traced.primal(moving, fixed)
+
+    def vjp(self, u: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return self._traced.pullback(self._saved, u)
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self._traced.tangent(self._saved, tangents)
+
+
+_Chunk = _EagerChunk | _TracedChunk
 
 
 # --- which parameters ------------------------------------------------------------------------------------
@@ -183,11 +210,14 @@ class AnchorMetric:
         params: The parameters, all of the model's; None takes those that require a gradient.
         sample: The anchors to use with their reference; None takes all, plain.
         form: ``"forward"`` (forward-mode AD) or ``"double-vjp"``; None probes which one is right.
+        trace: Trace the forward form once for each shape of anchors, which takes some tenths of a second; products
+            are then about twice as fast, and do not run the model. A model that cannot be traced is run.
 
     Attributes:
         names: The parameters' names in the model.
         form: How Jacobian-vector products are taken.
         outputs: Today's outputs ``z``, shape ``(N, m)``.
+        traced: Whether products come from a trace of the derivative rather than from running the model.
         size: The number n of weights.
 
     Raises:
@@ -203,6 +233,7 @@ class AnchorMetric:
         *,
         sample: Sample | None = None,
         form: Form | None = None,
+        trace: bool = True,
     ) -> None:
         model = anchors.model
         if params is None:
@@ -213,18 +244,18 @@ class AnchorMetric:
             raise ValueError("params: got none; give at least one parameter of the anchors' model.")
         self.names = parameter_names(anchors, self.params)
         self.form: Form = form or probe(anchors, self.params)
+        self.traced = trace and self.form == "forward"
         self.sample = sample or anchors.all()
         self.size = sum(p.numel() for p in self.params)
         self._weights = anchors.weights()
         self._versions = self._weight_versions()
-        self._chunks = anchors.chunks(self.sample.inputs)
         self._kept: list[_Chunk] | None = None
-        if len(self._chunks) == 1:
-            with evaluation(model, anchors.device):
-                self._kept = [self._linearized(block) for block in self._blocks()]
-            self.outputs = torch.cat([block.outputs for block in self._kept])
-        else:
-            self.outputs = anchors.outputs(self.sample.inputs, self._weights)
+        with evaluation(model, anchors.device):
+            self._linearize()
+            if self._is_stale():
+                self._traces.by_shape.clear()
+                self._traces.stale += 1
+                self._linearize()
         if not bool(torch.isfinite(self.outputs).all()):
             raise RuntimeError(
                 "model: its outputs on the anchors are not finite at today's weights; nothing was changed. "
@@ -239,13 +270,12 @@ class AnchorMetric:
     # --- flat vectors ---------------------------------------------------------------------------------
 
     def unflatten(self, v: Tensor) -> list[Tensor]:
-        """Views of the flat vector ``v`` ``(n,)`` in the shapes of the parameters."""
+        """The flat vector ``v`` ``(n,)`` in the shapes and precisions of the parameters; views where those agree."""
         if v.shape != (self.size,):
             raise ValueError(
                 f"v: must be a flat vector of shape ({self.size},), got {tuple(v.shape)}."
             )
-        parts = v.split([p.numel() for p in self.params])
-        return [part.view(p.shape).to(p) for part, p in zip(parts, self.params, strict=True)]
+        return [part.to(p) for part, p in zip(self.views(v), self.params, strict=True)]
 
     def flatten(self, parts: Iterable[Tensor]) -> Tensor:
         """Tensors in the shapes of the parameters as one flat vector ``(n,)``."""
@@ -255,13 +285,29 @@ class AnchorMetric:
         # An embedding may hand out sparse gradients.
         return torch.cat([p.detach().to_dense().reshape(-1).to(device, dtype) for p in parts])
 
+    def views(self, v: Tensor) -> list[Tensor]:
+        """Views of the flat vector ``v`` ``(n,)`` in the shapes of the parameters, and of its own precision."""
+        parts = v.split([p.numel() for p in self.params])
+        return [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
+
+    def outputs_now(self) -> Tensor:
+        """The outputs ``(N, m)`` at the weights the model has now, which may have moved since."""
+        weights = self.anchors.weights()
+        with evaluation(self.anchors.model, self.anchors.device), torch.no_grad():
+            blocks = self.anchors.progress(self._blocks())
+            return torch.cat([self.anchors.call(self._prepared(x), weights) for x in blocks])
+
     # --- products ---------------------------------------------------------------------------------------
 
     def jvp(self, v: Tensor) -> Tensor:
         """:math:`J v`: the first-order change of the outputs, shape ``(N, m)``, for ``v`` ``(n,)``."""
         tangents = self.unflatten(v)
         with self._evaluation():
-            return torch.cat([chunk.jvp(tangents) for chunk in self._linearizations()])
+            changes = []
+            for chunk in self._linearizations():
+                changes.append(chunk.jvp(tangents))
+                del chunk
+            return torch.cat(changes)
 
     def vjp(self, u: Tensor) -> Tensor:
         r""":math:`J^\top u`, shape ``(n,)``, for ``u`` of shape ``(N, m)``."""
@@ -269,28 +315,26 @@ class AnchorMetric:
             raise ValueError(
                 f"u: must have the outputs' shape {tuple(self.outputs.shape)}, got {tuple(u.shape)}."
             )
-        total: Tensor | None = None
         start = 0
+        total = _Sum(self)
         with self._evaluation():
             for chunk in self._linearizations():
                 rows = chunk.outputs.shape[0]
-                part = self.flatten(chunk.vjp(u[start : start + rows].to(chunk.outputs)))
-                total = part if total is None else total.add_(part)
+                total.add(chunk.vjp(u[start : start + rows].to(chunk.outputs)))
                 start += rows
-        assert total is not None
-        return total
+                del chunk  # before the next one is made
+        return total.vector
 
     def matvec(self, v: Tensor) -> Tensor:
         """:math:`g v`, shape ``(n,)``."""
         tangents = self.unflatten(v)
         count = self.outputs.shape[0]
-        total: Tensor | None = None
+        total = _Sum(self)
         with self._evaluation():
             for chunk in self._linearizations():
-                part = self.flatten(chunk.vjp(chunk.jvp(tangents) / count))
-                total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
+                total.add(chunk.vjp(chunk.jvp(tangents) / count))
+                del chunk
+        return total.vector
 
     # --- the matrix, for small problems and for looking at it ---------------------------------------------
 
@@ -382,21 +426,119 @@ class AnchorMetric:
 
         return function
 
+    def _linearize(self) -> None:
+        """Take today's outputs; keep what the products need if all anchors are evaluated at once."""
+        if self.anchors.chunk_size is None or count_inputs(self.sample.inputs) <= self.anchors.chunk_size:
+            self._kept = None
+            self._kept = list(self._fresh())
+        outputs = []
+        for chunk in self._linearizations():
+            outputs.append(chunk.outputs)
+            self.traced &= isinstance(chunk, _TracedChunk)
+            del chunk  # before the next one is made
+        self.outputs = torch.cat(outputs)
+
     def _linearized(self, inputs: Inputs) -> _Chunk:
-        return _Chunk(self._function(inputs), self._primals(), self.form)
+        if self.traced:
+            moving = list(self._primals().values())
+            traced = self._trace(inputs, moving)
+            if traced is not None:
+                return _TracedChunk(traced, moving, self._fixed(inputs))
+        return _EagerChunk(self._function(inputs), self._primals(), self.form)
 
     def _blocks(self) -> list[Inputs]:
-        """The anchors of a metric that keeps its forward pass, in the blocks in which it is kept."""
+        """The anchors in the parts that are linearized at a time."""
         inputs = self.sample.inputs
-        count = count_inputs(inputs)
-        if self.anchors.device.type != "cpu":
-            return [inputs]
-        return split_inputs(inputs, max(BLOCK_SIZE, math.ceil(count / BLOCKS)))
+        size = min(count_inputs(inputs), self.anchors.chunk_size or count_inputs(inputs))
+        if self.anchors.device.type == "cpu":
+            wide = max(BLOCK, self.size // WEIGHTS_AN_ANCHOR)
+            most = CONVOLUTION_BLOCK if self._convolutional() else wide
+            size = math.ceil(size / math.ceil(size / most))  # in parts of the same size
+        return split_inputs(inputs, size)
+
+    def _convolutional(self) -> bool:
+        return any(p.dim() > 2 for p in self._weights.parameters.values())
 
     def _linearizations(self) -> Iterable[_Chunk]:
         if self._kept is not None:
             return self._kept
-        return (self._linearized(chunk) for chunk in self._chunks)
+        return self._fresh()
+
+    def _fresh(self) -> Iterator[_Chunk]:
+        return (self._linearized(block) for block in self.anchors.progress(self._blocks()))
+
+    # --- the trace of the derivative ------------------------------------------------------------------------
+
+    @property
+    def _traces(self) -> _Traces:
+        return _TRACES.setdefault(self.anchors, _Traces())
+
+    def _trace(self, inputs: Inputs, moving: list[Tensor]) -> Traced | None:
+        """The traced derivative for inputs of this shape, or None where there is none that can be trusted."""
+        traces, fixed = self._traces, self._fixed(inputs)
+        if traces.stale >= MOST_STALE:
+            return None
+        key = (
+            id(self.anchors.model),
+            tuple(self.names),
+            tuple((x.shape, x.dtype, x.device) for x in (*moving, *fixed)),
+        )
+        if key not in traces.by_shape:
+            if len(traces.by_shape) >= MOST_TRACES:
+                return None
+            names, others = self.names, self._others()
+
+            def function(moving: list[Tensor], fixed: list[Tensor]) -> Tensor:
+                values = iter(fixed)
+                weights = Weights(*({name: next(values) for name in part} for part in others))
+                weights.parameters.update(zip(names, moving, strict=True))
+                return self.anchors.call(map_inputs(lambda _: next(values), inputs), weights)
+
+            try:
+                traces.by_shape[key] = Traced(function, moving, fixed, compile=self.anchors.compile)
+            except NotTraceable:
+                if traces.channels_last and self._prefers_channels_last():
+                    traces.channels_last = False
+                    return self._trace(inputs, moving)
+                traces.by_shape[key] = None
+        return traces.by_shape[key]
+
+    def _others(self) -> Weights:
+        """Parameters that are not differentiated by, and buffers."""
+        parameters, buffers = self._weights
+        moving = set(self.names)
+        return Weights({k: p for k, p in parameters.items() if k not in moving}, buffers)
+
+    def _fixed(self, inputs: Inputs) -> list[Tensor]:
+        """All that the outputs depend on, other than the parameters differentiated by."""
+        values = [x for part in self._others() for x in part.values()]
+        map_inputs(lambda x: values.append(x) or x, self._prepared(inputs))
+        return values
+
+    def _prepared(self, inputs: Inputs) -> Inputs:
+        """``inputs`` where the model is, in the layout that it is traced for."""
+        last = self.traced and self._traces.channels_last and self._prefers_channels_last()
+
+        def prepared(x: Tensor) -> Tensor:
+            x = x.to(self.anchors.device, non_blocking=True)
+            if last and x.dim() == 4 and x.is_floating_point():
+                # With a single channel contiguous() sees no difference, but convolutions do.
+                return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+            return x
+
+        return map_inputs(prepared, inputs)
+
+    def _prefers_channels_last(self) -> bool:
+        return self.anchors.device.type == "cpu" and self._convolutional()
+
+    def _is_stale(self) -> bool:
+        """Whether the model itself now gives other outputs than the traces: checked on the first two anchors."""
+        if not (self.traced and any(self._traces.by_shape.values())):
+            return False
+        few = map_inputs(lambda x: x[:2], self.sample.inputs)
+        with torch.no_grad():
+            z = self.anchors.call(few, self._weights)
+        return not close(self.outputs[: len(z)], z, 1e-4 if z.dtype == torch.float32 else 1e-9)
 
     def _weight_versions(self) -> list[int]:
         return [p._version for p in self.anchors.model.parameters()]
@@ -407,6 +549,21 @@ class AnchorMetric:
                 "AnchorMetric: the weights have changed since this metric was built; build a new one."
             )
         return evaluation(self.anchors.model, self.anchors.device)
+
+
+class _Sum:
+    """Sums gradients over chunks into one flat vector, without a flat copy of each."""
+
+    def __init__(self, metric: AnchorMetric) -> None:
+        self._metric = metric
+        self.vector = torch.empty(0)
+
+    def add(self, parts: list[Tensor]) -> None:
+        if self.vector.numel() == 0:
+            self.vector = self._metric.flatten(parts)
+            self._views = self._metric.views(self.vector)
+        else:
+            torch._foreach_add_(self._views, [p.to_dense() for p in parts])
 
 
 # --- the probe: are the products right? ---------------------------------------------------------------------
@@ -460,7 +617,7 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
 def _wrong(anchors: AnchorBatch, params: Sequence[Tensor], few: Inputs, form: Form) -> str | None:
     """What is wrong with products of this form on the anchors ``few``, or None."""
     try:
-        metric = AnchorMetric(anchors, params, sample=Sample(few, anchors.reference), form=form)
+        metric = AnchorMetric(anchors, params, sample=Sample(few, anchors.reference), form=form, trace=False)
         seeded = torch.Generator().manual_seed(0)
 
         def random(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
+from fipoptim.krylov import norm
 from fipoptim.metric import AnchorMetric, Form, parameter_names, probe
 from fipoptim.path import FIPPath
 from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
@@ -42,7 +43,8 @@ class StepInfo:
         drift: Mean over anchors of :math:`\|z - z_{ref}\|^2` after the step: over all anchors if ``max_drift`` is
             given, else over this step's.
         iterations: Metric products taken.
-        residual: Relative KKT residual of Eq. 4; None after a first-order step, where it is not known.
+        residual: Relative KKT residual of Eq. 4 where the solution converged; None where the step took no product or
+            all it was allowed, as to know it would take another half of a product.
         backtracks: How often the step was shortened or replaced to hold ``max_drift``.
     """
 
@@ -306,17 +308,22 @@ class FIPOptimizer(Optimizer):
         residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
         restoring = self._restoring_term(metric, residual_outputs)
         new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
-        linear = restoring
+        linear, stationary = restoring, False
         if gradients is not None:
-            if not all(bool(torch.isfinite(g).all()) for g in gradients):
+            gradient = metric.flatten(gradients)
+            size = norm(gradient)
+            if not math.isfinite(size):
                 raise RuntimeError(
                     "gradient: holds NaN or infinite values; no weight was changed. "
                     "Skip such batches or lower the learning rate."
                 )
-            linear = linear + metric.flatten(self._weighted(params, gradients, new_state))
+            # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
+            stationary = size == 0.0
+            weighted = self._weighted(metric, gradient, new_state)
+            linear = weighted if linear is None else weighted.add_(linear)
+        if linear is None:
+            linear = metric.flatten(torch.zeros_like(p) for p in params)
         weight, length = self._ball(metric, linear, new_state)
-        # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
-        stationary = gradients is not None and all(not bool(g.any()) for g in gradients)
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
         may_wander = not stationary or idle
         solution = self._solve(
@@ -333,35 +340,33 @@ class FIPOptimizer(Optimizer):
         self._apply(loss, metric, solution, weight, length)
         self._commit(params, new_state)
 
-    def _restoring_term(self, metric: AnchorMetric, residual: Tensor) -> Tensor:
-        r""":math:`\frac2N J^\top r`, the gradient of the drift; zero without drift correction."""
+    def _restoring_term(self, metric: AnchorMetric, residual: Tensor) -> Tensor | None:
+        r""":math:`\frac2N J^\top r`, the gradient of the drift; None for zero, and without drift correction."""
         if not self.drift_correction or not bool(residual.any()):
-            return metric.flatten(torch.zeros_like(p) for p in metric.params)
+            return None
         return metric.vjp(residual * (2.0 / residual.shape[0]))
 
     def _weighted(
         self,
-        params: list[Tensor],
-        gradients: list[Tensor],
+        metric: AnchorMetric,
+        gradient: Tensor,
         new_state: dict[Tensor, dict[str, Tensor]],
-    ) -> list[Tensor]:
-        """``beta b`` by parameter, with momentum."""
-        weighted = []
+    ) -> Tensor:
+        """``beta b`` with momentum, flat; written over the flat ``gradient``."""
         groups = self._groups()
-        for p, gradient in zip(params, gradients, strict=True):
+        for p, part in zip(metric.params, metric.views(gradient), strict=True):
             group, state = groups[p], self.state.get(p, {})
             momentum = float(group["momentum"])
-            mean = gradient
             if momentum > 0:
-                running = state.get("exp_avg", torch.zeros_like(p)) * momentum + gradient * (
-                    1 - momentum
-                )
+                running = state.get("exp_avg", torch.zeros_like(p)) * momentum
+                running.add_(part, alpha=1 - momentum)
                 # The weight that the running mean has seen so far, which a scheduler may change on the way.
                 seen = state.get("exp_avg_weight", p.new_zeros(())) * momentum + (1 - momentum)
                 new_state[p] |= {"exp_avg": running, "exp_avg_weight": seen}
-                mean = running / float(seen)
-            weighted.append(mean * float(group["beta"]))
-        return weighted
+                part.copy_(running).div_(float(seen))
+            if float(group["beta"]) != 1.0:
+                part.mul_(float(group["beta"]))
+        return gradient
 
     def _ball(
         self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
@@ -388,21 +393,29 @@ class FIPOptimizer(Optimizer):
         self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
     ) -> Tensor:
         r"""P of Adam's geometry: the damped root of the running mean of :math:`c^2`, with a mean of 1."""
-        roots = []
-        for p, part in zip(metric.params, metric.unflatten(linear), strict=True):
-            state = self.state.get(p, {})
-            decay = SECOND_MOMENT_DECAY
-            running = state.get("exp_avg_sq", torch.zeros_like(p)) * decay + part.square() * (
-                1 - decay
-            )
-            new_state[p]["exp_avg_sq"] = running
+        params, decay = metric.params, SECOND_MOMENT_DECAY
+        states = [self.state.get(p, {}) for p in params]
+        running = torch._foreach_mul(
+            [
+                state["exp_avg_sq"] if "exp_avg_sq" in state else torch.zeros_like(p)
+                for p, state in zip(params, states, strict=True)
+            ],
+            decay,
+        )
+        parts = metric.unflatten(linear)
+        torch._foreach_addcmul_(running, parts, parts, value=1 - decay)
+        seen = []
+        for p, state, mean_square in zip(params, states, running, strict=True):
+            new_state[p]["exp_avg_sq"] = mean_square
             steps = float(state["step"]) + 1 if "step" in state else 1.0
-            roots.append((running / (1 - decay**steps)).sqrt())
-        root = metric.flatten(roots)
+            seen.append(1 - decay**steps)
+        if len(set(seen)) > 1:  # else the bias correction goes with the mean
+            running = torch._foreach_div(running, seen)
+        root = metric.flatten(running).sqrt_()
         mean = float(root.mean())
         if mean == 0.0:
             return torch.ones_like(root)
-        return (root / mean + DAMPING) / (1 + DAMPING)
+        return root.mul_(1 / (mean * (1 + DAMPING))).add_(DAMPING / (1 + DAMPING))
 
     def _direction(self, metric: AnchorMetric, count: int) -> Tensor:
         """The direction of the hard case: the previous velocity, or a seeded random one."""
@@ -440,6 +453,7 @@ class FIPOptimizer(Optimizer):
             max_products=solver.max_products if adaptive else max(int(solver.products), 1),
             tol=solver.tol,
             accept=self._accepts if adaptive else None,
+            quadratic=lambda v: _rms(metric.jvp(v)) ** 2,
         )
         if solver.radius is not None and solution.change > solver.radius:
             return _shortened(solution, solver.radius / solution.change)
@@ -470,18 +484,22 @@ class FIPOptimizer(Optimizer):
     ) -> None:
         """Move the weights by the step; put them back if the outputs break, shorten it if the drift does."""
         params = metric.params
-        if not bool(torch.isfinite(solution.step).all()):
+        moved = norm(solution.step)
+        if not math.isfinite(moved):
             raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
         start = [p.clone() for p in params]
         factor, backtracks, drift = 1.0, 0, None
+        watch = _Watch(self.anchors)
         try:
             if self.max_drift is None:
-                _displace(params, start, metric.unflatten(solution.step))
+                torch._foreach_add_(params, metric.unflatten(solution.step))
             else:
                 factor, backtracks, drift = self._hold_drift(
-                    params, start, metric, solution, weight, length
+                    watch, params, start, metric, solution, weight, length
                 )
-            outputs = self.anchors.outputs(metric.sample.inputs)
+            outputs = watch.outputs
+            if outputs is None or metric.sample.inputs is not self.anchors.inputs:
+                outputs = metric.outputs_now()
             if not bool(torch.isfinite(outputs).all()):
                 raise RuntimeError(
                     "model: its outputs on the anchors are not finite after the step; "
@@ -491,15 +509,13 @@ class FIPOptimizer(Optimizer):
             _displace(params, start)
             raise
         solution = _shortened(solution, factor)
+        if backtracks:  # the function was restored behind the step
+            moved = norm(metric.flatten(torch._foreach_sub(params, start)))
         if drift is None:
             drift = float(squared_distance(outputs, metric.sample.reference).mean())
-        moved = [
-            float(torch.linalg.vector_norm(p - old, dtype=torch.float64))
-            for p, old in zip(params, start, strict=True)
-        ]
         self.last_step = StepInfo(
             loss=None if loss is None else float(loss),
-            step_norm=math.hypot(*moved),
+            step_norm=moved,
             multiplier=solution.multiplier,
             output_change_predicted=solution.change,
             output_change=_rms(outputs - metric.outputs),
@@ -511,6 +527,7 @@ class FIPOptimizer(Optimizer):
 
     def _hold_drift(
         self,
+        watch: _Watch,
         params: list[Tensor],
         start: list[Tensor],
         metric: AnchorMetric,
@@ -528,7 +545,7 @@ class FIPOptimizer(Optimizer):
         drifts: dict[float, float] = {}
         for backtracks, kept in enumerate(SHARES):
             _displace(params, start, parts, kept)
-            drifts[kept] = self.anchors.drift()
+            drifts[kept] = watch.drift()
             if drifts[kept] <= budget:
                 return kept, backtracks, drifts[kept]
         backtracks = len(SHARES)
@@ -536,12 +553,12 @@ class FIPOptimizer(Optimizer):
         # the surface of equal function; failing that, restore it from the start, which makes room for the next.
         for kept in (*SHARES, 0.0):
             _displace(params, start, parts, kept)
-            drift = drifts[kept] if kept > 0 else self.anchors.drift()
+            drift = drifts[kept] if kept > 0 else watch.drift()
             for _ in range(RESTORING_STEPS):
                 if not math.isfinite(drift):
                     break
                 before = drift
-                drift, tried = self._restore(params, before, weight, length)
+                drift, tried = self._restore(watch, params, before, weight, length)
                 backtracks += tried
                 if drift <= budget:
                     return kept, backtracks, drift
@@ -555,7 +572,12 @@ class FIPOptimizer(Optimizer):
         )
 
     def _restore(
-        self, params: list[Tensor], before: float, weight: Tensor | None, length: float
+        self,
+        watch: _Watch,
+        params: list[Tensor],
+        before: float,
+        weight: Tensor | None,
+        length: float,
     ) -> tuple[float, int]:
         """One damped Gauss-Newton step on the drift of all anchors; the drift after it, and failed trials."""
         if before == 0.0:
@@ -571,7 +593,7 @@ class FIPOptimizer(Optimizer):
         start = [p.clone() for p in params]
         for failed in range(RESTORING_STEPS):
             _displace(params, start, metric.unflatten(step), 0.5**failed)
-            drift = self.anchors.drift()
+            drift = watch.drift()
             if drift < before:
                 return drift, failed
         _displace(params, start)
@@ -621,6 +643,18 @@ class FIPOptimizer(Optimizer):
             )
 
 
+class _Watch:
+    """Measures the drift on all anchors and remembers the outputs, as they measure the step as well."""
+
+    def __init__(self, anchors: AnchorBatch) -> None:
+        self._anchors = anchors
+        self.outputs: Tensor | None = None
+
+    def drift(self) -> float:
+        self.outputs = self._anchors.outputs(self._anchors.inputs)
+        return float(squared_distance(self.outputs, self._anchors.reference).mean())
+
+
 def _check_number(name: str, value: Any, *, below: float = math.inf) -> float:
     """``value`` as a float, if it is a number or a tensor of one, finite, not negative and less than ``below``."""
     if not isinstance(value, (Real, Tensor)):
@@ -663,10 +697,9 @@ def _displace(
     factor: float = 1.0,
 ) -> None:
     """Set the parameters to ``start + factor * step``; to ``start``, bit for bit, without a step."""
-    for i, (p, old) in enumerate(zip(params, start, strict=True)):
-        p.copy_(old)
-        if step is not None and factor > 0:
-            p.add_(step[i], alpha=factor)
+    torch._foreach_copy_(params, list(start))
+    if step is not None and factor > 0:
+        torch._foreach_add_(params, step, alpha=factor)
 
 
 def _shortened(solution: SphereSolution, factor: float) -> SphereSolution:

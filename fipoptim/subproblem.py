@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fipoptim.krylov import KrylovSpace, MatVec
+from fipoptim.krylov import KrylovSpace, MatVec, norm
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SphereSolution:
         change: The predicted change of the outputs, :math:`\sqrt{v^\top g v}`.
         products: The number of products taken.
         residual: :math:`\|2(g + \mu P)v + c\|_{P^{-1}} / \|c\|_{P^{-1}}`, and where ``c = 0`` relative to
-            :math:`2 \lambda_{\max} \varepsilon`. None where it is not known, as it takes a product.
+            :math:`2 \lambda_{\max} \varepsilon`. None where it is not known, as it takes (half) a product more.
     """
 
     step: Tensor
@@ -90,11 +90,11 @@ def first_order_step(
     Both are zero if ``c`` is.
     """
     scaled = linear if weight is None else linear * weight.rsqrt()
-    norm = float(torch.linalg.vector_norm(scaled, dtype=torch.float64))
-    if norm == 0.0:
+    size = norm(scaled)
+    if size == 0.0:
         return torch.zeros_like(linear), 0.0
     direction = linear if weight is None else linear / weight
-    return direction * (-length / norm), length * norm
+    return direction * (-length / size), length * size
 
 
 def solve_on_sphere(
@@ -107,11 +107,12 @@ def solve_on_sphere(
     max_products: int = 16,
     tol: float = 1e-6,
     accept: Callable[[float, float], bool] | None = None,
+    quadratic: Callable[[Tensor], float] | None = None,
 ) -> SphereSolution:
     r"""Minimise :math:`v^\top g v + c^\top v` subject to :math:`\|v\|_P = \varepsilon`.
 
     Args:
-        matvec: The product with ``g``; vectors have shape ``(n,)``.
+        matvec: The product with ``g``; vectors have shape ``(n,)``. What it returns is written to.
         linear: The linear term ``c``, shape ``(n,)``.
         length: The radius :math:`\varepsilon` of the sphere.
         weight: The diagonal of ``P``, positive, shape ``(n,)``; None is the identity.
@@ -121,6 +122,8 @@ def solve_on_sphere(
         max_products: The most products to take.
         tol: Relative KKT residual at which to stop.
         accept: Stop as soon as ``accept(change, multiplier)`` holds, from the second product on.
+        quadratic: :math:`v \mapsto v^\top g v` at about half the price of a product. Of the last product that
+            ``max_products`` allows it is all that the step needs; the residual is then not known.
 
     Returns:
         The solution; exact once the Krylov space is exhausted, else the best in it.
@@ -128,16 +131,28 @@ def solve_on_sphere(
     Raises:
         RuntimeError: If ``linear`` or a product is not finite.
     """
-    if not bool(torch.isfinite(linear).all()):
-        raise RuntimeError("linear: the gradient of the step's problem is not finite.")
     scale = None if weight is None else weight.rsqrt()
+    room = None if scale is None else torch.empty_like(scale)
 
-    def scaled(v: Tensor) -> Tensor:
-        return v if scale is None else scale * v
+    def scaled(v: Tensor, out: Tensor | None = None) -> Tensor:
+        return v if scale is None else torch.mul(scale, v, out=out)
+
+    def product(y: Tensor) -> Tensor:
+        result = matvec(scaled(y, room))
+        return scaled(result, result)
 
     c = scaled(linear)
-    c_norm = float(torch.linalg.vector_norm(c, dtype=torch.float64))
-    space = KrylovSpace(lambda y: scaled(matvec(scaled(y))), min(max_products, linear.numel()))
+    c_norm = norm(c)
+    if not math.isfinite(c_norm):
+        raise RuntimeError("linear: the gradient of the step's problem is not finite.")
+    space = KrylovSpace(
+        product,
+        min(max_products, linear.numel()),
+        # With as many vectors as weights the residual is what is left to say.
+        (lambda y: quadratic(scaled(y, room)))
+        if quadratic is not None and max_products < linear.numel()
+        else None,
+    )
     rounding = torch.finfo(linear.dtype).eps
     fill: Tensor | None = None  # the direction, once it is needed
 
@@ -152,13 +167,16 @@ def solve_on_sphere(
     else:
         use_fill()
     solution = _Small(torch.zeros(0, dtype=torch.float64), 0.0, 0.0)
-    residual = 0.0
+    residual: float | None = 0.0
     while True:
         grown = space.extend()
         if grown:
+            # The basis starts with c, if c is not zero, and is orthogonal to it from there on.
+            start = torch.zeros(space.size, dtype=torch.float64)
+            start[0] = c_norm
             solution = small_problem(
                 space.T,
-                space.coordinates(c),
+                start,
                 length,
                 None if fill is None else space.coordinates(fill),
                 inside=direction is None,
@@ -167,14 +185,16 @@ def solve_on_sphere(
             denominator = c_norm if c_norm > 0 else 2 * solution.largest * length
             outside = 2 * space.residual(solution.h)
             residual = outside / denominator if denominator > 0 else 0.0
+            residual = None if space.closed else residual
+        converged = residual is not None and residual <= tol
         # Where the space of c alone would overshoot, the rest of the sphere is filled from the given direction,
         # once that space is known as far as it goes or half the products are spent.
-        explored = not grown or residual <= tol or 2 * space.size >= max_products
+        explored = not grown or converged or 2 * space.size >= max_products
         open_ended = solution.hard or solution.multiplier < 0
         if open_ended and explored and fill is None and direction is not None:
             use_fill()
             continue
-        if not grown or residual <= tol:
+        if not grown or converged:
             break
         if accept is not None and space.size >= 2 and accept(solution.change, solution.multiplier):
             break

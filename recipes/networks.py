@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections import OrderedDict
+
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def paper_cnn(classes: int = 20) -> nn.Sequential:
@@ -41,6 +44,85 @@ def digits_mlp(classes: int = 10) -> nn.Sequential:
         nn.Linear(64, classes),
     )
     return _initialise(model)
+
+
+def lenet_300_100(classes: int = 10) -> nn.Sequential:
+    """The fully connected network of LeCun et al. for inputs ``(n, 1, 28, 28)``: 266,200 weights and 410 biases."""
+    model = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(784, 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+    return _initialise(model)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm beside a shortcut; a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output ``(n, outputs, height / stride, width / stride)``."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A residual network for inputs ``(n, 3, 32, 32)``.
+
+    Args:
+        widths: Channels of each stage; every stage after the first halves the resolution.
+        blocks: Blocks a stage.
+        classes: Outputs.
+    """
+
+    def __init__(self, widths: tuple[int, ...], blocks: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        inputs = widths[0]
+        for i, width in enumerate(widths):
+            layers = []
+            for j in range(blocks):
+                layers.append(BasicBlock(inputs, width, stride=2 if i > 0 and j == 0 else 1))
+                inputs = width
+            stages[f"layer{i + 1}"] = nn.Sequential(*layers)
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+        self.stages = tuple(stages)
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, classes)``."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
+
+
+def resnet20(classes: int = 10) -> ResNet:
+    """ResNet-20 of He et al. with 1x1 shortcuts: 272,474 parameters with 10 classes."""
+    return ResNet((16, 32, 64), blocks=3, classes=classes)
+
+
+def narrow_resnet18(classes: int = 100) -> ResNet:
+    """The narrow ResNet-18 of Lopez-Paz and Ranzato (20 filters): 1,109,240 parameters with 100 classes."""
+    return ResNet((20, 40, 80, 160), blocks=2, classes=classes)
 
 
 def network_for(family: str, classes: int) -> nn.Sequential:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import oracle
 import pytest
 import torch
+from benchmarks.memory import LiveMemory
 from cases import all_cases, build
 from curvlinops import GGNLinearOperator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.metric import BLOCK_SIZE, BLOCKS, TRACE_AFTER
+from fipoptim.metric import _TRACES, BLOCK, MOST_STALE, MOST_TRACES
 
 
 def params_of(model: nn.Module) -> list[Tensor]:
@@ -20,19 +23,24 @@ def params_of(model: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("space", sorted(oracle.SPACES))
-@pytest.mark.parametrize("form", ["forward", "double-vjp"])
+@pytest.mark.parametrize(
+    ("form", "trace"), [("forward", True), ("forward", False), ("double-vjp", False)]
+)
 @all_cases
-def test_products_are_those_of_the_dense_jacobian(name: str, form: str, space: str) -> None:
+def test_products_are_those_of_the_dense_jacobian(
+    name: str, form: str, trace: bool, space: str
+) -> None:
     case = build(name)
     jac = oracle.jacobian(case.model, case.inputs, space, params_of(case.model))
     anchors = AnchorBatch(case.model, case.inputs, output=oracle.SPACES[space][0])
-    metric = AnchorMetric(anchors, form=form)
+    metric = AnchorMetric(anchors, form=form, trace=trace)
+    assert metric.traced == trace
     v, u = (
         torch.randn(metric.size, dtype=torch.float64),
         torch.randn(jac.shape[:2], dtype=torch.float64),
     )
     expected = oracle.metric(jac) @ v.numpy()
-    for _ in range(TRACE_AFTER + 2):  # before and after the derivative is traced
+    for _ in range(2):  # products leave what they need as it was
         np.testing.assert_allclose(metric.jvp(v).numpy(), jac @ v.numpy(), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(metric.matvec(v).numpy(), expected, rtol=1e-9, atol=1e-12)
     expected = np.einsum("ikn,ik->n", jac, u.numpy())
@@ -85,15 +93,14 @@ def test_chunks_change_nothing_but_the_memory(name: str) -> None:
 
 def test_many_anchors_are_kept_in_blocks_that_change_nothing() -> None:
     case = build("mlp")
-    inputs = torch.randn(3 * BLOCK_SIZE + 7, 4, dtype=torch.float64)
+    inputs = torch.randn(3 * BLOCK + 7, 4, dtype=torch.float64)
     anchors = AnchorBatch(case.model, inputs)
     metric = AnchorMetric(anchors)
     assert len(metric._blocks()) == 4
-    assert len(AnchorMetric(AnchorBatch(case.model, inputs.repeat(20, 1)))._blocks()) == BLOCKS
+    assert len(_TRACES[anchors].by_shape) == 2  # blocks of the same size, and a smaller last one
     jac = oracle.jacobian(case.model, inputs, "logits", params_of(case.model))
     v, u = torch.randn(metric.size, dtype=torch.float64), torch.randn_like(metric.outputs)
-    for _ in range(TRACE_AFTER + 2):
-        np.testing.assert_allclose(metric.jvp(v).numpy(), jac @ v.numpy(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(metric.jvp(v).numpy(), jac @ v.numpy(), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(
         metric.matvec(v).numpy(), oracle.metric(jac) @ v.numpy(), rtol=1e-9, atol=1e-12
     )
@@ -104,34 +111,19 @@ def test_many_anchors_are_kept_in_blocks_that_change_nothing() -> None:
 
 def test_memory_grows_with_the_chunk_and_not_with_the_anchors() -> None:
     model = nn.Sequential(
-        nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 2)
+        nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2)
     )
 
     def peak(anchors: int, chunk: int) -> int:
-        """The most bytes of saved activations alive at once during one product."""
-        batch = AnchorBatch(model, torch.randn(anchors, 8), chunk_size=chunk)
-        alive = most = 0
-
-        class Saved:
-            def __init__(self, tensor: Tensor) -> None:
-                nonlocal alive, most
-                # Detached: a saved output that knew its node would keep it alive.
-                self.tensor, self.bytes = tensor.detach(), tensor.untyped_storage().nbytes()
-                alive += self.bytes
-                most = max(most, alive)
-
-            def __del__(self) -> None:
-                nonlocal alive
-                alive -= self.bytes
-
-        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            metric = AnchorMetric(batch, form="forward")
+        metric = AnchorMetric(AnchorBatch(model, torch.randn(anchors, 8), chunk_size=chunk))
+        with LiveMemory() as memory:
             metric.matvec(torch.randn(metric.size))
-        return most
+            AnchorMetric(metric.anchors)
+        return memory.peak
 
-    small = peak(64, 16)
-    assert peak(512, 16) == pytest.approx(small, rel=0.05)
-    assert peak(512, 512) > 3 * small
+    small = peak(256, 64)
+    assert peak(2048, 64) == pytest.approx(small, rel=0.05)
+    assert peak(2048, 2048) > 3 * small
 
 
 @pytest.mark.parametrize("name", ["cnn-batch-norm", "transformer"])
@@ -304,3 +296,100 @@ def test_bad_vectors_and_sizes_are_named() -> None:
         metric.spectrum(10, tol=0.0, max_products=11)
     with pytest.raises(ValueError, match="^params: got none"):
         AnchorMetric(metric.anchors, [])
+
+
+# --- the trace of the derivative ----------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """A model that does what its attributes say: neither is a weight, so a trace does not see them change."""
+
+    def __init__(self, branch: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 2, dtype=torch.float64)
+        self.factor = 1.0
+        self.branch = branch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.layer(x)
+        if self.branch and z.sum() > 0:  # control flow that depends on values
+            return 2 * z
+        return self.factor * z.tanh()
+
+
+INPUTS = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+
+
+def test_a_trace_serves_all_weights_and_inputs_of_its_shape() -> None:
+    model = Scaled()
+    anchors = AnchorBatch(model, INPUTS)
+    for _ in range(3):
+        with torch.no_grad():
+            model.layer.weight.add_(0.1)
+        anchors.inputs = anchors.inputs + 0.1
+        traced, run = AnchorMetric(anchors), AnchorMetric(anchors, trace=False)
+        v = torch.randn(traced.size, dtype=torch.float64)
+        torch.testing.assert_close(traced.outputs, run.outputs)
+        torch.testing.assert_close(traced.matvec(v), run.matvec(v))
+    assert len(_TRACES[anchors].by_shape) == 1
+    assert _TRACES[anchors].stale == 0
+
+
+def test_a_model_that_behaves_otherwise_is_traced_anew_and_in_the_end_run() -> None:
+    model = Scaled()
+    anchors = AnchorBatch(model, INPUTS)
+    for i in range(MOST_STALE + 2):
+        model.factor = 1.0 + i
+        metric, run = AnchorMetric(anchors), AnchorMetric(anchors, trace=False)
+        v = torch.randn(metric.size, dtype=torch.float64)
+        torch.testing.assert_close(metric.outputs, run.outputs)
+        torch.testing.assert_close(metric.matvec(v), run.matvec(v))
+        assert metric.traced == (i < MOST_STALE)
+
+
+def test_a_model_that_cannot_be_traced_is_run() -> None:
+    model = Scaled(branch=True)
+    anchors = AnchorBatch(model, INPUTS)
+    metric = AnchorMetric(anchors)
+    assert not metric.traced
+    jac = oracle.jacobian(model, INPUTS, "logits", params_of(model))
+    v = torch.randn(metric.size, dtype=torch.float64)
+    np.testing.assert_allclose(metric.matvec(v).numpy(), oracle.metric(jac) @ v.numpy(), rtol=1e-9)
+
+
+def test_inputs_of_ever_new_shapes_are_not_all_traced() -> None:
+    model = Scaled()
+    anchors = AnchorBatch(model, INPUTS)
+    for count in range(3, MOST_TRACES + 6):
+        anchors.inputs = torch.randn(count, 3, dtype=torch.float64)
+        metric = AnchorMetric(anchors)
+        run = AnchorMetric(anchors, trace=False)
+        v = torch.randn(metric.size, dtype=torch.float64)
+        torch.testing.assert_close(metric.matvec(v), run.matvec(v))
+    assert len(_TRACES[anchors].by_shape) == MOST_TRACES
+
+
+def test_frozen_parameters_are_not_differentiated_by_and_may_change() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    anchors = AnchorBatch(model, INPUTS)
+    model[0].requires_grad_(False)
+    for _ in range(2):
+        with torch.no_grad():
+            model[0].weight.mul_(1.5)
+        traced, run = AnchorMetric(anchors), AnchorMetric(anchors, trace=False)
+        assert traced.names == ["2.weight", "2.bias"]
+        v = torch.randn(traced.size, dtype=torch.float64)
+        torch.testing.assert_close(traced.matvec(v), run.matvec(v))
+    assert len(_TRACES[anchors].by_shape) == 1
+
+
+def test_traces_go_with_their_anchors() -> None:
+    gc.collect()
+    before = len(_TRACES)
+    anchors = AnchorBatch(Scaled(), INPUTS)
+    AnchorMetric(anchors)
+    assert len(_TRACES) == before + 1
+    del anchors
+    gc.collect()
+    assert len(_TRACES) == before

@@ -1,0 +1,64 @@
+"""All benchmarks: ``make bench``, or ``python -m benchmarks --device cuda`` on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import growth, products, steps
+from recipes.report import environment
+
+RESULTS = Path(__file__).parent / "results"
+SUITES = ("products", "steps", "growth")
+# On a CPU to compile a large network's derivative takes minutes.
+COMPILED = ("LeNet-300-100", "CNN", "ResNet-20")
+
+
+def main() -> None:
+    """Measure, and write JSON, the plot and the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--rounds", type=int, default=9, help="repetitions of each timing")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile-all", action="store_true", help="torch.compile on every case")
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results)")
+    arguments = parser.parse_args()
+    device, seed, rounds = arguments.device, arguments.seed, arguments.rounds
+    out = arguments.out or RESULTS
+    out.mkdir(parents=True, exist_ok=True)
+    suffix = "" if device.type == "cpu" else f"_{device.type}"
+    for suite in arguments.suites:
+        start = time.perf_counter()
+        results: dict[str, Any]
+        if suite == "products":
+            compiled = [c.name for c in products.CASES] if arguments.compile_all else COMPILED
+            results = products.run(rounds=rounds, seed=seed, device=device, compiled=compiled)
+            text = products.table(results)
+        elif suite == "steps":
+            results = steps.run(rounds=rounds, seed=seed, device=device)
+            text = steps.table(results)
+        else:
+            results = growth.run(seed=seed, device=device)
+            text = growth.table(results)
+            growth.plot(results, out / f"growth{suffix}.png")
+        record = {
+            "benchmark": suite,
+            "command": f"python -m benchmarks --suites {suite} --device {device} "
+            f"--rounds {rounds} --seed {seed}",
+            "environment": environment(device),
+            "seconds": time.perf_counter() - start,
+            "results": results,
+        }
+        (out / f"{suite}{suffix}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (out / f"{suite}{suffix}.md").write_text(text)
+        print(f"\n{suite} ({record['seconds']:.0f} s)\n\n{text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""How the cost of a step grows: with anchors, parameters, classes and products."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.memory import LiveMemory
+from fipoptim import AnchorBatch, FIPOptimizer, Solver
+from recipes.networks import lenet_300_100, paper_cnn
+
+CHUNK = 500
+
+
+def mlp(parameters: int, inputs: int = 64, classes: int = 10) -> nn.Sequential:
+    """Two hidden layers of equal width, with about so many parameters."""
+    half = inputs + classes
+    width = max(1, round((-half + (half**2 + 4 * parameters) ** 0.5) / 2))
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+    )
+
+
+def cost(
+    model: nn.Module, anchors: Tensor, new: Tensor, *, classes: int, products: int, repeats: int
+) -> dict[str, float]:
+    """Seconds (the least of ``repeats``) and peak memory of one step, and seconds of Adam's."""
+    chunk = CHUNK if len(anchors) > CHUNK else None
+    batch = AnchorBatch(model, anchors, chunk_size=chunk)
+    solver = Solver(products=products, tol=0.0)
+    ours = FIPOptimizer(model.parameters(), batch, beta=1.0, eps=1e-4, solver=solver)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-6)
+    labels = torch.randint(classes, (len(new),), device=new.device)
+
+    def step(optimizer: torch.optim.Optimizer) -> float:
+        optimizer.zero_grad()
+        F.cross_entropy(model(new), labels).backward()
+        start = time.perf_counter()
+        optimizer.step()
+        if new.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    step(ours)  # makes the trace
+    step(adam)
+    with LiveMemory() as live:
+        step(ours)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": min(step(ours) for _ in range(repeats)),
+        "peak_bytes": live.peak,
+    }
+
+
+def run(*, seed: int, device: torch.device, largest: int = 10**8) -> dict[str, Any]:
+    """All four sweeps; networks up to ``largest`` parameters."""
+    torch.manual_seed(seed)
+    results: dict[str, Any] = {}
+
+    def sweep(name: str, values: list[int], one: Any) -> None:
+        results[name] = {}
+        for value in tqdm(values, desc=f"growth with {name}", leave=False):
+            results[name][str(value)] = one(value)
+
+    def draw(n: int, *shape: int) -> Tensor:
+        return torch.randn(n, *shape, device=device)
+
+    sweep(
+        "anchors",
+        [10, 30, 100, 300, 1000, 3000, 10000],
+        lambda n: cost(
+            paper_cnn().to(device), draw(n, 1, 28, 28), draw(100, 1, 28, 28),
+            classes=20, products=3, repeats=1 if n > 1000 else 3,
+        ),
+    )  # fmt: skip
+    sweep(
+        "parameters",
+        [10**k for k in range(4, 9) if 10**k <= largest],
+        lambda n: cost(
+            mlp(n).to(device), draw(100, 64), draw(100, 64), classes=10, products=3, repeats=2
+        ),
+    )
+    sweep(
+        "classes",
+        [10, 30, 100, 300, 1000],
+        lambda n: cost(
+            lenet_300_100(n).to(device), draw(100, 1, 28, 28), draw(100, 1, 28, 28),
+            classes=n, products=3, repeats=5,
+        ),
+    )  # fmt: skip
+    sweep(
+        "products",
+        [1, 2, 4, 8, 16, 32, 64],
+        lambda k: cost(
+            paper_cnn().to(device), draw(100, 1, 28, 28), draw(100, 1, 28, 28),
+            classes=20, products=k, repeats=2,
+        ),
+    )  # fmt: skip
+    return results
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Time and memory of a step against each quantity."""
+    figure, axes = plt.subplots(2, 4, figsize=(12, 5), sharex="col", layout="constrained")
+    for column, (name, rows) in enumerate(results.items()):
+        values = [row["parameters"] if name == "parameters" else int(v) for v, row in rows.items()]
+        seconds = [row["seconds"] for row in rows.values()]
+        memory = [row["peak_bytes"] / 2**20 for row in rows.values()]
+        for axis, ys in zip(axes[:, column], (seconds, memory), strict=True):
+            axis.loglog(values, ys, marker="o", color="#1f5fa8")
+            axis.grid(alpha=0.3)
+        axes[1, column].set_xlabel(name)
+    axes[0, 0].set_ylabel("seconds a step")
+    axes[1, 0].set_ylabel("peak memory (MiB)")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def table(results: dict[str, Any]) -> str:
+    """The sweeps as Markdown lists."""
+    lines = []
+    for name, rows in results.items():
+        points = ", ".join(
+            f"{int(v):,}: {row['seconds']:.3g} s, {row['peak_bytes'] / 2**20:.0f} MiB"
+            for v, row in rows.items()
+        )
+        lines.append(f"* {name}: {points}")
+    return "\n".join(lines) + "\n"
