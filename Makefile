@@ -1,6 +1,7 @@
 # Needs make and Python 3.11 or later; everything else is installed into .venv by the first target that needs it.
 #   make demo    the new-task recipe on embedded data: a table, and a plot in runs/demo
 #   make test    the tests (PYTEST_ARGS="-x -k path" to choose)
+#   make bench   all benchmarks, in about ten minutes: tables, JSON and a plot in benchmarks/results
 #   make lint    ruff and mypy          make format   ruff's fixes
 #   make clean   remove .venv and the caches; results in runs/ stay
 # PYTHON=/path/to/python picks the interpreter that .venv is made with.
@@ -17,7 +18,7 @@ PYTEST_ARGS ?= -n 2
 CANDIDATES := python3.11 python3 python3.12 python3.13 python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,6 +29,9 @@ demo: $(STAMP)
 # One thread a worker: the processes share the cores, and sums come out the same in every run.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN) -m benchmarks
 
 lint: $(STAMP)
 	$(BIN) -m ruff check $(SOURCES)

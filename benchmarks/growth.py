@@ -27,7 +27,11 @@ def mlp(parameters: int, inputs: int = 64, classes: int = 10) -> nn.Sequential:
     half = inputs + classes
     width = max(1, round((-half + (half**2 + 4 * parameters) ** 0.5) / 2))
     return nn.Sequential(
-        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+        nn.Linear(inputs, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, classes),
     )
 
 

@@ -6,6 +6,7 @@ anything is timed, all ways are checked to compute the same product.
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -67,12 +68,10 @@ def measure(
     compile_seconds = None
     if compiled:
         start = time.perf_counter()
-        metric = AnchorMetric(AnchorBatch(model, inputs, compile=True), form="forward")
-        metric.matvec(v)
+        metrics[WAYS[3]] = AnchorMetric(AnchorBatch(model, inputs, compile=True), form="forward")
+        metrics[WAYS[3]].matvec(v)
         compile_seconds = time.perf_counter() - start
-        metrics[WAYS[3]] = metric
-    for name, metric in metrics.items():
-        ways[name] = lambda metric=metric: metric.matvec(v)  # type: ignore[misc]
+    ways |= {name: functools.partial(metric.matvec, v) for name, metric in metrics.items()}
     left_out: dict[str, str] = {}
     with evaluation(model, device):
         try:
@@ -121,8 +120,8 @@ def _by_hand(
 
     weights = {name: p.detach() for name, p in named.items()}
     direction = dict(zip(named, tangents, strict=True))
-    _, change = torch.func.jvp(function, (weights,), (direction,))
-    _, pullback = torch.func.vjp(function, weights)
+    change = torch.func.jvp(function, (weights,), (direction,))[1]
+    pullback = torch.func.vjp(function, weights)[1]
     (result,) = pullback(change / len(inputs))
     return _flat([result[name] for name in named])
 
@@ -168,7 +167,9 @@ def table(results: dict[str, Any]) -> str:
         [
             "seconds to compile",
             *(
-                "–" if results[n]["compile_seconds"] is None else f"{results[n]['compile_seconds']:.0f}"
+                "–"
+                if results[n]["compile_seconds"] is None
+                else f"{results[n]['compile_seconds']:.0f}"
                 for n in names
             ),
         ]

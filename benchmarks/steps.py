@@ -93,7 +93,8 @@ def measure(
         memory[name] = live.peak
     return {
         "inputs": case.batch,
-        "parameter_vector_bytes": 4 * sum(p.numel() for p in made[0].parameters() if p.requires_grad),
+        "parameter_vector_bytes": 4
+        * sum(p.numel() for p in made[0].parameters() if p.requires_grad),
         "rows": rows,
         "peak_bytes": memory,
         "parts": {name: _parts(loops[name], rounds) for name in (DEFAULT, NAMES[4])},
@@ -153,9 +154,12 @@ def table(results: dict[str, Any]) -> str:
         [ADAM, *(f"1 ({1000 * results[n]['rows'][ADAM]['seconds']:.0f} ms)" for n in names)],
     ]
     time_rows += [[way, *(ratio(results[n]["rows"][way]) for n in names)] for way in NAMES[1:]]
-    memory_rows = [[f"{ADAM}, MiB", *(f"{results[n]['peak_bytes'][ADAM] / 2**20:.0f}" for n in names)]]
+    memory_rows = [
+        [f"{ADAM}, MiB", *(f"{results[n]['peak_bytes'][ADAM] / 2**20:.0f}" for n in names)]
+    ]
     memory_rows += [
-        [f"{way}, over Adam", *(f"{_vectors(results[n], way):.1f}" for n in names)] for way in NAMES[1:]
+        [f"{way}, over Adam", *(f"{_vectors(results[n], way):.1f}" for n in names)]
+        for way in NAMES[1:]
     ]
     parts = [
         [part, *(f"{1000 * results['CNN']['parts'][way][part]:.1f}" for way in (DEFAULT, NAMES[4]))]

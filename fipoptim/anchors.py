@@ -42,7 +42,7 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(function(x) for x in inputs)
 
 
-def _tensors(inputs: Inputs) -> dict[str, Tensor]:
+def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
     """The tensors of ``inputs`` under a name to use in messages."""
     if isinstance(inputs, Tensor):
         return {"inputs": inputs}
@@ -53,7 +53,7 @@ def _tensors(inputs: Inputs) -> dict[str, Tensor]:
 
 def count_inputs(inputs: Inputs) -> int:
     """The number of anchors in ``inputs``."""
-    return next(iter(_tensors(inputs).values())).shape[0]
+    return next(iter(named_tensors(inputs).values())).shape[0]
 
 
 def split_inputs(inputs: Inputs, size: int) -> list[Inputs]:
@@ -97,7 +97,7 @@ def _checked_inputs(inputs: Any) -> Inputs:
             "inputs: must be a tensor, a tuple of tensors or a dict of tensors with the anchors along "
             f"dimension 0; got {type(inputs).__name__}."
         )
-    tensors = _tensors(form)
+    tensors = named_tensors(form)
     if not tensors:
         raise ValueError(f"inputs: got an empty {type(inputs).__name__}; give at least one tensor.")
     sizes: dict[str, int] = {}
@@ -338,9 +338,9 @@ class AnchorBatch:
             ValueError: As for the constructor.
         """
         new = _checked_inputs(inputs)
-        if _tensors(new).keys() != _tensors(self.inputs).keys():
+        if named_tensors(new).keys() != named_tensors(self.inputs).keys():
             raise TypeError(
-                f"inputs: the anchors held are {sorted(_tensors(self.inputs))}, got {sorted(_tensors(new))}."
+                f"inputs: the anchors held are {sorted(named_tensors(self.inputs))}, got {sorted(named_tensors(new))}."
             )
         reference = self._finite(self.outputs(new))
         joined = concatenate([self.inputs, new])

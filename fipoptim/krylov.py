@@ -27,7 +27,9 @@ def norm(v: Tensor) -> float:
         rows = torch.linalg.vector_norm(v[:whole].view(-1, _ROW), dim=1)
         result = math.hypot(
             float(torch.linalg.vector_norm(rows, dtype=torch.float64)),
-            float(torch.linalg.vector_norm(v[whole:], dtype=torch.float64)) if whole < v.numel() else 0.0,
+            float(torch.linalg.vector_norm(v[whole:], dtype=torch.float64))
+            if whole < v.numel()
+            else 0.0,
         )
     if 1e-15 < result < math.inf:
         return result
@@ -143,9 +145,7 @@ class KrylovSpace:
         self._T[: k + 1, k] = column
         self._T[k, : k + 1] = column
         scale = max(float(column.abs().max()), float(self.T.abs().max()))
-        self._queue.append(
-            _Candidate(outside, length, scale * self._rounding(q), k, self.size)
-        )
+        self._queue.append(_Candidate(outside, length, scale * self._rounding(q), k, self.size))
 
     def _close(self, q: Tensor, candidate: _Candidate) -> None:
         """Fill T's last column without a product: of A q_j only what the basis did not hold can meet q."""

@@ -1,4 +1,4 @@
-r"""The derivative of a function at any point, traced once: :math:`z`, :math:`v \mapsto J v` and :math:`u \mapsto J^\top u`.
+r"""The derivative of a function, traced once for all points: :math:`v \mapsto J v` and :math:`u \mapsto J^\top u`.
 
 Eagerly, every Jacobian-vector product evaluates the function again beside its tangents, and torch.func.linearize
 makes the weights constants of its trace, which is then of use for one step. Here the function, its forward-mode and
@@ -91,7 +91,7 @@ class Traced:
         seeded = torch.Generator().manual_seed(0)
 
         def random(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=seeded, dtype=torch.float64).to(like)
+            return torch.randn(like.shape, generator=seeded, dtype=like.dtype).to(like.device)
 
         v = [random(p) for p in moving]
         u = random(function(moving, fixed))
@@ -112,33 +112,31 @@ class Traced:
 
         try:
             module = make_fx(joint)(moving, fixed, v, u)
-            _simplify(module.graph)
+            _drop_zeros(module.graph)
             module.recompile()
             module = make_fx(torch.func.functionalize(module))(moving, fixed, v, u)
+            _check(module.graph)
+            _merge(module.graph)
+            self._cut(module, len(moving), len(fixed))
+            expected = joint(moving, fixed, v, u)
+            z, saved = self.primal(moving, fixed)
+            found = [z, self.tangent(saved, v), *self.pullback(saved, u)]
+        except NotTraceable:
+            raise
         except Exception as error:
             raise NotTraceable(f"{type(error).__name__}: {error}") from error
-        graph = module.graph
-        _check(graph)
-        _simplify(graph)
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        arguments = len(moving) + len(fixed)
-        self._cut(module, placeholders, arguments, len(moving), compile)
-        expected = joint(moving, fixed, v, u)
-        z, saved = self.primal(moving, fixed)
-        found = [z, self.tangent(saved, v), *self.pullback(saved, u)]
         if not all(close(ours, theirs, 1e-3) for ours, theirs in zip(found, expected, strict=True)):
             raise NotTraceable("the trace gives other values than the function")
+        if compile:
+            for part in ("_primal", "_tangent", "_pullback"):
+                compiled = torch.compile(getattr(self, part), fullgraph=True, dynamic=False)
+                setattr(self, part, compiled)
 
-    def _cut(
-        self,
-        module: fx.GraphModule,
-        placeholders: list[fx.Node],
-        arguments: int,
-        moving: int,
-        compile: bool,
-    ) -> None:
-        """Cut the graph at what the tangents and the cotangents first touch."""
+    def _cut(self, module: fx.GraphModule, moving: int, fixed: int) -> None:
+        """Cut the graph at what the tangents and the cotangent first touch."""
         graph = module.graph
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        arguments = moving + fixed
         primal, tangents = placeholders[:arguments], placeholders[arguments : arguments + moving]
         cotangent = placeholders[arguments + moving :]
         part: dict[fx.Node, str] = dict.fromkeys(primal, "primal")
@@ -155,14 +153,14 @@ class Traced:
         needed: dict[str, list[fx.Node]] = {}
         for name in ("tangent", "pullback"):
             results = [jv] if name == "tangent" else gradients
-            reads = {a for n, p in part.items() if p == name for a in n.all_input_nodes}
-            reads |= {node for node in results if part[node] == "primal"}
-            needed[name] = [n for n, p in part.items() if p == "primal" and n in reads]
+            used = {a for n, p in part.items() if p == name for a in n.all_input_nodes}
+            used |= {node for node in results if part[node] == "primal"}
+            needed[name] = [n for n, p in part.items() if p == "primal" and n in used]
         saved = list(dict.fromkeys(needed["tangent"] + needed["pullback"]))
         position = {node: i for i, node in enumerate(saved)}
         self._reads = {name: [position[n] for n in nodes] for name, nodes in needed.items()}
 
-        def build(name: str, inputs: list[fx.Node], results: list[fx.Node]) -> Callable[..., Any]:
+        def build(name: str, inputs: list[fx.Node], results: list[fx.Node]) -> fx.GraphModule:
             new = fx.Graph()
             copies = {node: new.placeholder(node.name) for node in inputs}
             for node in graph.nodes:
@@ -173,14 +171,17 @@ class Traced:
             _write_in_place(new)
             for node in new.nodes:
                 node.meta.clear()
-            built = fx.GraphModule(module, new)
-            return torch.compile(built, fullgraph=True, dynamic=False) if compile else built
+            return fx.GraphModule(module, new)
 
-        self._primal = build("primal", primal, [z, *saved])
-        self._tangent = build("tangent", needed["tangent"] + tangents, [jv])
-        self._pullback = build("pullback", needed["pullback"] + cotangent, gradients)
+        self._primal: Callable[..., Any] = build("primal", primal, [z, *saved])
+        self._tangent: Callable[..., Any] = build("tangent", needed["tangent"] + tangents, [jv])
+        self._pullback: Callable[..., Any] = build(
+            "pullback", needed["pullback"] + cotangent, gradients
+        )
 
-    def primal(self, moving: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def primal(
+        self, moving: Sequence[Tensor], fixed: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         """The outputs, and what the products at this point need."""
         z, *saved = self._primal(*moving, *fixed)
         return z, saved
@@ -213,45 +214,48 @@ def _check(graph: fx.Graph) -> None:
             raise NotTraceable(f"{node.target} draws random numbers")
 
 
-def _simplify(graph: fx.Graph) -> None:
-    """Drop what a trace computes twice or for nothing: aliases, repeated operations, products with zero."""
-    seen: dict[Any, fx.Node] = {}
+def _drop_zeros(graph: fx.Graph) -> None:
+    """Drop what is computed from tangents that are zero, as those of inputs are.
+
+    A zero that something writes to would be mistaken for one that stays; that the parts are compared with the
+    function finds it.
+    """
     zero: set[fx.Node] = set()
     for node in list(graph.nodes):
-        if node.op == "get_attr":
-            key: Any = ("get_attr", node.target)
-        elif node.op != "call_function":
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default  # what is dropped may have decided a layout
+        if _is_zero(node, zero):
+            zero.add(node)
+        if node.target is aten.add.Tensor and not node.kwargs:
+            a, b = node.args
+            other = b if a in zero else a if b in zero else None
+            if isinstance(other, fx.Node) and _same_dtype(other, node):
+                with graph.inserting_before(node):
+                    shape = list(node.meta["val"].shape)
+                    same = graph.call_function(aten.expand.default, (other, shape))
+                same.meta = dict(node.meta)
+                node.replace_all_uses_with(same)
+                graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _merge(graph: fx.Graph) -> None:
+    """Do once what is done twice, and leave out what does nothing; the graph writes to nothing."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op not in ("get_attr", "call_function"):
             continue
-        else:
-            if node.target in (aten.alias.default, aten.detach.default):
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
-                continue
-            if node.target is aten.view.default:
-                node.target = aten.reshape.default  # what is dropped may have decided a layout
-            if _is_zero(node, zero):
-                zero.add(node)
-            if node.target is aten.add.Tensor and not node.kwargs:
-                a, b = node.args
-                other = b if a in zero else a if b in zero else None
-                if isinstance(other, fx.Node) and _same_dtype(other, node):
-                    with graph.inserting_before(node):
-                        shape = list(node.meta["val"].shape)
-                        same = graph.call_function(aten.expand.default, (other, shape))
-                    same.meta = dict(node.meta)
-                    node.replace_all_uses_with(same)
-                    graph.erase_node(node)
-                    continue
-            if node.target is aten.copy.default and _same_layout(node.args[1], node):
-                node.replace_all_uses_with(node.args[1])
-                graph.erase_node(node)
-                continue
-            key = (node.target, _key(node.args), _key(node.kwargs))
-        if key in seen:
-            node.replace_all_uses_with(seen[key])
-            graph.erase_node(node)
-        else:
+        key = (node.target, _key(node.args), _key(node.kwargs))
+        same = seen.get(key)
+        if node.target in (aten.alias.default, aten.detach.default):
+            same = node.args[0]
+        elif node.target is aten.copy.default and _same_layout(node.args[1], node):
+            same = node.args[1]
+        if same is None:
             seen[key] = node
+        else:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
     graph.eliminate_dead_code()
 
 

@@ -25,6 +25,7 @@ from fipoptim.anchors import (
     count_inputs,
     evaluation,
     map_inputs,
+    named_tensors,
     split_inputs,
 )
 from fipoptim.krylov import KrylovSpace
@@ -34,8 +35,8 @@ Form = Literal["forward", "double-vjp"]
 Parameters = dict[str, Tensor]
 Function = Callable[[Parameters], Tensor]
 
-# On a CPU the anchors are linearized in blocks, whose intermediate results then stay in the cache: small ones of feature
-# maps, and else larger ones, the larger the more weights each block has to read and gradients to add to.
+# On a CPU the anchors are linearized in blocks, whose intermediate results then stay in the cache: small ones of
+# feature maps, and else larger ones, the larger the more weights each block reads and gradients it adds to.
 CONVOLUTION_BLOCK, BLOCK, WEIGHTS_AN_ANCHOR = 128, 512, 50_000
 
 # A trace is made for each shape of a block of anchors. Inputs of ever new shapes, or a model whose behaviour changes
@@ -428,7 +429,10 @@ class AnchorMetric:
 
     def _linearize(self) -> None:
         """Take today's outputs; keep what the products need if all anchors are evaluated at once."""
-        if self.anchors.chunk_size is None or count_inputs(self.sample.inputs) <= self.anchors.chunk_size:
+        if (
+            self.anchors.chunk_size is None
+            or count_inputs(self.sample.inputs) <= self.anchors.chunk_size
+        ):
             self._kept = None
             self._kept = list(self._fresh())
         outputs = []
@@ -511,9 +515,8 @@ class AnchorMetric:
 
     def _fixed(self, inputs: Inputs) -> list[Tensor]:
         """All that the outputs depend on, other than the parameters differentiated by."""
-        values = [x for part in self._others() for x in part.values()]
-        map_inputs(lambda x: values.append(x) or x, self._prepared(inputs))
-        return values
+        others = [x for part in self._others() for x in part.values()]
+        return others + list(named_tensors(self._prepared(inputs)).values())
 
     def _prepared(self, inputs: Inputs) -> Inputs:
         """``inputs`` where the model is, in the layout that it is traced for."""
@@ -617,7 +620,9 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
 def _wrong(anchors: AnchorBatch, params: Sequence[Tensor], few: Inputs, form: Form) -> str | None:
     """What is wrong with products of this form on the anchors ``few``, or None."""
     try:
-        metric = AnchorMetric(anchors, params, sample=Sample(few, anchors.reference), form=form, trace=False)
+        metric = AnchorMetric(
+            anchors, params, sample=Sample(few, anchors.reference), form=form, trace=False
+        )
         seeded = torch.Generator().manual_seed(0)
 
         def random(shape: Sequence[int], like: Tensor) -> Tensor:

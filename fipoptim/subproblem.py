@@ -166,6 +166,7 @@ def solve_on_sphere(
         space.add_start(c)
     else:
         use_fill()
+    del c  # of the size of the weights, and in the basis now
     solution = _Small(torch.zeros(0, dtype=torch.float64), 0.0, 0.0)
     residual: float | None = 0.0
     while True:

@@ -8,12 +8,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from benchmarks.memory import LiveMemory
 from cases import all_cases, build
 from curvlinops import GGNLinearOperator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
 from fipoptim.metric import _TRACES, BLOCK, MOST_STALE, MOST_TRACES
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
 from fipoptim.metric import BLOCK
 
@@ -114,12 +115,40 @@ def test_max_drift_that_holds_takes_one_evaluation_of_all_anchors() -> None:
 def test_a_product_reads_three_numbers_however_long_its_vectors() -> None:
     one = count_of_a_step(solver=Solver(products=1, tol=0.0)).reads
     many = count_of_a_step(solver=Solver(products=11, tol=0.0)).reads
-    assert many - one <= 10 * 60  # of the small problem on the CPU, whose tensors are never on a GPU
+    assert (
+        many - one <= 10 * 60
+    )  # of the small problem on the CPU, whose tensors are never on a GPU
     model = network()
     metric = AnchorMetric(AnchorBatch(model, torch.randn(ANCHORS, IN)))
     with Passes() as counter:
         metric.matvec(torch.randn(metric.size))
     assert counter.reads == 0
+
+
+@pytest.mark.parametrize(("precondition", "further"), [(None, 4), ("adam", 8)])
+@pytest.mark.parametrize("products", [1, 3, 8])
+def test_a_step_needs_a_vector_a_product_and_few_more(
+    products: int, precondition: str | None, further: int
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(512, 512), nn.Linear(512, 8))
+    size = 4 * sum(p.numel() for p in model.parameters())
+    solver = Solver(products=products, tol=0.0)
+    anchors = AnchorBatch(model, torch.randn(24, 64), chunk_size=8)
+
+    def peak(optimizer: torch.optim.Optimizer) -> int:
+        for _ in range(3):  # the last step has its trace, its state and a drift to correct
+            optimizer.zero_grad()
+            model(torch.randn(8, 64)).square().sum().backward()
+            with LiveMemory() as memory:
+                optimizer.step()
+        return memory.peak
+
+    ours = peak(FIPOptimizer(model.parameters(), anchors, precondition=precondition, solver=solver))
+    adam = peak(torch.optim.Adam(model.parameters()))
+    with LiveMemory() as chunk:
+        model(torch.randn(8, 64))
+    assert ours <= adam + (products + further) * size + chunk.peak
 
 
 def test_a_product_runs_no_model_and_its_blocks_share_a_trace() -> None:

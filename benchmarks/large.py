@@ -1,0 +1,64 @@
+"""The largest case: ``python -m benchmarks.large`` takes one step of 100 million weights on 10,000 anchors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from benchmarks.__main__ import RESULTS
+from benchmarks.growth import mlp
+from fipoptim import AnchorBatch, FIPOptimizer, Solver
+from recipes.report import environment
+
+
+def main() -> None:
+    """One step, with progress; prints and writes what it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parameters", type=int, default=10**8)
+    parser.add_argument("--anchors", type=int, default=10_000)
+    parser.add_argument("--chunk-size", type=int, default=1000)
+    parser.add_argument("--products", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    model = mlp(arguments.parameters, inputs=784)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{count:,} weights, {arguments.anchors:,} anchors", flush=True)
+    anchors = AnchorBatch(
+        model,
+        torch.randn(arguments.anchors, 784),
+        chunk_size=arguments.chunk_size,
+        progress=partial(tqdm, desc="anchors", unit="chunk"),
+    )
+    solver = Solver(products=arguments.products, tol=0.0)
+    optimizer = FIPOptimizer(model.parameters(), anchors, beta=1.0, eps=1e-2, solver=solver)
+    seconds = []
+    for _ in range(2):  # the first step has no drift to correct
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.randn(100, 784)), torch.randint(10, (100,))).backward()
+        start = time.perf_counter()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+        print(optimizer.last_step, flush=True)
+    record = {
+        "benchmark": "large",
+        "config": vars(arguments),
+        "environment": environment(torch.device("cpu")),
+        "parameters": count,
+        "seconds_of_two_steps": seconds,
+        "peak_process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "last_step": str(optimizer.last_step),
+    }
+    (RESULTS / "large.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
