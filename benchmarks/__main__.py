@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds",
         type=int,
-        default=9,
+        default=7,
         help="repetitions of each product's timing, and twice those of a step's",
     )
     parser.add_argument("--seed", type=int, default=0)

@@ -94,7 +94,6 @@ class Traced:
             return torch.randn(like.shape, generator=seeded, dtype=like.dtype).to(like.device)
 
         v = [random(p) for p in moving]
-        u = random(function(moving, fixed))
 
         def joint(
             moving: list[Tensor], fixed: list[Tensor], v: list[Tensor], u: Tensor
@@ -111,6 +110,7 @@ class Traced:
             return [z.detach(), jv, *gradients]
 
         try:
+            u = random(function(moving, fixed))
             module = make_fx(joint)(moving, fixed, v, u)
             _drop_zeros(module.graph)
             module.recompile()

@@ -211,8 +211,9 @@ class AnchorMetric:
         params: The parameters, all of the model's; None takes those that require a gradient.
         sample: The anchors to use with their reference; None takes all, plain.
         form: ``"forward"`` (forward-mode AD) or ``"double-vjp"``; None probes which one is right.
-        trace: Trace the forward form once for each shape of anchors, which takes some tenths of a second; products
-            are then about twice as fast, and do not run the model. A model that cannot be traced is run.
+        trace: Trace the forward form once for each shape of anchors, which takes tenths of a second for a small
+            network and seconds for a deep one; products are then faster, and do not run the model. A model that
+            cannot be traced is run.
 
     Attributes:
         names: The parameters' names in the model.
@@ -444,10 +445,9 @@ class AnchorMetric:
 
     def _linearized(self, inputs: Inputs) -> _Chunk:
         if self.traced:
-            moving = list(self._primals().values())
-            traced = self._trace(inputs, moving)
-            if traced is not None:
-                return _TracedChunk(traced, moving, self._fixed(inputs))
+            chunk = self._traced_chunk(inputs)
+            if chunk is not None:
+                return chunk
         return _EagerChunk(self._function(inputs), self._primals(), self.form)
 
     def _blocks(self) -> list[Inputs]:
@@ -477,15 +477,16 @@ class AnchorMetric:
     def _traces(self) -> _Traces:
         return _TRACES.setdefault(self.anchors, _Traces())
 
-    def _trace(self, inputs: Inputs, moving: list[Tensor]) -> Traced | None:
-        """The traced derivative for inputs of this shape, or None where there is none that can be trusted."""
-        traces, fixed = self._traces, self._fixed(inputs)
+    def _traced_chunk(self, inputs: Inputs) -> _TracedChunk | None:
+        """``inputs`` linearized by a trace, or None where there is none that can be trusted."""
+        traces = self._traces
         if traces.stale >= MOST_STALE:
             return None
+        moving, fixed = list(self._primals().values()), self._fixed(inputs)
         key = (
             id(self.anchors.model),
             tuple(self.names),
-            tuple((x.shape, x.dtype, x.device) for x in (*moving, *fixed)),
+            tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*moving, *fixed)),
         )
         if key not in traces.by_shape:
             if len(traces.by_shape) >= MOST_TRACES:
@@ -503,9 +504,10 @@ class AnchorMetric:
             except NotTraceable:
                 if traces.channels_last and self._prefers_channels_last():
                     traces.channels_last = False
-                    return self._trace(inputs, moving)
+                    return self._traced_chunk(inputs)
                 traces.by_shape[key] = None
-        return traces.by_shape[key]
+        traced = traces.by_shape[key]
+        return None if traced is None else _TracedChunk(traced, moving, fixed)
 
     def _others(self) -> Weights:
         """Parameters that are not differentiated by, and buffers."""

@@ -440,9 +440,9 @@ class FIPOptimizer(Optimizer):
         """Solve Eq. 4 as the solver's settings say."""
         solver = self.solver
         adaptive = solver.products == "adaptive"
-        if (adaptive or solver.products == 0) and bool(linear.any()):
+        if adaptive or solver.products == 0:
             first = self._first_order(metric, linear, weight, length)
-            if not adaptive or self._accepts(first.change, first.multiplier):
+            if first and (not adaptive or self._accepts(first.change, first.multiplier)):
                 return first
         solution = solve_on_sphere(
             metric.matvec,
@@ -461,9 +461,11 @@ class FIPOptimizer(Optimizer):
 
     def _first_order(
         self, metric: AnchorMetric, linear: Tensor, weight: Tensor | None, length: float
-    ) -> SphereSolution:
-        r"""The step without products, and what one Jacobian-vector product says of it."""
+    ) -> SphereSolution | None:
+        r"""The step without products, and what one Jacobian-vector product says of it; None if there is none."""
         step, gain = first_order_step(linear, length, weight)
+        if gain == 0.0:
+            return None
         change = _rms(metric.jvp(step))
         # Eq. 4 restricted to this line: its multiplier is negative where the step passes the line's minimum.
         return SphereSolution(step, (gain / 2 - change**2) / length**2, change, 0, None)

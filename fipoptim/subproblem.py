@@ -89,12 +89,15 @@ def first_order_step(
 
     Both are zero if ``c`` is.
     """
-    scaled = linear if weight is None else linear * weight.rsqrt()
-    size = norm(scaled)
+    if weight is None:
+        direction, size = linear.clone(), norm(linear)
+    else:
+        direction = weight.rsqrt().mul_(linear)
+        size = norm(direction)
+        torch.div(linear, weight, out=direction)
     if size == 0.0:
-        return torch.zeros_like(linear), 0.0
-    direction = linear if weight is None else linear / weight
-    return direction * (-length / size), length * size
+        return direction, 0.0
+    return direction.mul_(-length / size), length * size
 
 
 def solve_on_sphere(

@@ -323,3 +323,21 @@ NAN = torch.full((3, 4), math.nan)
 def test_bad_input_is_named(build_it: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build_it()
+
+
+def test_progress_sees_every_chunk_of_every_pass() -> None:
+    passes: list[int] = []
+
+    def progress(chunks):
+        passes.append(len(chunks))
+        return iter(chunks)
+
+    model = nn.Linear(2, 2)
+    anchors = AnchorBatch(model, torch.randn(10, 2), chunk_size=4, progress=progress)
+    metric = AnchorMetric(anchors, form="forward")
+    before = len(passes)
+    metric.matvec(torch.randn(metric.size))
+    anchors.drift()
+    assert passes[before:] == [3, 3]
+    with pytest.raises(TypeError, match="^progress: must be callable or None, got int"):
+        AnchorBatch(model, torch.randn(10, 2), progress=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 
 import numpy as np
@@ -382,6 +383,48 @@ def test_frozen_parameters_are_not_differentiated_by_and_may_change() -> None:
         v = torch.randn(traced.size, dtype=torch.float64)
         torch.testing.assert_close(traced.matvec(v), run.matvec(v))
     assert len(_TRACES[anchors].by_shape) == 1
+
+
+class Viewing(nn.Module):
+    """Reads its feature maps with ``view``, which takes them in one layout only."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(2, 3, 3, dtype=torch.float64)
+        self.head = nn.Linear(3 * 4 * 4, 2, dtype=torch.float64)
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).tanh()
+        return self.head(y.view(len(y), -1) if self.view else y.flatten(1))
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_images_are_traced_channels_last_where_the_model_allows_it(view: bool) -> None:
+    model = Viewing(view)
+    inputs = torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    anchors = AnchorBatch(model, inputs)
+    metric = AnchorMetric(anchors)
+    assert metric.traced
+    assert _TRACES[anchors].channels_last == (not view)
+    jac = oracle.jacobian(model, inputs, "logits", params_of(model))
+    v = torch.randn(metric.size, dtype=torch.float64)
+    np.testing.assert_allclose(metric.matvec(v).numpy(), oracle.metric(jac) @ v.numpy(), rtol=1e-9)
+    torch.testing.assert_close(metric.outputs_now(), anchors.reference)
+
+
+@all_cases
+def test_the_parts_compile_without_a_graph_break(name: str, monkeypatch) -> None:
+    # What is generated is torch's affair, and takes a C++ compiler; that nothing is left to Python is ours.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    case = build(name)
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs, compile=True), form="forward")
+    assert metric.traced
+    run = AnchorMetric(AnchorBatch(case.model, case.inputs), form="forward", trace=False)
+    v = torch.randn(metric.size, dtype=torch.float64)
+    torch.testing.assert_close(metric.matvec(v), run.matvec(v))
+    torch._dynamo.reset()
 
 
 def test_traces_go_with_their_anchors() -> None:
