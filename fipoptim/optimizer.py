@@ -43,8 +43,8 @@ class StepInfo:
         drift: Mean over anchors of :math:`\|z - z_{ref}\|^2` after the step: over all anchors if ``max_drift`` is
             given, else over this step's.
         iterations: Metric products taken.
-        residual: Relative KKT residual of Eq. 4 where the solution converged; None where the step took no product or
-            all it was allowed, as to know it would take another half of a product.
+        residual: Relative KKT residual of Eq. 4; None where the step took no product, or all that it was allowed: to
+            know it would take half a product more.
         backtracks: How often the step was shortened or replaced to hold ``max_drift``.
     """
 
