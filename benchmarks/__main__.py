@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import growth, products, steps
+from benchmarks import growth, products, record, steps
 from benchmarks.cases import CASES
-from recipes.report import environment
 
-RESULTS = Path(__file__).parent / "results"
 SUITES = ("products", "steps", "growth")
 # On a CPU to compile a large network's derivative takes minutes.
 COMPILED = ("LeNet-300-100", "CNN", "ResNet-20")
@@ -29,14 +26,14 @@ def main() -> None:
         "--rounds",
         type=int,
         default=7,
-        help="repetitions of each product's timing, and twice those of a step's",
+        help="timings of each product; of a step half as many, and three at least",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile-all", action="store_true", help="torch.compile on every case")
     parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results)")
     arguments = parser.parse_args()
     device, seed, rounds = arguments.device, arguments.seed, arguments.rounds
-    out = arguments.out or RESULTS
+    out = arguments.out or record.RESULTS
     out.mkdir(parents=True, exist_ok=True)
     suffix = "" if device.type == "cpu" else f"_{device.type}"
     for suite in arguments.suites:
@@ -53,17 +50,16 @@ def main() -> None:
             results = growth.run(seed=seed, device=device)
             text = growth.table(results)
             growth.plot(results, out / f"growth{suffix}.png")
-        record = {
-            "benchmark": suite,
+        seconds = time.perf_counter() - start
+        found = {
             "command": f"python -m benchmarks --suites {suite} --device {device} "
             f"--rounds {rounds} --seed {seed}",
-            "environment": environment(device),
-            "seconds": time.perf_counter() - start,
+            "seconds": seconds,
             "results": results,
         }
-        (out / f"{suite}{suffix}.json").write_text(json.dumps(record, indent=1) + "\n")
+        record.write(out / f"{suite}{suffix}.json", suite, device, found)
         (out / f"{suite}{suffix}.md").write_text(text)
-        print(f"\n{suite} ({record['seconds']:.0f} s)\n\n{text}", flush=True)
+        print(f"\n{suite} ({seconds:.0f} s)\n\n{text}", flush=True)
 
 
 if __name__ == "__main__":

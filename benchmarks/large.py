@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from benchmarks.__main__ import RESULTS
+from benchmarks import record
 from benchmarks.growth import mlp
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from recipes.report import environment
 
 
 def main() -> None:
@@ -47,17 +46,15 @@ def main() -> None:
         optimizer.step()
         seconds.append(time.perf_counter() - start)
         print(optimizer.last_step, flush=True)
-    record = {
-        "benchmark": "large",
+    found = {
         "config": vars(arguments),
-        "environment": environment(torch.device("cpu")),
         "parameters": count,
         "seconds_of_two_steps": seconds,
         "peak_process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "last_step": str(optimizer.last_step),
     }
-    (RESULTS / "large.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+    record.write(record.RESULTS / "large.json", "large", torch.device("cpu"), found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.__main__ import RESULTS
+from benchmarks import record
 from fipoptim import AnchorBatch, FIPOptimizer
+from fipoptim.anchors import squared_distance
 from recipes.data import DataError, load_pair
 from recipes.networks import paper_cnn
 from recipes.new_task import DEFAULTS, functionally_invariant
-from recipes.report import environment
 from recipes.training import (
     adam_one_cycle,
     minibatches,
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS / "new_task_steps.json")
+    parser.add_argument("--out", type=Path, default=record.RESULTS / "new_task_steps.json")
     arguments = parser.parse_args()
     seed, settings = arguments.seed, DEFAULTS["mnist"]
     try:
@@ -91,24 +91,21 @@ def main() -> None:
         assert isinstance(ours, FIPOptimizer)
         assert ours.last_step is not None
         products[ours.last_step.iterations] += 1
-    record = {
-        "benchmark": "new_task_steps",
+    found = {
         "command": f"python -m benchmarks.new_task --data-root DIR --seed {seed}",
-        "environment": environment(torch.device("cpu")),
         "steps": steps,
         "milliseconds_a_step": {name: 1000 * s / steps for name, s in seconds.items()},
         "ratio_to_distillation": seconds["fipoptim"] / seconds["distillation"],
         "ratio_to_adam": seconds["fipoptim"] / seconds["adam"],
         "steps_by_products": dict(sorted(products.items())),
     }
-    print(json.dumps(record, indent=1))
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    record.write(arguments.out, "new_task_steps", torch.device("cpu"), found)
 
 
 def _distance(model: nn.Module, anchors: AnchorBatch, number: int) -> Tensor:
     sample = anchors.sample(number)
-    distance: Tensor = (model(sample.inputs) - sample.reference).square().sum(dim=1).mean()
-    return distance
+    return squared_distance(model(sample.inputs), sample.reference).mean()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from benchmarks.cases import CASES, Case
 from benchmarks.memory import LiveMemory
 from benchmarks.timing import markdown, ratio, side_by_side
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
+from fipoptim.anchors import squared_distance
 
 ADAM, DISTILLATION, DEFAULT = "Adam", "Adam with distillation", "fipoptim, default"
 PRODUCTS = (1, 3, 8)
@@ -70,8 +71,8 @@ class Loop:
         with torch.autocast(self.new.device.type, torch.bfloat16, enabled=self.bf16):
             loss = F.cross_entropy(self.model(self.new), self.labels)
         if self.distils:
-            distance = self.model(self.batch.inputs) - self.batch.reference
-            loss = loss + distance.square().sum(dim=1).mean()
+            outputs = self.model(self.batch.inputs)
+            loss = loss + squared_distance(outputs, self.batch.reference).mean()
         loss.backward()
         self.optimizer.step()
 

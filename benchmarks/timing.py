@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from recipes.training import synchronize
+
 Row = dict[str, float]
 
 
@@ -28,10 +30,10 @@ def side_by_side(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for i in tqdm(range(rounds + 1), desc=title, unit="round", leave=False):
         for name, run in ways.items():
-            _wait(device)
+            synchronize(device)
             start = time.perf_counter()
             run()
-            _wait(device)
+            synchronize(device)
             if i > 0:
                 seconds[name].append(time.perf_counter() - start)
     rows = {}
@@ -44,11 +46,6 @@ def side_by_side(
             "ratio_max": max(ratios),
         }
     return rows
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def markdown(columns: list[str], rows: list[list[Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import itertools
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,28 +35,12 @@ def paper_cnn(classes: int = 20) -> nn.Sequential:
 
 def digits_mlp(classes: int = 10) -> nn.Sequential:
     """A small network for inputs ``(n, 1, 8, 8)``: two hidden layers of 128 and 64 units."""
-    model = nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(64, 128),
-        nn.ReLU(),
-        nn.Linear(128, 64),
-        nn.ReLU(),
-        nn.Linear(64, classes),
-    )
-    return _initialise(model)
+    return _fully_connected(64, 128, 64, classes)
 
 
 def lenet_300_100(classes: int = 10) -> nn.Sequential:
     """The fully connected network of LeCun et al. for inputs ``(n, 1, 28, 28)``: 266,200 weights and 410 biases."""
-    model = nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(784, 300),
-        nn.ReLU(),
-        nn.Linear(300, 100),
-        nn.ReLU(),
-        nn.Linear(100, classes),
-    )
-    return _initialise(model)
+    return _fully_connected(784, 300, 100, classes)
 
 
 class BasicBlock(nn.Module):
@@ -93,17 +77,14 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        self.stages = [f"layer{i + 1}" for i in range(len(widths))]
         inputs = widths[0]
-        for i, width in enumerate(widths):
+        for i, (name, width) in enumerate(zip(self.stages, widths, strict=True)):
             layers = []
             for j in range(blocks):
                 layers.append(BasicBlock(inputs, width, stride=2 if i > 0 and j == 0 else 1))
                 inputs = width
-            stages[f"layer{i + 1}"] = nn.Sequential(*layers)
-        for name, stage in stages.items():
-            self.add_module(name, stage)
-        self.stages = tuple(stages)
+            self.add_module(name, nn.Sequential(*layers))
         self.linear = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,6 +109,13 @@ def narrow_resnet18(classes: int = 100) -> ResNet:
 def network_for(family: str, classes: int) -> nn.Sequential:
     """The network for a family of ``recipes.data.DATASETS``."""
     return {"digits": digits_mlp, "mnist": paper_cnn}[family](classes)
+
+
+def _fully_connected(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return _initialise(nn.Sequential(*layers[:-1]))
 
 
 def _initialise(model: nn.Sequential) -> nn.Sequential:

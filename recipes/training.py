@@ -72,7 +72,7 @@ def train(
         loss.backward()
         optimizer.step()
         scheduler.step()
-        _synchronize(inputs.device)
+        synchronize(inputs.device)
         seconds += time.perf_counter() - start
         if after_step is not None:
             after_step(step)
@@ -110,7 +110,7 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: in
     return 100.0 * right / len(inputs)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits for the device, so that seconds are those of the work and not of its queueing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
