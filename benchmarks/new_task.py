@@ -39,12 +39,18 @@ def main() -> None:
     """Run, print the means, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--download", action="store_true", help="fetch what is missing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=record.RESULTS / "new_task_steps.json")
     arguments = parser.parse_args()
     seed, settings = arguments.seed, DEFAULTS["mnist"]
     try:
-        mnist, fashion = load_pair("mnist", "fashion-mnist", data_root=arguments.data_root)
+        mnist, fashion = load_pair(
+            "mnist",
+            "fashion-mnist",
+            data_root=arguments.data_root,
+            download=arguments.download,
+        )
     except DataError as error:
         parser.error(str(error))
     seed_everything(seed)
