@@ -354,11 +354,22 @@ class AnchorMetric:
         g = torch.stack([self.matvec(column) for column in eye])
         return (g + g.T) / 2
 
-    def diagonal(self) -> Tensor:
+    def diagonal(
+        self, probes: int | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         r"""The diagonal of ``g``, shape ``(n,)``: :math:`\frac1N \sum_{i,k} (\partial z_{ik}/\partial w_j)^2`.
 
-        Exact, from per-anchor gradients of each output: N m of them, vectorized over anchors.
+        Args:
+            probes: None is exact, from per-anchor gradients of each output: N m of them, vectorized over anchors. A
+                number is an unbiased estimate from that many pullbacks, :math:`\frac1N (J^\top u)_j^2` for random
+                signs ``u``, averaged: its standard deviation is about :math:`\sqrt{2/\text{probes}}` of the value.
+            generator: Where the signs are drawn, on the CPU; None is torch's own.
+
+        Raises:
+            ValueError: If ``probes`` is not positive.
         """
+        if probes is not None:
+            return self._estimated_diagonal(probes, generator)
         primals = self._primals()
         total = torch.zeros(self.size, dtype=self._dtype, device=self.params[0].device)
         count, outputs = self.outputs.shape
@@ -376,6 +387,17 @@ class AnchorMetric:
                     rows = gradient(primals, part, k)
                     total += self.flatten(rows[name].square().sum(dim=0) for name in self.names)
         return total / count
+
+    def _estimated_diagonal(self, probes: int, generator: torch.Generator | None) -> Tensor:
+        if probes < 1:
+            raise ValueError(f"probes: must be a positive number of pullbacks, got {probes!r}.")
+        z = self.outputs
+        total = torch.zeros(self.size, dtype=self._dtype, device=self.params[0].device)
+        for _ in range(probes):
+            signs = torch.randint(2, z.shape, generator=generator).mul_(2).sub_(1)
+            row = self.vjp(signs.to(z.device, z.dtype))
+            total.addcmul_(row, row)
+        return total / (probes * len(z))
 
     def spectrum(self, k: int, *, tol: float = 1e-4, max_products: int | None = None) -> Tensor:
         """The ``k`` largest eigenvalues of ``g``, descending, shape ``(k,)``, float64.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 
 import numpy as np
 import oracle
@@ -77,6 +78,42 @@ def test_logit_products_are_the_generalized_gauss_newton_of_the_squared_error(na
     v = torch.randn(metric.size, dtype=torch.float64)
     # The Hessian of the summed squared error is twice the identity.
     torch.testing.assert_close(2 * n_anchors * metric.matvec(v), ggn @ v, rtol=1e-9, atol=1e-12)
+
+
+@all_cases
+def test_the_estimated_diagonal_is_the_mean_of_squared_pullbacks(name: str) -> None:
+    case = build(name)
+    jac = oracle.jacobian(case.model, case.inputs, "logits", params_of(case.model))
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    estimate = metric.diagonal(3, generator=torch.Generator().manual_seed(5))
+    drawn = torch.Generator().manual_seed(5)
+    rows = [
+        np.einsum("ikn,ik->n", jac, 2.0 * torch.randint(2, jac.shape[:2], generator=drawn) - 1)
+        for _ in range(3)
+    ]
+    expected = np.mean(np.square(rows), axis=0) / len(jac)
+    np.testing.assert_allclose(estimate.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_estimated_diagonal_is_unbiased_and_as_noisy_as_it_says() -> None:
+    case = build("mlp")
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    exact = metric.diagonal()
+    seeded = torch.Generator().manual_seed(0)
+    estimates = torch.stack([metric.diagonal(8, generator=seeded) for _ in range(400)])
+    moved = exact > 1e-6 * exact.max()
+    relative = estimates[:, moved] / exact[moved]
+    assert relative.mean(dim=0).sub(1).abs().max() < 5 * math.sqrt(2 / 8 / 400)
+    # Signs, unlike Gaussian noise, have no variance where a single output depends on a weight.
+    assert 0 < relative.std(dim=0).mean() < 1.2 * math.sqrt(2 / 8)
+
+
+@pytest.mark.parametrize("probes", [0, -1])
+def test_a_diagonal_without_probes_is_refused(probes: int) -> None:
+    case = build("mlp")
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    with pytest.raises(ValueError, match=f"probes: .* got {probes}"):
+        metric.diagonal(probes)
 
 
 @all_cases
