@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import copy
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,16 @@ from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from recipes import report
 from recipes.data import DATASETS, DataError, Task, check_pair, load_pair
 from recipes.networks import network_for
+from recipes.options import (
+    add_data_options,
+    add_run_options,
+    fraction,
+    or_none,
+    positive,
+    products,
+    usable_device,
+    whole,
+)
 from recipes.report import Curve, Outcome
 from recipes.training import (
     accuracy,
@@ -310,7 +319,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     settings = _settings(parser, arguments)
-    device = _device(parser, arguments.device)
+    device = usable_device(parser, arguments.device)
     out: Path = arguments.out
     task1, task2 = _tasks(parser, arguments)
     if settings.anchors > len(task1.train_inputs):
@@ -431,17 +440,6 @@ def _settings(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     return settings
 
 
-def _device(parser: argparse.ArgumentParser, name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(
-            f"argument --device: {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        )
-    return device
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
@@ -449,48 +447,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Defaults in brackets are those for digits / for mnist and fashion-mnist.",
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--task1", choices=list(DATASETS), default="digits-low", help="[%(default)s]")
-    data.add_argument(
-        "--task2", choices=list(DATASETS), default="digits-high", help="[%(default)s]"
-    )
-    data.add_argument(
-        "--data-root",
-        type=Path,
-        default=Path("data"),
-        metavar="DIR",
-        help="folder of torchvision's data sets [%(default)s]",
-    )
-    data.add_argument("--download", action="store_true", help="fetch data that is not there")
-
-    data.add_argument(
-        "--validation",
-        type=_fraction,
-        default=0.0,
-        metavar="SHARE",
-        help="test on this share of the training inputs, held out, instead of the test set: for choosing settings",
-    )
+    names = [name for name, info in DATASETS.items() if info.family in DEFAULTS]
+    data.add_argument("--task1", choices=names, default="digits-low", help="[%(default)s]")
+    data.add_argument("--task2", choices=names, default="digits-high", help="[%(default)s]")
+    add_data_options(data)
 
     where = parser.add_argument_group("run")
-    seed = where.add_mutually_exclusive_group()
-    seed.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="[%(default)s]")
-    seed.add_argument(
-        "--seeds",
-        type=_whole(0, 2**32 - 1),
-        nargs="+",
-        metavar="SEED",
-        help="several, one run each",
-    )
-    where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... [%(default)s]")
-    where.add_argument(
-        "--out", type=Path, default=Path("runs") / RECIPE, metavar="DIR", help="[%(default)s]"
-    )
+    add_run_options(where, RECIPE)
     where.add_argument(
         "--keep-networks",
         action="store_true",
         help="also keep the networks along the path, for FIPPath.open, in the folder networks of --out",
-    )
-    where.add_argument(
-        "--no-progress", dest="progress", action="store_false", help="no progress bars"
     )
 
     def setting(group: argparse._ArgumentGroup, option: str, help: str, **keywords: Any) -> None:
@@ -502,8 +469,8 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(option, default=argparse.SUPPRESS, help=f"{help} [{shown}]", **keywords)
 
     learning = parser.add_argument_group("training")
-    count = {"type": _whole(1), "metavar": "N"}
-    rate = {"type": _positive, "metavar": "X"}
+    count = {"type": whole(1), "metavar": "N"}
+    rate = {"type": positive, "metavar": "X"}
     setting(learning, "--task1-epochs", "epochs on task 1", **count)
     setting(learning, "--epochs", "epochs on task 2", **count)
     setting(learning, "--batch-size", "inputs of a training step", **count)
@@ -516,7 +483,7 @@ def _parser() -> argparse.ArgumentParser:
         path,
         "--anchor-batch",
         "anchors drawn for each step, or none for all",
-        type=_or_none(_whole(1)),
+        type=or_none(whole(1)),
         metavar="N",
     )
     setting(
@@ -529,14 +496,14 @@ def _parser() -> argparse.ArgumentParser:
         path,
         "--momentum",
         "share of the last step's gradient that is kept",
-        type=_fraction,
+        type=fraction,
         metavar="X",
     )
     setting(
         path,
         "--precondition",
         "geometry of the step",
-        type=_or_none(str),
+        type=or_none(str),
         choices=["adam", None],
         metavar="{adam,none}",
     )
@@ -544,7 +511,7 @@ def _parser() -> argparse.ArgumentParser:
         path,
         "--products",
         "metric products a step: a number, or adaptive",
-        type=_products,
+        type=products,
         metavar="N",
     )
     setting(path, "--max-products", "most products of an adaptive step", **count)
@@ -552,67 +519,17 @@ def _parser() -> argparse.ArgumentParser:
         path,
         "--radius",
         "how far an adaptive step may move the outputs on the anchors",
-        type=_or_none(_positive),
+        type=or_none(positive),
         metavar="X",
     )
     setting(
         path,
         "--max-drift",
         "bound that drift on the anchors never passes",
-        type=_or_none(_positive),
+        type=or_none(positive),
         metavar="X",
     )
     return parser
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument type: an integer of at least ``least``, at most ``most``."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least or (most is not None and value > most):
-            bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range: give a whole number {bounds}"
-            )
-        return value
-
-    return parse
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: give a number above 0")
-    return value
-
-
-def _fraction(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: give 0 or more, less than 1")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
-
-
-def _products(text: str) -> str | int:
-    return text if text == "adaptive" else _whole(0)(text)
-
-
-def _or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: None if text == "none" else parse(text)
 
 
 if __name__ == "__main__":

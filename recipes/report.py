@@ -104,8 +104,13 @@ def write_results(
         "environment": environment,
         "metrics": metrics,
     }
+    write_json(path, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
@@ -119,7 +124,7 @@ def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
                 for row in zip(curve.steps, curve.task1, curve.task2, curve.drift, strict=True):
                     rows.writerow([method, *row])
 
-    _replace(path, write)
+    replace(path, write)
 
 
 def plot_curves(path: Path, *, fip: Curve, naive: Curve, task1: str, task2: str) -> None:
@@ -163,7 +168,7 @@ def plot_curves(path: Path, *, fip: Curve, naive: Curve, task1: str, task2: str)
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("drift on anchors")
     figure.suptitle(f"{task1}, then {task2}", fontsize=12)
-    _replace(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+    replace(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
     plt.close(figure)
 
 
@@ -194,11 +199,14 @@ def table(methods: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, t
         [label, *(_mean_and_deviation([m[key] for m in runs], form) for runs in methods.values())]
         for key, label, form in rows
     ]
-    lines = [["", *methods], *body]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return aligned([["", *methods], *body])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text: the first is the heading, the first column is to the left, numbers are to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     printed = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
     rule = "-" * len(printed[0])
     return "\n".join([printed[0], rule, *printed[1:]])
@@ -231,7 +239,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine() or sys.platform
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Writes beside ``path`` and renames, so that an interrupted run leaves no half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
