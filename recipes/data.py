@@ -1,7 +1,7 @@
-"""The named data sets of the recipes, whole in memory, as pairs of tasks that share one head.
+"""The named data sets of the recipes, whole in memory, alone or as pairs of tasks that share one head.
 
-Inputs are float32 images ``(n, 1, height, width)``: scaled to [0, 1], then ``(x - mean) / std`` with the mean and
-standard deviation over all pixels of the data set's own training split, written down in ``DATASETS``.
+Inputs are float32 images ``(n, channels, height, width)``: scaled to [0, 1], then ``(x - mean) / std`` with the mean
+and standard deviation of each channel over the data set's own training split, written down in ``DATASETS``.
 """
 
 from __future__ import annotations
@@ -22,25 +22,46 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is fixed about a data set: images of one ``family`` have one size and can share a network."""
+    """What is fixed about a data set: images of one ``family`` have one size and can share a network.
+
+    ``mean`` and ``std`` are those of each channel.
+    """
 
     family: str
     classes: int
-    mean: float
-    std: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """``(x - mean) / std`` for pixels ``(n, channels, h, w)`` in [0, 1]."""
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    @property
+    def black(self) -> Tensor:
+        """What a black pixel is after normalisation, ``(channels, 1, 1)``."""
+        return self.normalized(torch.zeros(1, len(self.mean), 1, 1))[0]
 
 
 DATASETS = {
-    "digits-low": DatasetInfo(family="digits", classes=5, mean=0.3052, std=0.3782),
-    "digits-high": DatasetInfo(family="digits", classes=5, mean=0.3053, std=0.3738),
-    "mnist": DatasetInfo(family="mnist", classes=10, mean=0.1307, std=0.3081),
-    "fashion-mnist": DatasetInfo(family="mnist", classes=10, mean=0.2860, std=0.3530),
+    "digits": DatasetInfo(family="ten digits", classes=10, mean=(0.3052,), std=(0.3760,)),
+    "digits-low": DatasetInfo(family="digits", classes=5, mean=(0.3052,), std=(0.3782,)),
+    "digits-high": DatasetInfo(family="digits", classes=5, mean=(0.3053,), std=(0.3738,)),
+    "mnist": DatasetInfo(family="mnist", classes=10, mean=(0.1307,), std=(0.3081,)),
+    "fashion-mnist": DatasetInfo(family="mnist", classes=10, mean=(0.2860,), std=(0.3530,)),
+    "cifar10": DatasetInfo(
+        family="cifar",
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
 }
 
-_FIRST_DIGIT = {"digits-low": 0, "digits-high": 5}
+_FIRST_DIGIT = {"digits": 0, "digits-low": 0, "digits-high": 5}
 _TORCHVISION = {
     "mnist": torchvision_datasets.MNIST,
     "fashion-mnist": torchvision_datasets.FashionMNIST,
+    "cifar10": torchvision_datasets.CIFAR10,
 }
 _DIGITS_TEST_FRACTION = 0.25
 _DIGITS_SPLIT_SEED = 0  # one split for every run, so that seeds differ in training only
@@ -54,9 +75,9 @@ class Task:
         name: The data set's name.
         classes: How many classes this task has.
         label_offset: Its first label; labels are ``label_offset .. label_offset + classes - 1``.
-        train_inputs: ``(n, 1, h, w)`` float32, normalised.
+        train_inputs: ``(n, channels, h, w)`` float32, normalised.
         train_labels: ``(n,)`` int64.
-        test_inputs: ``(k, 1, h, w)`` float32, normalised as the training inputs.
+        test_inputs: ``(k, channels, h, w)`` float32, normalised as the training inputs.
         test_labels: ``(k,)`` int64.
     """
 
@@ -121,9 +142,9 @@ def load_task(
         name=name,
         classes=info.classes,
         label_offset=label_offset,
-        train_inputs=(train_inputs - info.mean) / info.std,
+        train_inputs=info.normalized(train_inputs),
         train_labels=train_labels + label_offset,
-        test_inputs=(test_inputs - info.mean) / info.std,
+        test_inputs=info.normalized(test_inputs),
         test_labels=test_labels + label_offset,
     )
 
@@ -166,14 +187,14 @@ def check_pair(task1: str, task2: str) -> str:
 
 
 def _read(name: str, root: Path, download: bool, *, train: bool) -> tuple[Tensor, Tensor]:
-    """One split: inputs ``(n, 1, h, w)`` in [0, 1], labels from 0."""
-    if DATASETS[name].family == "digits":
+    """One split: inputs ``(n, channels, h, w)`` in [0, 1], labels from 0."""
+    if name in _FIRST_DIGIT:
         return _digits(name, train=train)
     return _torchvision(name, root, download, train=train)
 
 
 def _digits(name: str, *, train: bool) -> tuple[Tensor, Tensor]:
-    """Five of scikit-learn's ten digits: 8x8 images of grey levels 0 to 16."""
+    """scikit-learn's ten digits, or five of them: 8x8 images of grey levels 0 to 16."""
     pixels, digits = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(
         pixels,
@@ -190,16 +211,20 @@ def _digits(name: str, *, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def _torchvision(name: str, root: Path, download: bool, *, train: bool) -> tuple[Tensor, Tensor]:
-    """28x28 images of grey levels 0 to 255, through torchvision's own class."""
+    """Images of levels 0 to 255, through torchvision's own class."""
     dataset_class = _TORCHVISION[name]
     try:
         dataset = dataset_class(str(root), train=train, download=download)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
-        folder = root.resolve() / dataset_class.__name__ / "raw"
+        below = getattr(dataset_class, "base_folder", f"{dataset_class.__name__}/raw")
+        folder = root.resolve() / below
         remedy = (
             "downloading it failed"
             if download
             else "add --download to fetch it, or name with --data-root the folder that holds it"
         )
         raise DataError(f"{name} could not be read from {folder}: {remedy} ({error})") from error
-    return dataset.data.unsqueeze(1).float() / 255, dataset.targets.long()
+    pixels, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
+    # Grey images come as (n, h, w), colour ones as (n, h, w, channels).
+    pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.movedim(3, 1)
+    return pixels.float() / 255, labels.long()
