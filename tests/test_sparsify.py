@@ -1,0 +1,399 @@
+"""recipes.sparsify: the masks, the methods, and the recipe from its command line to its files."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fipoptim import AnchorBatch, AnchorMetric
+from recipes import pruning, sparse_export, sparsify
+from recipes.augment import augmentation
+from recipes.data import DATASETS, load_task
+from recipes.masks import MaskedWeights
+from recipes.networks import digits_mlp, lenet_300_100, resnet20
+from recipes.pruning import METHODS, Dense, Settings, softened
+
+NAMES = ("1.weight", "3.weight", "5.weight")
+TOTAL = 64 * 128 + 128 * 64 + 64 * 10
+SETTINGS = Settings(
+    epochs=2,
+    batch_size=64,
+    lr=1e-2,
+    baseline_epochs=2,
+    baseline_lr=5e-3,
+    probes=2,
+    metric_decay=0.5,
+)
+SHORT = [
+    *("--sparsity", "0.5", "0.9", "--epochs", "1", "--baseline-epochs", "1", "--no-progress"),
+    *("--probes", "1", "--products", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_task("digits")
+
+
+@pytest.fixture(scope="module")
+def dense(digits):
+    """A start network that has learned a little."""
+    network = sparsify.NETWORKS["digits-mlp"]
+    short = sparsify.Network(
+        network.build, network.data, network.sparsities, 4, 64, network.settings
+    )
+    return sparsify.train_dense(short, digits, augment=None, autocast=False, seed=0)
+
+
+@pytest.fixture
+def short_dense(monkeypatch):
+    """The command line's networks, trained for two epochs."""
+    for name, network in sparsify.NETWORKS.items():
+        values = {f: getattr(network, f) for f in network.__dataclass_fields__}
+        monkeypatch.setitem(
+            sparsify.NETWORKS, name, sparsify.Network(**values | {"dense_epochs": 2})
+        )
+
+
+# Masks
+
+
+def some_masks(model, share=0.5):
+    generator = torch.Generator().manual_seed(0)
+    return {n: torch.rand(model.get_parameter(n).shape, generator=generator) > share for n in NAMES}
+
+
+def test_held_weights_are_zero_and_stay_there():
+    model = digits_mlp()
+    kept = some_masks(model)
+    held = MaskedWeights(model, NAMES)
+    held.hold(kept)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 1, 8, 8)).square().sum().backward()
+        optimizer.step()
+    state = held.state()
+    for name in NAMES:
+        assert bool((state[name][~kept[name]] == 0).all())
+        assert not bool(torch.signbit(state[name][~kept[name]]).any())  # no negative zeros
+        assert bool((state[name][kept[name]] != 0).any())
+        assert torch.equal(held.masks[name], kept[name])
+
+
+def test_the_state_loads_into_the_plain_model_and_computes_the_same():
+    model, inputs = resnet20().eval(), torch.randn(2, 3, 32, 32)
+    names = [n for n, p in model.named_parameters() if p.dim() > 1]
+    before = model(inputs)
+    held = MaskedWeights(model, names)
+    torch.testing.assert_close(model(inputs), before)
+    held.hold({n: torch.rand(p.shape) > 0.3 for n, p in held.parameters.items()})
+    plain = resnet20().eval()
+    plain.load_state_dict(held.state())
+    torch.testing.assert_close(plain(inputs), model(inputs))
+
+
+def test_other_weights_can_be_put_in():
+    model, other = digits_mlp(), digits_mlp().state_dict()
+    kept = some_masks(model)
+    held = MaskedWeights(model, NAMES)
+    held.hold_only(kept, other)
+    for name, tensor in held.state().items():
+        assert torch.equal(
+            tensor,
+            tensor.new_zeros(()).where(~kept[name], other[name]) if name in NAMES else other[name],
+        )
+
+
+def test_the_metric_has_no_say_on_held_weights():
+    model = digits_mlp()
+    kept = some_masks(model)
+    held = MaskedWeights(model, NAMES)
+    held.hold(kept)
+    metric = AnchorMetric(AnchorBatch(model, torch.randn(5, 1, 8, 8)))
+    diagonal = dict(zip(metric.names, metric.unflatten(metric.diagonal(4)), strict=True))
+    for name in NAMES:
+        part = diagonal[MaskedWeights.inner_name(name)]
+        assert bool((part[~held.masks[name]] == 0).all())
+        assert bool((part[held.masks[name]] > 0).any())
+
+
+# Methods
+
+
+def test_softened_outputs_measure_fisher_distance_and_have_finite_derivatives():
+    z = torch.tensor([[1.0, -2.0, 0.5], [900.0, -900.0, 0.0]], requires_grad=True)
+    out = softened(4.0)(z)
+    torch.testing.assert_close(out.square().sum(1), torch.full((2,), 64.0))  # |2 T √p|² = 4 T²
+    torch.testing.assert_close(out[0], 8 * (z[0] / 4).softmax(0).sqrt())
+    out.sum().backward()
+    assert bool(torch.isfinite(z.grad).all())
+
+
+def test_layered_magnitude_is_lamp():
+    weight = torch.tensor([[3.0, -1.0], [2.0, 0.0]])
+    expected = torch.tensor([[1.0, 1 / 14], [4 / 13, 0.0]])
+    torch.testing.assert_close(pruning._layered_magnitude(weight), expected)
+
+
+def test_rounds_prune_no_more_than_their_share():
+    rounds = pruning._rounds([0.2, 0.9, 0.994])
+    assert [r for r in rounds if r in (0.2, 0.9, 0.994)] == [0.2, 0.9, 0.994]
+    left = [1.0, *(1 - r for r in rounds)]
+    assert all(b / a >= 1 - pruning.ROUND - 1e-9 for a, b in itertools.pairwise(left))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_arrives_at_exactly_the_sparsity(method, digits, dense):
+    before = {k: v.clone() for k, v in dense.model.state_dict().items()}
+    steps = []
+    run = pruning.sparsify(
+        method,
+        dense,
+        digits,
+        [0.5, 0.95],
+        SETTINGS,
+        augment=None,
+        seed=3,
+        progress=lambda n, text: steps.append(n),
+    )
+    assert sum(steps) == pruning.total_steps(method, digits, [0.5, 0.95], SETTINGS)
+    for network, sparsity in zip(run.networks, (0.5, 0.95), strict=True):
+        metrics = network.metrics()
+        assert metrics["total"] == TOTAL
+        assert metrics["nonzero"] == TOTAL - round(sparsity * TOTAL)
+        assert sum(int((network.state[n] != 0).sum()) for n in NAMES) == metrics["nonzero"]
+        plain = digits_mlp()
+        plain.load_state_dict(network.state)
+        right = (plain(digits.test_inputs).argmax(1) == digits.test_labels).double().mean()
+        assert 100 * float(right) == pytest.approx(network.accuracy)
+    assert all(torch.equal(v, before[k]) for k, v in dense.model.state_dict().items())
+    again = pruning.sparsify(method, dense, digits, [0.5, 0.95], SETTINGS, augment=None, seed=3)
+    for a, b in zip(run.networks, again.networks, strict=True):
+        assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
+
+
+@pytest.mark.parametrize("products", [0, 2, "adaptive"])
+def test_the_path_reads_no_label(products, digits, dense):
+    settings = replace(SETTINGS, products=products, epochs=1, eps=1.5)
+    shuffled = replace(digits, train_labels=digits.train_labels.flip(0))
+    runs = [
+        pruning.sparsify("fip", dense, task, [0.9], settings, augment=None, seed=0).networks[0]
+        for task in (digits, shuffled)
+    ]
+    assert all(torch.equal(runs[0].state[k], runs[1].state[k]) for k in runs[0].state)
+    assert runs[0].accuracy > 60  # the start network's function, from its outputs alone
+
+
+def test_the_path_with_labels_reads_them(digits, dense):
+    settings = replace(SETTINGS, labels=True, epochs=1)
+    shuffled = replace(digits, train_labels=digits.train_labels.flip(0))
+    runs = [
+        pruning.sparsify("fip", dense, task, [0.9], settings, augment=None, seed=0).networks[0]
+        for task in (digits, shuffled)
+    ]
+    assert not torch.equal(runs[0].state["1.weight"], runs[1].state["1.weight"])
+
+
+def test_few_anchors_augmented_per_layer_and_kept_layers(digits, dense):
+    settings = replace(
+        SETTINGS,
+        anchors=30,
+        augment=True,
+        per_layer=True,
+        keep=("5",),
+        products="adaptive",
+        eps=1.0,
+    )
+    run = pruning.sparsify(
+        "fip", dense, digits, [0.75], settings, augment=augmentation("digits"), seed=0
+    )
+    (network,) = run.networks
+    assert network.per_layer == {"1.weight": 0.75, "3.weight": 0.75}
+    assert bool((network.state["5.weight"] != 0).all())
+
+
+def test_batch_norm_and_bfloat16_go_together_with_the_path():
+    torch.manual_seed(0)
+    task = load_task("digits")
+    task = replace(task, train_inputs=task.train_inputs[:64], train_labels=task.train_labels[:64])
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 10),
+    )
+    settings = replace(SETTINGS, autocast=True, augment=True, batch_size=32)
+    run = pruning.sparsify(
+        "fip", Dense(model, None), task, [0.8], settings, augment=augmentation("digits"), seed=0
+    )
+    assert run.networks[0].zeros == round(0.8 * (72 + 2880))
+
+
+def test_shifts_fill_with_black_and_keep_the_shape():
+    torch.manual_seed(0)
+    for name in ("digits", "mnist", "cifar10"):
+        black = DATASETS[name].black
+        inputs = black + torch.zeros(2, len(black), 9, 7)
+        for _ in range(5):
+            torch.testing.assert_close(augmentation(name)(inputs), inputs)
+        inputs = torch.randn_like(inputs)
+        views = [augmentation(name)(inputs) for _ in range(20)]
+        assert all(v.shape == inputs.shape for v in views)
+        assert any(not torch.equal(v, inputs) for v in views)
+
+
+# On disk
+
+
+def test_export_loads_again_and_is_smaller(tmp_path):
+    model = digits_mlp()
+    kept = some_masks(model, 0.95)
+    held = MaskedWeights(model, NAMES)
+    held.hold(kept)
+    state = held.state()
+    sizes = sparse_export.export(state, NAMES, tmp_path)
+    assert sizes.compressed < sizes.dense / 5
+    assert sizes.compressed == (tmp_path / "compressed.safetensors").stat().st_size
+    digits_mlp().load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    masks = load_file(tmp_path / "masks.safetensors")
+    back = sparse_export.load_compressed(tmp_path / "compressed.safetensors")
+    assert set(back) == set(state)
+    for name, tensor in state.items():
+        assert torch.equal(back[name], tensor)
+        if name in NAMES:
+            assert torch.equal(masks[name], tensor != 0)
+
+
+def test_the_recipe_leaves_its_results(tmp_path, capsys, short_dense):
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "all", "--export"]
+    assert sparsify.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "sparsity of 17,024 weights" in printed
+    assert "times smaller" in printed
+    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    assert {"dense_accuracy", "sparsity", "nonzero", "total", "accuracy"} <= set(metrics)
+    assert metrics["nonzero"] == TOTAL - round(0.9 * TOTAL)
+    assert metrics["sparsity"] == 1 - metrics["nonzero"] / TOTAL
+    assert set(metrics["per_layer_sparsity"]) == set(NAMES)
+    assert set(metrics["baselines"]) == set(METHODS) - {"fip"}
+    assert len(metrics["networks"]) == 2
+    for name in ("accuracy.png", "weights.png", "layers.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    state = load_file(tmp_path / "seed-0" / "fip-0.9.safetensors")
+    digits_mlp().load_state_dict(state)
+    assert sum(int((state[n] == 0).sum()) for n in NAMES) == round(0.9 * TOTAL)
+
+
+def test_resume_keeps_what_is_finished_and_refuses_another_configuration(
+    tmp_path, capsys, monkeypatch, short_dense
+):
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "fip", "gradual"]
+    whole, real = tmp_path.parent / "whole", sparsify.sparsify
+    assert sparsify.main(["--out", str(whole), *arguments[2:]]) == 0
+
+    def interrupted(method, *rest, **keywords):
+        if method == "gradual":
+            raise KeyboardInterrupt
+        return real(method, *rest, **keywords)
+
+    monkeypatch.setattr(sparsify, "sparsify", interrupted)
+    assert sparsify.main(arguments) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
+    taken = []
+
+    def counting(method, *rest, **keywords):
+        taken.append(method)
+        return real(method, *rest, **keywords)
+
+    monkeypatch.setattr(sparsify, "sparsify", counting)
+    assert sparsify.main([*arguments, "--resume"]) == 0
+    assert taken == ["gradual"]
+    for name in ("fip-0.9", "gradual-0.9"):
+        a, b = (load_file(f / "seed-0" / f"{name}.safetensors") for f in (tmp_path, whole))
+        assert all(
+            torch.equal(a[k], b[k]) for k in a
+        )  # the same result as without the interruption
+    with pytest.raises(SystemExit):
+        sparsify.main([*arguments, "--resume", "--beta", "7"])
+    assert "beta 1.0 there, 7.0 asked for" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_the_start_network(tmp_path, dense, short_dense):
+    save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
+    torch.save(dense.model.state_dict(), tmp_path / "dense.pt")
+    for name in ("dense.safetensors", "dense.pt"):
+        loaded = sparsify.load_dense(tmp_path / name, digits_mlp())
+        assert loaded.early is None
+        assert torch.equal(loaded.model[1].weight, dense.model[1].weight)
+    arguments = ["--checkpoint", str(tmp_path / "dense.pt"), "--out", str(tmp_path / "out"), *SHORT]
+    assert sparsify.main([*arguments, "--method", "lottery-ticket", "fip"]) == 0
+    found = load_file(tmp_path / "out" / "seed-0" / "dense.safetensors")
+    assert torch.equal(found["1.weight"], dense.model[1].weight)
+
+
+# Bad input
+
+
+def message_of(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sparsify.main(arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fails where anything is trained or loaded."""
+
+    def fail(*args, **keywords):
+        raise AssertionError("trained before the arguments were checked")
+
+    monkeypatch.setattr(sparsify, "train_dense", fail)
+    monkeypatch.setattr(sparsify, "sparsify", fail)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsity", "1"], "argument --sparsity: must be at least 0 and below 1, got 1.0"),
+        (["--sparsity", "0.9", "-0.1"], "argument --sparsity: must be at least 0 and below 1"),
+        (["--sparsity", "nan"], "not a finite number"),
+        (["--sparsity", "0.9999", "--per-layer"], "would leave 5.weight none of its 640 weights"),
+        (["--keep", "6"], "argument --keep: the model has no parameter or module '6'"),
+        (["--data", "emnist"], "unknown data set 'emnist': choose from digits, mnist"),
+        (["--network", "resnet20", "--data", "mnist"], "resnet20 takes cifar10, got 'mnist'"),
+        (["--method", "magic"], "invalid choice: 'magic'"),
+        (["--anchors", "5000"], "5000 is more than the 1347 training inputs of digits"),
+        (["--products", "-1"], "out of range"),
+        (["--device", "abacus"], "argument --device"),
+        (["--network", "lenet-300-100", "--data-root", "/nowhere"], "add --download"),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_trained(
+    arguments, message, capsys, untrained, tmp_path
+):
+    assert message in message_of([*arguments, "--out", str(tmp_path)], capsys)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, capsys, untrained):
+    path, out = tmp_path / "dense.pt", ["--out", str(tmp_path / "out")]
+    torch.save(lenet_300_100().state_dict(), path)
+    error = message_of(["--checkpoint", str(path), *out], capsys)
+    assert "1.weight is (300, 784), not (128, 64)" in error
+    torch.save({"head.weight": torch.zeros(2)}, path)
+    error = message_of(["--checkpoint", str(path), *out], capsys)
+    assert "lacks 1.weight" in error
+    assert "has unknown head.weight" in error
+    path.write_bytes(b"nonsense")
+    assert "cannot be read as weights" in message_of(["--checkpoint", str(path), *out], capsys)
+    torch.save([1, 2], path)
+    assert "holds no state dict" in message_of(["--checkpoint", str(path), *out], capsys)
+    missing = str(tmp_path / "none.safetensors")
+    assert "cannot be read as weights" in message_of(["--checkpoint", missing, *out], capsys)
