@@ -4,11 +4,12 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from recipes import new_task, report
+from recipes import data, new_task, report
 from recipes.data import DATASETS, DataError, Task, load_pair, load_task
 from recipes.networks import digits_mlp, network_for, paper_cnn
 from recipes.training import (
@@ -82,14 +83,34 @@ def test_torchvision_tasks_are_twenty_classes(image_root):
     assert mnist.train_inputs.shape == (40, 1, 28, 28)
     assert mnist.train_labels.unique().tolist() == list(range(10))
     assert fashion.test_labels.unique().tolist() == list(range(10, 20))
-    white = (1 - DATASETS["mnist"].mean) / DATASETS["mnist"].std
+    white = float(DATASETS["mnist"].normalized(torch.ones(1, 1, 1, 1)))
     assert float(mnist.train_inputs.max()) == pytest.approx(white)
+
+
+def test_colour_images_come_channels_first_and_normalised_by_channel(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+
+    class Stored:
+        base_folder = "cifar-10-batches-py"
+
+        def __init__(self, root, *, train, download):
+            self.data, self.targets = pixels, [0, 1, 2, 3, 4, 5]
+
+    monkeypatch.setitem(data._TORCHVISION, "cifar10", Stored)
+    task, info = load_task("cifar10"), DATASETS["cifar10"]
+    assert task.train_labels.tolist() == [0, 1, 2, 3, 4, 5]
+    for k in range(3):
+        expected = (pixels[..., k] / 255 - info.mean[k]) / info.std[k]
+        np.testing.assert_allclose(task.train_inputs[:, k].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_missing_data_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(DataError, match="--download") as error:
         load_task("mnist", data_root=tmp_path / "nowhere")
     assert str(tmp_path / "nowhere" / "MNIST" / "raw") in str(error.value)
+    with pytest.raises(DataError, match="--download") as error:
+        load_task("cifar10", data_root=tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere" / "cifar-10-batches-py") in str(error.value)
 
 
 def test_unknown_and_unfitting_names():
@@ -111,7 +132,9 @@ def test_paper_cnn_has_the_papers_parameters():
 
 
 def test_networks_fit_their_family():
-    for info in DATASETS.values():
+    paired = [info for info in DATASETS.values() if info.family in new_task.DEFAULTS]
+    assert len(paired) == 4
+    for info in paired:
         side = {"digits": 8, "mnist": 28}[info.family]
         outputs = network_for(info.family, 2 * info.classes)(torch.randn(3, 1, side, side))
         assert outputs.shape == (3, 2 * info.classes)
