@@ -285,6 +285,7 @@ class _Pruning:
                 generator=self.generator,
             )
         self.estimates = 0
+        self.pull: list[tuple[Tensor, Tensor]] = []
         self.path: list[Tensor] = []
         self.seconds = 0.0
         self.sparsity = 0.0
@@ -333,6 +334,7 @@ class _Pruning:
                 self._hold(wanted if t == ramp else course(t))
                 # The weights that go next are those that are pulled to zero.
                 self.projection.sparsity = course(min(t + every, ramp))
+                self.pull = self._pull()
             optimizer.zero_grad()
             step(optimizer)
             scheduler.step()
@@ -456,8 +458,22 @@ class _Pruning:
         )
         return optimizer, scheduler, lambda optimizer: optimizer.step()
 
+    def _pull(self) -> list[tuple[Tensor, Tensor]]:
+        """The weights that the projection is about to zero: each parameter, and its weighting there, 0 elsewhere."""
+        kept, weighting = self.projection.masks(), self.projection.weighting
+        pull: list[tuple[Tensor, Tensor]] = []
+        for name in self.projection.names:
+            parameter = self.model.get_parameter(name)
+            h = torch.ones_like(parameter) if weighting is None else weighting[name]
+            pull.append((parameter, h.masked_fill(kept[name], 0.0)))
+        return pull
+
+    def _distance(self) -> Tensor:
+        """The squared distance of ``SparseProjection``, with the choice of weights held until the next one."""
+        return torch.stack([(h * w.square()).sum() for w, h in self.pull]).sum()
+
     def _secondary(self) -> Tensor:
-        distance = self.projection()
+        distance = self._distance()
         if self.settings.labels:
             distance = distance + self._labels(next(self.batch_order))
         return distance
@@ -468,7 +484,7 @@ class _Pruning:
         change = self.output(self._forward(inputs)) - self.output(reference)
         loss = change.square().sum(dim=1).mean()
         if self.projection.sparsity > self.sparsity:
-            loss = loss + self.settings.beta * self.projection()
+            loss = loss + self.settings.beta * self._distance()
         if self.settings.labels:
             loss = loss + F.cross_entropy(self._forward(inputs), self.labels[batch])
         return loss
