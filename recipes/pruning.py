@@ -94,16 +94,17 @@ class Method:
     """A way to sparse networks: which weights stay, what training follows, and how the sparsity rises."""
 
     title: str
-    choose: Literal["metric", "magnitude", "layered magnitude", "random"]
+    choose: Literal["metric", "layered magnitude", "random"]
     follow: Literal["path", "outputs", "labels"]
     rise: Literal["gradual", "at once", "rounds"]
 
 
-# Where much is pruned at a time, plain magnitude empties the layer with the smallest weights.
+# Plain magnitude empties the layer with the smallest weights, at the latest where little is left: 58 % correct on MNIST
+# with LeNet-300-100 at 98 %, where magnitudes relative to their layer's keep 97 %.
 METHODS = {
     "fip": Method("invariant path", "metric", "path", "gradual"),
-    "gradual-distillation": Method("gradual, distilled", "magnitude", "outputs", "gradual"),
-    "gradual": Method("gradual, labels", "magnitude", "labels", "gradual"),
+    "gradual-distillation": Method("gradual, distilled", "layered magnitude", "outputs", "gradual"),
+    "gradual": Method("gradual, labels", "layered magnitude", "labels", "gradual"),
     "lottery-ticket": Method("lottery ticket", "layered magnitude", "labels", "rounds"),
     "one-shot": Method("one-shot, labels", "layered magnitude", "labels", "at once"),
     "random": Method("random masks, labels", "random", "labels", "at once"),
