@@ -253,6 +253,7 @@ class _Pruning:
         seed: int,
         progress: Callable[[int, str], None],
     ) -> None:
+        start = time.perf_counter()
         self.method, self.task, self.settings = METHODS[method], task, settings
         self.steps = _steps(method, task, settings)
         self.augment = augment if settings.augment else None
@@ -288,9 +289,9 @@ class _Pruning:
         self.estimates = 0
         self.pull: list[tuple[Tensor, Tensor]] = []
         self.path: list[Tensor] = []
-        self.seconds = 0.0
         self.sparsity = 0.0
         self.batch_order: Iterator[Tensor] = self._batches()
+        self.seconds = time.perf_counter() - start
 
     # --- from one sparsity to the next ----------------------------------------------------------------
 
@@ -320,21 +321,23 @@ class _Pruning:
                 self.held.hold_only(self.held.masks, self.early)
 
     def _stage(self, wanted: float, *, rising: bool) -> None:
+        start = time.perf_counter()
         optimizer, scheduler, step = self._mover(wanted)
+        self.seconds += time.perf_counter() - start
         begun = self.sparsity
         ramp = int(RAMP * self.steps) if rising else 0
 
         def course(t: int) -> float:
-            return wanted - (wanted - begun) * (1 - min(1.0, t / ramp)) ** 3
+            return wanted if t >= ramp else wanted - (wanted - begun) * (1 - t / ramp) ** 3
 
         every = self.settings.mask_every
         spacing = max(1, self.steps // SNAPSHOTS)
         for t in range(self.steps):
             start = time.perf_counter()
             if rising and t <= ramp and (t % every == 0 or t == ramp):
-                self._hold(wanted if t == ramp else course(t))
+                self._hold(course(t))
                 # The weights that go next are those that are pulled to zero.
-                self.projection.sparsity = course(min(t + every, ramp))
+                self.projection.sparsity = course(t + every)
                 self.pull = self._pull()
             optimizer.zero_grad()
             step(optimizer)

@@ -177,6 +177,12 @@ def test_every_method_arrives_at_exactly_the_sparsity(method, digits, dense):
         assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
 
 
+def test_a_single_step_arrives_as_well(digits, dense):
+    settings = replace(SETTINGS, epochs=1, batch_size=len(digits.train_inputs))
+    run = pruning.sparsify("fip", dense, digits, [0.5, 0.9], settings, augment=None, seed=0)
+    assert [n.zeros for n in run.networks] == [TOTAL // 2, round(0.9 * TOTAL)]
+
+
 @pytest.mark.parametrize("products", [0, 2, "adaptive"])
 def test_the_path_reads_no_label(products, digits, dense):
     settings = replace(SETTINGS, products=products, epochs=1, eps=1.5)
