@@ -22,14 +22,15 @@ from recipes.report import replace
 _COLOURS = ("#1f5fa8", "#d9730d", "#b03a5b", "#4c9150", "#7a5ea8", "0.5")
 _MARKERS = "osv^Dx"
 RANDOM_NETWORKS = 12  # sparse networks with random masks, beside the path
-STRIPS = 6  # networks whose connections are drawn, and colour bars a figure can hold
+STRIPS = 6  # networks whose connections are drawn
 
 
 def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Accuracy against sparsity for all methods (Fig. 3B, 3C): means over seeds and standard deviations."""
     figure, axes = plt.subplots(figsize=(7.0, 4.4), layout="constrained")
     lows = []
-    for k, (method, runs) in enumerate(records.items()):
+    for method, runs in records.items():
+        k = list(METHODS).index(method)  # the same look whichever others are drawn
         left = np.array([100 * (1 - n["sparsity"]) for n in runs[0]["networks"]])
         found = np.array([[n["accuracy"] for n in run["networks"]] for run in runs])
         spread = found.std(axis=0, ddof=1) if len(runs) > 1 else None
@@ -38,8 +39,8 @@ def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -
             found.mean(axis=0),
             spread,
             label=METHODS[method].title,
-            color=_COLOURS[k % len(_COLOURS)],
-            marker=_MARKERS[k % len(_MARKERS)],
+            color=_COLOURS[k],
+            marker=_MARKERS[k],
             markersize=4,
             linewidth=1.6,
             capsize=2,
