@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -336,9 +337,10 @@ class _Pruning:
             start = time.perf_counter()
             if rising and t <= ramp and (t % every == 0 or t == ramp):
                 self._hold(course(t))
-                # The weights that go next are those that are pulled to zero.
-                self.projection.sparsity = course(t + every)
-                self.pull = self._pull()
+                if self.method.follow == "path":
+                    # The weights that go next are those that are pulled to zero.
+                    self.projection.sparsity = course(t + every)
+                    self.pull = self._pull()
             optimizer.zero_grad()
             step(optimizer)
             scheduler.step()
@@ -431,22 +433,24 @@ class _Pruning:
 
         return adam, scheduler, step
 
+    @cached_property
+    def anchors(self) -> AnchorBatch:
+        """Made once, before anything is pruned: the reference stays the dense network's outputs."""
+        return AnchorBatch(
+            self.model,
+            self.inputs,
+            output=self.output,
+            batch_size=min(self.settings.batch_size, len(self.inputs)),
+            chunk_size=max(self.settings.batch_size, TESTED_AT_ONCE),
+            generator=self.generator,
+            augment=self.augment,
+        )
+
     def _path_optimizer(
         self,
     ) -> tuple[FIPOptimizer, LRScheduler, Callable[[torch.optim.Optimizer], None]]:
         settings = self.settings
         self.model.eval()
-        if not hasattr(self, "anchors"):
-            # Made once, before anything is pruned: the reference stays the dense network's outputs.
-            self.anchors = AnchorBatch(
-                self.model,
-                self.inputs,
-                output=self.output,
-                batch_size=min(settings.batch_size, len(self.inputs)),
-                chunk_size=max(settings.batch_size, TESTED_AT_ONCE),
-                generator=self.generator,
-                augment=self.augment,
-            )
         optimizer = FIPOptimizer(
             self.model.parameters(),
             self.anchors,
@@ -485,12 +489,13 @@ class _Pruning:
     def _path_loss(self, batch: Tensor) -> Tensor:
         """Drift on the batch, and the distance to the sparse projection."""
         inputs, reference = self._seen(batch)
-        change = self.output(self._forward(inputs)) - self.output(reference)
+        z = self._forward(inputs)
+        change = self.output(z) - self.output(reference)
         loss = change.square().sum(dim=1).mean()
         if self.projection.sparsity > self.sparsity:
             loss = loss + self.settings.beta * self._distance()
         if self.settings.labels:
-            loss = loss + F.cross_entropy(self._forward(inputs), self.labels[batch])
+            loss = loss + F.cross_entropy(z, self.labels[batch])
         return loss
 
     def _distillation(self, batch: Tensor) -> Tensor:
@@ -547,21 +552,26 @@ class _Pruning:
             state = self.held.state()
             self.path.append(torch.cat([state[name].flatten().cpu() for name in self.held.names]))
 
+    @cached_property
+    def dense_predictions(self) -> Tensor:
+        """The dense network's classes of the test inputs."""
+        with torch.no_grad():
+            parts = self.task.test_inputs.split(TESTED_AT_ONCE)
+            return torch.cat([self.dense(x).argmax(dim=1) for x in parts])
+
     def _network(self, wanted: float) -> SparseNetwork:
         state = {name: tensor.cpu() for name, tensor in self.held.state().items()}
         zeros = {name: int((state[name] == 0).sum()) for name in self.held.names}
         tested = (self.task.test_inputs, self.task.test_labels)
-        with torch.no_grad():
-            dense = torch.cat(
-                [self.dense(x).argmax(dim=1) for x in tested[0].split(TESTED_AT_ONCE)]
-            )
         return SparseNetwork(
             wanted=wanted,
             zeros=sum(zeros.values()),
             total=self.projection.total,
             per_layer={name: zeros[name] / state[name].numel() for name in zeros},
             accuracy=accuracy(self.model, *tested, batch_size=TESTED_AT_ONCE),
-            agreement=accuracy(self.model, tested[0], dense, batch_size=TESTED_AT_ONCE),
+            agreement=accuracy(
+                self.model, tested[0], self.dense_predictions, batch_size=TESTED_AT_ONCE
+            ),
             seconds=self.seconds,
             state=state,
         )
