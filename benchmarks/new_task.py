@@ -23,8 +23,9 @@ from benchmarks import record
 from fipoptim import AnchorBatch, FIPOptimizer
 from fipoptim.anchors import squared_distance
 from recipes.data import DataError, load_pair
+from recipes.learners import InvariantPath
 from recipes.networks import paper_cnn
-from recipes.new_task import DEFAULTS, functionally_invariant
+from recipes.new_task import DEFAULTS
 from recipes.training import (
     adam_one_cycle,
     minibatches,
@@ -65,10 +66,15 @@ def main() -> None:
     steps = settings.epochs * steps_an_epoch(fashion, settings.batch_size)
     models = {name: copy.deepcopy(model) for name in ("fipoptim", "distillation", "adam")}
     anchors = AnchorBatch(models["distillation"], inputs, batch_size=settings.anchor_batch)
+    path = InvariantPath(
+        models["fipoptim"], settings, None, augment=None, seed=seed, freeze_batch_norm=True
+    )
+    path.remember(inputs, mnist.train_labels[: settings.anchors])
+    lr = settings.tuning["naive"].lr
     optimizers = {
-        name: functionally_invariant(models[name], inputs, settings, steps, seed)
+        name: path.optimizer(steps)
         if name == "fipoptim"
-        else adam_one_cycle(models[name], lr=settings.naive_lr, steps=steps)
+        else adam_one_cycle(models[name], lr=lr, steps=steps)
         for name in models
     }
 

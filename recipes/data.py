@@ -89,6 +89,11 @@ class Task:
     test_inputs: Tensor
     test_labels: Tensor
 
+    @property
+    def class_range(self) -> tuple[int, int]:
+        """The first label and the one after the last."""
+        return self.label_offset, self.label_offset + self.classes
+
     def to(self, device: torch.device) -> Task:
         """The same task with its tensors on ``device``."""
         return replace(

@@ -1,21 +1,22 @@
 """Teach a trained network a second task while it keeps the first: ``python -m recipes.new_task --help``.
 
-A network learns task 1. Then it learns task 2 twice, from the same weights, on the same batches and for the same
-number of steps: along a functionally invariant path, anchored on a few training inputs of task 1, and by plain
-training. Networks on both ways are tested on both tasks.
+A network learns task 1. Then copies of it learn task 2 from the same weights, on the same batches and with the same few
+remembered training inputs of task 1: along a functionally invariant path, and in as many other ways as are asked for.
+Networks on all ways are tested on both tasks.
 
-Left in ``--out``: ``results.json`` (configuration, environment, metrics), ``path.csv`` (every network tested) and
-``path.png`` (both accuracies and the drift along the way).
+Left in ``--out``: ``results.json`` (configuration, environment, metrics), ``path.csv`` (every network tested), and
+``path.png`` (both accuracies and the drift along the way), ``bars.png`` (the methods side by side), ``scores.png`` (how
+sure the networks on the way are of single test images) and ``weights.png`` (the ways in weight space).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import dataclasses
+import math
+import operator
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +24,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
-from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from recipes import report
+from fipoptim import AnchorBatch
+from recipes import continual_figures, learners, report
+from recipes.augment import many
 from recipes.data import DATASETS, DataError, Task, check_pair, load_pair
+from recipes.learners import METHODS, SCHEDULES, Tuning
 from recipes.networks import network_for
 from recipes.options import (
     add_data_options,
     add_run_options,
     fraction,
+    number,
     or_none,
     positive,
     products,
@@ -45,6 +48,7 @@ from recipes.training import (
     accuracy,
     adam_one_cycle,
     minibatches,
+    scores,
     seed_everything,
     steps_an_epoch,
     train,
@@ -52,63 +56,79 @@ from recipes.training import (
 
 RECIPE = "new_task"
 PROGRAM = f"python -m recipes.{RECIPE}"
+DEFAULT_METHODS = ("fip", "distillation", "naive")
 EARLY_STEPS = (0, 1, 2, 3, 5, 10, 20)  # where a switch of task does its damage
 TESTED_EVENLY = 30  # networks on the way that are tested beside these
 HELD_OUT = 2000  # test inputs of task 1 on which drift is measured as well
+SCORED = 60  # test images of each task whose scores are drawn
+IN_WEIGHT_SPACE = ("fip", "naive")  # the ways that are drawn there
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What may be tuned; every field is an option of the command line."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(learners.Settings):
+    """What may be tuned; every field is an option of the command line.
+
+    Attributes:
+        anchors: Remembered training inputs of task 1.
+        augment: Whether the path and distillation see them shifted, turned, sheared, scaled and mixed in pairs.
+        task1_epochs: Passes over task 1.
+        epochs: Passes of the path over task 2.
+        baseline_epochs: Passes of the other methods, which get as much time as the path or more.
+        batch_size: Inputs of a training step.
+        task1_lr: Adam's highest learning rate on task 1.
+    """
 
     anchors: int
-    anchor_batch: int | None
+    augment: bool = False
     task1_epochs: int
     epochs: int
+    baseline_epochs: int
     batch_size: int
-    beta: float
-    eps: float
-    max_products: int
     task1_lr: float = 3e-3
-    naive_lr: float = 3e-3
-    schedule: str = "one-cycle"
-    momentum: float = 0.0
-    precondition: str | None = "adam"
-    output_space: str = "logits"
-    products: str | int = "adaptive"
-    radius: float | None = None
-    max_drift: float | None = None
 
-    def solver(self) -> Solver:
-        """How Eq. 4 is solved.
-
-        Raises:
-            ValueError: If the settings of the solver do not go together.
-        """
-        return Solver(products=self.products, max_products=self.max_products, radius=self.radius)
+    def epochs_of(self, method: str) -> int:
+        """Passes of a method over task 2."""
+        return self.epochs if method == "fip" else self.baseline_epochs
 
 
 # The defaults in which the families of data sets in recipes.data.DATASETS differ.
 DEFAULTS = {
     "digits": Settings(
         anchors=200,
-        anchor_batch=None,
         task1_epochs=20,
         epochs=20,
+        baseline_epochs=20,
         batch_size=32,
         beta=10.0,
         eps=0.8,
         max_products=8,
+        tuning={
+            "naive": Tuning(3e-3),
+            "distillation": Tuning(3e-3, 0.1),
+            "replay": Tuning(3e-3, 1.0),
+            "ewc": Tuning(3e-3, 100.0),
+            "gem": Tuning(3e-3, 0.5),
+            "lwf": Tuning(3e-3, 1.0),
+        },
     ),
     "mnist": Settings(
         anchors=500,
         anchor_batch=50,
         task1_epochs=2,
         epochs=2,
+        baseline_epochs=3,
         batch_size=100,
         beta=500.0,
         eps=1.0,
         max_products=16,
+        tuning={
+            "naive": Tuning(3e-3),
+            "distillation": Tuning(3e-3, 0.02),
+            "replay": Tuning(3e-3, 1.0),
+            "ewc": Tuning(1e-3, 100.0),
+            "gem": Tuning(3e-3, 0.5),
+            "lwf": Tuning(1e-3, 1.0),
+        },
     ),
 }
 
@@ -117,25 +137,27 @@ def run(
     task1: Task,
     task2: Task,
     settings: Settings,
+    methods: Sequence[str],
     *,
     seed: int,
     device: torch.device,
     progress: bool = True,
     networks: Path | None = None,
 ) -> dict[str, Outcome]:
-    """Trains on task 1, then on task 2 along a functionally invariant path and plainly.
+    """Trains on task 1, then on task 2 by each method.
 
     Args:
         task1: What the network learns first and is to keep.
         task2: What it learns then.
         settings: How.
+        methods: Of ``recipes.learners.METHODS``.
         seed: Of the weights, the batches and the choice of anchors.
         device: Where.
         progress: Whether to show progress bars.
         networks: A folder for the networks along the invariant path, to be read with ``FIPPath.open``.
 
     Returns:
-        The outcome of each under its name, ``"fip"`` and ``"naive"``.
+        The outcome of each method.
     """
     seed_everything(seed)
     task1, task2 = task1.to(device), task2.to(device)
@@ -143,76 +165,22 @@ def run(
     _learn_first_task(model, task1, settings, seed=seed, progress=progress)
     chosen = torch.randperm(len(task1.train_inputs), generator=torch.Generator().manual_seed(seed))[
         : settings.anchors
-    ]
-    anchor_inputs = task1.train_inputs[chosen.to(device)]
-
-    def learn(name: str, move: MoveFactory, networks: Path | None = None) -> Outcome:
-        return _learn_second_task(
+    ].to(device)
+    remembered = task1.train_inputs[chosen], task1.train_labels[chosen]
+    return {
+        method: _learn_second_task(
+            method,
             copy.deepcopy(model),
             task1,
             task2,
-            anchor_inputs,
-            move,
+            remembered,
             settings,
-            label=f"{task2.name}, {name}",
             seed=seed,
             progress=progress,
-            networks=networks,
+            networks=networks if method == "fip" else None,
         )
-
-    return {
-        "fip": learn("invariant path", functionally_invariant, networks),
-        "naive": learn("plain training", plain),
+        for method in methods
     }
-
-
-# How a network is moved on task 2: an optimizer over its parameters, and the schedule of its step length.
-MoveFactory = Callable[
-    [nn.Module, Tensor, Settings, int, int], tuple[torch.optim.Optimizer, LRScheduler]
-]
-
-
-def functionally_invariant(
-    model: nn.Module, anchor_inputs: Tensor, settings: Settings, steps: int, seed: int
-) -> tuple[FIPOptimizer, LRScheduler]:
-    """The optimizer that holds the model's outputs on ``anchor_inputs``."""
-    generator = torch.Generator().manual_seed(seed)
-    anchors = AnchorBatch(
-        model,
-        anchor_inputs,
-        output=settings.output_space,
-        batch_size=settings.anchor_batch,
-        generator=generator,
-    )
-    optimizer = FIPOptimizer(
-        model.parameters(),
-        anchors,
-        beta=settings.beta,
-        eps=settings.eps,
-        momentum=settings.momentum,
-        precondition=settings.precondition,
-        max_drift=settings.max_drift,
-        solver=settings.solver(),
-        generator=generator,
-    )
-    return optimizer, SCHEDULES[settings.schedule](optimizer, settings.eps, steps)
-
-
-def plain(
-    model: nn.Module, anchor_inputs: Tensor, settings: Settings, steps: int, seed: int
-) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """Adam on one cycle, which knows nothing of the anchors."""
-    return adam_one_cycle(model, lr=settings.naive_lr, steps=steps)
-
-
-# One more step than is taken: the last one would have length 0.
-SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], LRScheduler]] = {
-    "one-cycle": lambda optimizer, lr, steps: OneCycleLR(
-        optimizer, max_lr=lr, total_steps=steps + 1, cycle_momentum=False
-    ),
-    "cosine": lambda optimizer, lr, steps: CosineAnnealingLR(optimizer, T_max=steps + 1),
-    "constant": lambda optimizer, lr, steps: LambdaLR(optimizer, lambda step: 1.0),
-}
 
 
 def spacing(steps: int) -> int:
@@ -244,65 +212,84 @@ def _learn_first_task(
 
 
 def _learn_second_task(
+    method: str,
     model: nn.Module,
     task1: Task,
     task2: Task,
-    anchor_inputs: Tensor,
-    move: MoveFactory,
+    remembered: tuple[Tensor, Tensor],
     settings: Settings,
     *,
-    label: str,
     seed: int,
     progress: bool,
     networks: Path | None,
 ) -> Outcome:
-    # Only measure, never move: the same outputs before and after for both ways of training.
-    anchors = AnchorBatch(model, anchor_inputs, output=settings.output_space)
+    inputs, labels = remembered
+    # Only measure, never move: the same outputs before and after for all ways of training.
+    anchors = AnchorBatch(model, inputs, output=settings.output_space)
     held_out = AnchorBatch(model, task1.test_inputs[:HELD_OUT], output=settings.output_space)
-    steps = settings.epochs * steps_an_epoch(task2, settings.batch_size)
-    start = time.perf_counter()
-    optimizer, scheduler = move(model, anchor_inputs, settings, steps, seed)
-    seconds = time.perf_counter() - start
-    recording = (
-        optimizer.record(every=spacing(steps), folder=networks)
-        if networks is not None and isinstance(optimizer, FIPOptimizer)
-        else contextlib.nullcontext()
+    epochs = settings.epochs_of(method)
+    steps = epochs * steps_an_epoch(task2, settings.batch_size)
+    views = math.ceil((settings.anchor_batch or len(inputs)) / len(inputs))
+    # The function to keep is the one in eval mode, running statistics included. Were these to follow task 2's
+    # inputs, outputs on the anchors would change with no weight moving.
+    learner = learners.learner(
+        method,
+        model,
+        settings
+        if settings.anchor_batch is None or settings.anchor_batch <= len(inputs)
+        else dataclasses.replace(settings, anchor_batch=None),
+        augment=many(task1.name, views) if settings.augment else None,
+        seed=seed,
+        freeze_batch_norm=True,
     )
-    curve = Curve()
+    learner.remember(inputs, labels)
+    title = METHODS[method].title
+    curve, weights, sure = Curve(), list[Tensor](), list[Tensor]()
     wanted = set(tested_steps(steps))
-
-    with recording, tqdm(total=steps, desc=label, unit="step", disable=not progress) as bar:
+    with tqdm(total=steps, desc=f"{task2.name}, {title}", unit="step", disable=not progress) as bar:
 
         def test(step: int) -> None:
             if step in wanted:
-                task1_now = accuracy(model, task1.test_inputs, task1.test_labels)
-                task2_now = accuracy(model, task2.test_inputs, task2.test_labels)
+                first = accuracy(model, task1.test_inputs, task1.test_labels)
+                second = accuracy(model, task2.test_inputs, task2.test_labels)
                 drift = float(anchors.drift())
-                curve.add(step, task1_now, task2_now, drift)
+                curve.add(step, first, second, drift)
+                sure.append(
+                    torch.cat(
+                        [
+                            scores(model, t.test_inputs[:SCORED], t.test_labels[:SCORED])
+                            for t in (task1, task2)
+                        ]
+                    ).cpu()
+                )
+                if method in IN_WEIGHT_SPACE:
+                    flat = [p.detach().flatten() for p in model.parameters()]
+                    weights.append(torch.cat(flat).cpu())
                 bar.set_postfix_str(
-                    f"{task1.name} {task1_now:.1f}, {task2.name} {task2_now:.1f}, drift {drift:.2g}",
+                    f"{task1.name} {first:.1f}, {task2.name} {second:.1f}, drift {drift:.2g}",
                     refresh=False,
                 )
             bar.update(step - bar.n)
 
         test(0)
-        seconds += train(
-            model,
-            minibatches(
-                task2, batch_size=settings.batch_size, epochs=settings.epochs, seed=seed + 1
-            ),
-            optimizer,
-            scheduler,
-            # The function to keep is the one in eval mode, running statistics included. Were these to follow
-            # task 2's inputs, outputs on the anchors would change with no weight moving.
-            freeze_batch_norm=True,
+        seconds = learner.learn(
+            minibatches(task2, batch_size=settings.batch_size, epochs=epochs, seed=seed + 1),
+            steps=steps,
             after_step=test,
+            record=None if networks is None else (spacing(steps), networks),
         )
     return Outcome(
         curve=curve,
         predictions_kept=anchors.predictions_kept(),
         drift_held_out=float(held_out.drift()),
+        within_task={
+            name: accuracy(model, t.test_inputs, t.test_labels, classes=t.class_range)
+            for name, t in (("task1", task1), ("task2", task2))
+        },
+        remembered_megabytes=learner.remembered_bytes() / 1e6,
         seconds=seconds,
+        scores=torch.stack(sure),
+        weights=torch.stack(weights) if weights else None,
     )
 
 
@@ -327,6 +314,12 @@ def _main(argv: Sequence[str] | None) -> int:
             f"argument --anchors: {settings.anchors} is more than the {len(task1.train_inputs)} "
             f"training inputs of {task1.name}"
         )
+    methods = list(METHODS) if "all" in arguments.method else list(dict.fromkeys(arguments.method))
+    for method, needs in learners.missing(methods).items():
+        parser.error(
+            f"argument --method: {method} needs {needs}, which is not installed: "
+            "pip install 'fipoptim[bench]'"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -342,7 +335,12 @@ def _main(argv: Sequence[str] | None) -> int:
             )
 
     names = {"task1": task1.name, "task2": task2.name}
-    config = {**names, "validation": arguments.validation, **dataclasses.asdict(settings)}
+    config = {
+        **names,
+        "methods": methods,
+        "validation": arguments.validation,
+        **dataclasses.asdict(settings),
+    }
     environment = report.environment(device)
     runs = []
     for seed, folder in folders.items():
@@ -350,6 +348,7 @@ def _main(argv: Sequence[str] | None) -> int:
             task1,
             task2,
             settings,
+            methods,
             seed=seed,
             device=device,
             progress=arguments.progress,
@@ -358,9 +357,8 @@ def _main(argv: Sequence[str] | None) -> int:
         metrics = {name: outcome.metrics() for name, outcome in outcomes.items()}
         runs.append(metrics)
         print(f"\nseed {seed}\n{_table([metrics], **names)}")
-        curves = {name: outcome.curve for name, outcome in outcomes.items()}
-        report.plot_curves(folder / "path.png", fip=curves["fip"], naive=curves["naive"], **names)
-        report.write_curves(folder / "path.csv", curves)
+        _draw(folder, outcomes, **names)
+        report.write_curves(folder / "path.csv", {name: o.curve for name, o in outcomes.items()})
         report.write_results(
             folder / "results.json",
             recipe=RECIPE,
@@ -368,11 +366,12 @@ def _main(argv: Sequence[str] | None) -> int:
             environment=environment,
             metrics=_nested(metrics),
         )
-        print(f"results.json, path.csv and path.png are in {folder}", flush=True)
+        print(f"results.json, path.csv and the plots are in {folder}", flush=True)
     if len(seeds) > 1:
         print(f"\nseeds {', '.join(map(str, seeds))}: mean ± standard deviation")
         print(_table(runs, **names))
-        by_method = {name: [metrics[name] for metrics in runs] for name in runs[0]}
+        by_method = {name: [metrics[name] for metrics in runs] for name in methods}
+        continual_figures.bars(out / "bars.png", by_method, **names)
         report.write_results(
             out / "results.json",
             recipe=RECIPE,
@@ -389,16 +388,30 @@ def _main(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def _draw(folder: Path, outcomes: Mapping[str, Outcome], *, task1: str, task2: str) -> None:
+    names = {"task1": task1, "task2": task2}
+    continual_figures.curves(
+        folder / "path.png", {name: o.curve for name, o in outcomes.items()}, **names
+    )
+    continual_figures.score_maps(
+        folder / "scores.png", {name: (o.curve, o.scores) for name, o in outcomes.items()}, **names
+    )
+    continual_figures.bars(
+        folder / "bars.png", {name: [o.metrics()] for name, o in outcomes.items()}, **names
+    )
+    ways = {name: o.weights for name, o in outcomes.items() if o.weights is not None}
+    if ways:
+        continual_figures.weight_space(folder / "weights.png", ways)
+
+
 def _nested(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The metrics as ``results.json`` holds them: the baseline's below ours."""
-    return {**metrics["fip"], "baselines": {"naive": dict(metrics["naive"])}}
+    """The metrics as ``results.json`` holds them: the path's on top, the others' below."""
+    others = {name: dict(m) for name, m in metrics.items() if name != "fip"}
+    return {**metrics.get("fip", {}), "baselines": others}
 
 
 def _table(runs: Sequence[Mapping[str, Mapping[str, float]]], *, task1: str, task2: str) -> str:
-    columns = {
-        "invariant path": [metrics["fip"] for metrics in runs],
-        "plain training": [metrics["naive"] for metrics in runs],
-    }
+    columns = {METHODS[name].title: [metrics[name] for metrics in runs] for name in runs[0]}
     return report.table(columns, task1=task1, task2=task2)
 
 
@@ -423,9 +436,22 @@ def _settings(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         family = check_pair(arguments.task1, arguments.task2)
     except DataError as error:
         parser.error(str(error))
+    values = vars(arguments)
     names = {field.name for field in dataclasses.fields(Settings)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
+    given = {name: value for name, value in values.items() if name in names}
     settings = dataclasses.replace(DEFAULTS[family], **given)
+    tuning = {
+        method: dataclasses.replace(
+            tuned,
+            **{
+                part: values[key]
+                for part in ("lr", "strength")
+                if (key := f"{method}_{part}") in values
+            },
+        )
+        for method, tuned in settings.tuning.items()
+    }
+    settings = dataclasses.replace(settings, tuning=tuning)
     if settings.anchor_batch is not None and settings.anchor_batch > settings.anchors:
         if "anchor_batch" in given:
             parser.error(
@@ -455,34 +481,68 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("run")
     add_run_options(where, RECIPE)
     where.add_argument(
+        "--method",
+        choices=[*METHODS, "all"],
+        nargs="+",
+        default=DEFAULT_METHODS,
+        help=f"the ways of learning task 2 [{' '.join(DEFAULT_METHODS)}]",
+    )
+    where.add_argument(
         "--keep-networks",
         action="store_true",
         help="also keep the networks along the path, for FIPPath.open, in the folder networks of --out",
     )
 
-    def setting(group: argparse._ArgumentGroup, option: str, help: str, **keywords: Any) -> None:
-        name = option.removeprefix("--").replace("-", "_")
-        defaults = [getattr(settings, name) for settings in DEFAULTS.values()]
+    def setting(
+        group: argparse._ArgumentGroup,
+        option: str,
+        help: str,
+        *,
+        default: Callable[[Settings], Any] | None = None,
+        **keywords: Any,
+    ) -> None:
+        read = default or operator.attrgetter(option.removeprefix("--").replace("-", "_"))
         shown = " / ".join(
-            "none" if d is None else f"{d:g}" if isinstance(d, float) else f"{d}" for d in defaults
+            "none" if d is None else f"{d:g}" if isinstance(d, float) else f"{d}"
+            for d in map(read, DEFAULTS.values())
         )
         group.add_argument(option, default=argparse.SUPPRESS, help=f"{help} [{shown}]", **keywords)
 
     learning = parser.add_argument_group("training")
-    count = {"type": whole(1), "metavar": "N"}
-    rate = {"type": positive, "metavar": "X"}
+    count: dict[str, Any] = {"type": whole(1), "metavar": "N"}
+    rate: dict[str, Any] = {"type": positive, "metavar": "X"}
     setting(learning, "--task1-epochs", "epochs on task 1", **count)
-    setting(learning, "--epochs", "epochs on task 2", **count)
+    setting(learning, "--epochs", "epochs of the path on task 2", **count)
+    setting(learning, "--baseline-epochs", "epochs of the other methods on task 2", **count)
     setting(learning, "--batch-size", "inputs of a training step", **count)
     setting(learning, "--task1-lr", "Adam's highest learning rate on task 1", **rate)
-    setting(learning, "--naive-lr", "Adam's highest learning rate in plain training", **rate)
+
+    others = parser.add_argument_group("other methods")
+
+    def tuned(method: str, part: str, help: str, **keywords: Any) -> None:
+        def default(settings: Settings) -> Any:
+            return getattr(settings.tuning[method], part)
+
+        setting(others, f"--{method}-{part}", help, default=default, **keywords)
+
+    for key, method in METHODS.items():
+        if method.lr:
+            tuned(key, "lr", f"Adam's highest learning rate, {method.title}", **rate)
+        if method.strength is not None:
+            tuned(key, "strength", f"{method.title}: {method.strength}", type=number, metavar="X")
 
     path = parser.add_argument_group("functionally invariant path")
     setting(path, "--anchors", "training inputs of task 1 whose outputs are held", **count)
+    path.add_argument(
+        "--augment",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="make the anchors of each step many: affine maps, mixed in pairs (distillation gets the same)",
+    )
     setting(
         path,
         "--anchor-batch",
-        "anchors drawn for each step, or none for all",
+        "anchors of each step, or none for all",
         type=or_none(whole(1)),
         metavar="N",
     )

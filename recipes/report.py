@@ -1,4 +1,4 @@
-"""What a recipe leaves behind: a printed table, ``results.json``, the path as CSV, a plot."""
+"""What a recipe leaves behind: a printed table, ``results.json``, the path as CSV."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: a recipe runs where there is no screen
-import matplotlib.pyplot as plt
 import torch
 import torchvision
-
-_FIRST: dict[str, Any] = {"color": "#1f5fa8", "marker": "o"}
-_SECOND: dict[str, Any] = {"color": "#d9730d", "marker": "s"}
+from torch import Tensor
 
 
 @dataclass
@@ -49,13 +43,22 @@ class Outcome:
         curve: The networks on the way; the first is the start network.
         predictions_kept: Fraction of anchors whose predicted class is that of the start network.
         drift_held_out: The same measure as ``drift``, on task 1's test inputs.
+        within_task: Accuracy on ``"task1"`` and ``"task2"`` where the task is known (task-aware), percent.
+        remembered_megabytes: What was kept of task 1.
         seconds: Time spent training on task 2, tests not counted.
+        scores: ``(networks, images)``: of the networks of ``curve``, the probability of the right class for some
+            test images, task 1's first.
+        weights: ``(networks, n)``: their parameters, where these are drawn.
     """
 
     curve: Curve
     predictions_kept: float
     drift_held_out: float
+    within_task: Mapping[str, float]
+    remembered_megabytes: float
     seconds: float
+    scores: Tensor = field(repr=False)
+    weights: Tensor | None = field(repr=False)
 
     def metrics(self) -> dict[str, float]:
         """The numbers of ``results.json``; accuracies in percent."""
@@ -66,9 +69,14 @@ class Outcome:
             "task1_worst_on_path": min(curve.task1),
             "task2_after": curve.task2[-1],
             "mean_after": (curve.task1[-1] + curve.task2[-1]) / 2,
+            "backward_transfer": curve.task1[-1] - curve.task1[0],
+            "task1_within_task": self.within_task["task1"],
+            "task2_within_task": self.within_task["task2"],
             "drift": curve.drift[-1],
             "drift_held_out": self.drift_held_out,
             "predictions_kept": self.predictions_kept,
+            "remembered_megabytes": self.remembered_megabytes,
+            "steps": curve.steps[-1],
             "seconds": self.seconds,
         }
 
@@ -127,51 +135,6 @@ def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
     replace(path, write)
 
 
-def plot_curves(path: Path, *, fip: Curve, naive: Curve, task1: str, task2: str) -> None:
-    """Draws both accuracies along the path, FIP beside plain training, with the drift of both below."""
-    figure, axes = plt.subplots(
-        2,
-        2,
-        figsize=(9.0, 5.6),
-        sharex=True,
-        sharey="row",
-        height_ratios=[2.2, 1.0],
-        layout="constrained",
-    )
-    columns = [("Functionally invariant path", fip), ("Plain training", naive)]
-    for column, (title, curve) in enumerate(columns):
-        top, bottom = axes[0, column], axes[1, column]
-        top.axhline(curve.task1[0], color="0.5", linewidth=0.8, linestyle=":")
-        for name, values, style in ((task1, curve.task1, _FIRST), (task2, curve.task2, _SECOND)):
-            label = f"{name}: {values[0]:.1f} → {values[-1]:.1f}"
-            top.plot(curve.steps, values, label=label, markersize=3.5, linewidth=1.6, **style)
-        top.legend(loc="center left", frameon=False)
-        top.set_title(title, fontsize=11, fontweight="bold")
-        # The start network's drift is zero, which a logarithmic axis cannot show.
-        moved = [(s, d) for s, d in zip(curve.steps, curve.drift, strict=True) if d > 0]
-        if moved:
-            bottom.plot(*zip(*moved, strict=True), "o-", color="black", markersize=3, linewidth=1.2)
-        bottom.set_yscale("log")
-        bottom.set_xlabel(f"steps on {task2}")
-        for axis in (top, bottom):
-            axis.grid(color="0.92", linewidth=0.7)
-            axis.set_axisbelow(True)
-            axis.spines[["top", "right"]].set_visible(False)
-        # What goes wrong goes wrong in the first steps, so these get as much room as the rest.
-        bottom.set_xscale("symlog", linthresh=10, linscale=1.0)
-        bottom.set_xlim(-0.3, max(curve.steps) * 1.08)
-        ticks = [0, 5, 10, *(10**k * m for k in range(1, 7) for m in (3, 10))]
-        bottom.set_xticks([t for t in ticks if t <= curve.steps[-1]])
-        bottom.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        bottom.xaxis.minorticks_off()
-    axes[0, 0].set_ylim(-3, 103)
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[1, 0].set_ylabel("drift on anchors")
-    figure.suptitle(f"{task1}, then {task2}", fontsize=12)
-    replace(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
-    plt.close(figure)
-
-
 def table(methods: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, task2: str) -> str:
     """The methods side by side, one column each.
 
@@ -190,9 +153,13 @@ def table(methods: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, t
         ("task1_worst_on_path", f"{task1} worst on path (%)", ".2f"),
         ("task2_after", f"{task2} after (%)", ".2f"),
         ("mean_after", "mean after (%)", ".2f"),
+        ("task1_within_task", f"{task1} within its classes (%)", ".2f"),
+        ("task2_within_task", f"{task2} within its classes (%)", ".2f"),
         ("drift", "drift on anchors", ".3g"),
         ("drift_held_out", f"drift on {task1} test", ".3g"),
         ("predictions_kept", "anchor predictions kept", ".1%"),
+        ("remembered_megabytes", "remembered (MB)", ".3g"),
+        ("steps", f"steps on {task2}", ".0f"),
         ("seconds", f"seconds on {task2}", ".1f"),
     ]
     body = [

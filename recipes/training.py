@@ -47,16 +47,18 @@ def train(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     *,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     freeze_batch_norm: bool = False,
     after_step: Callable[[int], None] | None = None,
 ) -> float:
-    """Cross-entropy training, the same lines for Adam and for ``fipoptim.FIPOptimizer``.
+    """Trains, the same lines for Adam and for ``fipoptim.FIPOptimizer``.
 
     Args:
         model: Trained in place.
         batches: Inputs and labels of each step.
         optimizer: Any ``torch.optim.Optimizer`` over the model's parameters.
         scheduler: Stepped after each step.
+        loss: Of outputs and labels.
         freeze_batch_norm: Whether batch norm layers keep their running statistics and normalise by them.
         after_step: Called with the number of steps taken, to leave the model as it is; its time is not counted.
 
@@ -68,8 +70,7 @@ def train(
     for step, (inputs, labels) in enumerate(batches, start=1):
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), labels)
-        loss.backward()
+        loss(model(inputs), labels).backward()
         optimizer.step()
         scheduler.step()
         synchronize(inputs.device)
@@ -96,18 +97,43 @@ def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
                 module.eval()
 
 
+def accuracy(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    classes: tuple[int, int] | None = None,
+    batch_size: int = 100,
+) -> float:
+    """Percent of ``inputs`` whose largest output is their label, in eval mode.
+
+    Args:
+        model: Its mode is left as it is.
+        inputs: ``(n, ...)``.
+        labels: ``(n,)``.
+        classes: The first class to choose among and the one after the last (task-aware); None is the whole head.
+        batch_size: Inputs at a time.
+    """
+    first, end = classes or (0, None)
+    z = _outputs(model, inputs, batch_size)[:, first:end]
+    return 100.0 * float((z.argmax(dim=1) + first == labels).double().mean())
+
+
+def scores(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The probability ``(n,)`` of each input's own label over the whole head, in eval mode."""
+    p = _outputs(model, inputs, len(inputs)).softmax(dim=1)
+    return p.gather(1, labels[:, None])[:, 0]
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = 100) -> float:
-    """Percent of ``inputs`` whose largest output is their label, over all classes of the head, in eval mode."""
+def _outputs(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
     # Module by module: train(True) would wake the batch norm layers that are frozen.
     training = [module for module in model.modules() if module.training]
     model.eval()
-    right = 0
-    for x, y in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
-        right += int((model(x).argmax(dim=1) == y).sum())
+    z = torch.cat([model(x) for x in inputs.split(batch_size)])
     for module in training:
         module.training = True
-    return 100.0 * right / len(inputs)
+    return z
 
 
 def synchronize(device: torch.device) -> None:

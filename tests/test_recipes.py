@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from recipes.training import (
     accuracy,
     adam_one_cycle,
     minibatches,
+    scores,
     seed_everything,
     train,
     training_mode,
@@ -31,6 +33,7 @@ METRICS = {
     "seconds",
 }
 SHORT = ["--epochs", "2", "--task1-epochs", "2", "--anchors", "20", "--no-progress"]
+SHORT += ["--baseline-epochs", "2"]
 
 
 # Data
@@ -181,6 +184,18 @@ def test_frozen_batch_norm_keeps_its_statistics():
         assert torch.equal(model[0].running_mean, before) == frozen
 
 
+def test_accuracy_within_a_task_and_scores():
+    model = nn.Identity()
+    z = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0], [9.0, 0.0, 0.0, 1.0]])
+    labels = torch.tensor([2, 3, 3])
+    assert accuracy(model, z, labels) == pytest.approx(100 / 3)
+    assert accuracy(model, z, labels, classes=(2, 4), batch_size=2) == pytest.approx(100)
+    assert accuracy(model, z, labels, classes=(0, 3)) == pytest.approx(0)
+    expected = z.double().exp() / z.double().exp().sum(dim=1, keepdim=True)
+    found = scores(model, z, labels)
+    assert torch.allclose(found.double(), expected[torch.arange(3), labels], atol=1e-6)
+
+
 def test_accuracy_leaves_the_mode_alone():
     model, task = paper_cnn(), torch.randn(5, 1, 28, 28)
     training_mode(model, freeze_batch_norm=True)
@@ -234,7 +249,8 @@ def test_results_hold_what_they_promise(digits_run):
 
 
 def test_the_path_is_kept_as_numbers_and_as_a_picture(digits_run):
-    assert (digits_run / "path.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("path", "bars", "scores", "weights"):
+        assert (digits_run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((digits_run / "results.json").read_text())
     with (digits_run / "path.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "fip"]
@@ -263,7 +279,7 @@ def test_the_same_seed_gives_the_same_results(digits_run, tmp_path):
 
     def without_seconds(folder):
         results = json.loads((folder / "results.json").read_text())
-        for metrics in (results["metrics"], results["metrics"]["baselines"]["naive"]):
+        for metrics in (results["metrics"], *results["metrics"]["baselines"].values()):
             metrics.pop("seconds")
         return results
 
@@ -330,6 +346,9 @@ def test_the_paper_network_runs_on_torchvision_data(image_root, capsys):
         (["--epochs", "-1"], "argument --epochs"),
         (["--epochs", "1.5"], "not a whole number"),
         (["--beta", "nan"], "argument --beta"),
+        (["--method", "dropout"], "choose from"),
+        (["--ewc-strength", "much"], "argument --ewc-strength"),
+        (["--gem-lr", "0"], "argument --gem-lr"),
         (["--eps", "0"], "argument --eps"),
         (["--max-drift", "-1"], "argument --max-drift"),
         (["--products", "some"], "argument --products"),
@@ -356,6 +375,50 @@ def test_out_that_is_a_file_is_an_error(tmp_path, capsys):
     assert "argument --out" in capsys.readouterr().err
 
 
+def test_all_methods_run_side_by_side(tmp_path):
+    arguments = [
+        "--out",
+        str(tmp_path),
+        *SHORT,
+        "--method",
+        "all",
+        "--seeds",
+        "0",
+        "1",
+        "--augment",
+    ]
+    assert new_task.main(arguments) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    baselines = results["metrics"]["baselines"]
+    assert list(baselines) == ["naive", "distillation", "replay", "ewc", "gem", "lwf"]
+    for metrics in baselines.values():
+        assert metrics["task1_before"] == results["metrics"]["task1_before"]
+        assert metrics["steps"] == 42
+        gained = metrics["task1_after"] - metrics["task1_before"]
+        assert metrics["backward_transfer"] == pytest.approx(gained)
+        assert metrics["task1_within_task"] >= metrics["task1_after"]
+    assert baselines["naive"]["remembered_megabytes"] == 0
+    assert results["config"]["tuning"]["ewc"]["strength"] == 100.0
+    assert (tmp_path / "bars.png").exists()
+
+
+def test_tuning_reaches_its_method_alone(tmp_path):
+    arguments = ["--method", "distillation", "--distillation-strength", "0", "--replay-lr", "1"]
+    assert new_task.main(["--out", str(tmp_path), *SHORT, *arguments]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["config"]["tuning"]["distillation"] == {"lr": 3e-3, "strength": 0.0}
+    assert results["config"]["tuning"]["replay"]["lr"] == 1.0
+    assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20  # nothing holds it
+
+
+def test_a_method_that_is_not_installed_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "recipes.avalanche_learners", None)
+    with pytest.raises(SystemExit):
+        new_task.main(["--out", str(tmp_path / "out"), "--method", "fip", "gem"])
+    assert "gem needs avalanche-lib" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_ends_with_a_message_and_no_results(tmp_path, capsys, monkeypatch):
     def interrupted(*args, **keywords):
         raise KeyboardInterrupt
@@ -377,7 +440,8 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path):
 
 
 def test_the_table_shows_deviations_over_seeds():
-    names = ("drift", "drift_held_out", "predictions_kept", *sorted(METRICS - {"drift"}))
+    names = ("drift", "drift_held_out", "predictions_kept", "remembered_megabytes", "steps")
+    names += ("task1_within_task", "task2_within_task", *sorted(METRICS - {"drift"}))
     runs = [dict.fromkeys(names, value) for value in (0.25, 0.75)]
     text = report.table({"ours": runs, "theirs": runs[:1]}, task1="a", task2="b")
     assert "0.50 ± 0.35" in text

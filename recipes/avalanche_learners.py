@@ -1,0 +1,221 @@
+"""EWC, GEM and LwF as Avalanche has them, fed with our batches, schedule and tests."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
+from avalanche.benchmarks.utils import ConstantSequence, DataAttribute
+from avalanche.benchmarks.utils.classification_dataset import (
+    TaskAwareSupervisedClassificationDataset,
+)
+from avalanche.logging import BaseLogger
+from avalanche.training.plugins import (
+    EvaluationPlugin,
+    EWCPlugin,
+    GEMPlugin,
+    LwFPlugin,
+    SupervisedPlugin,
+)
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import TensorDataset
+
+from recipes.learners import Batches, Learner, Loss, bytes_of
+from recipes.training import synchronize, training_mode
+
+
+class _Course(SupervisedPlugin):
+    """The batches, the schedule and the tests of one task, in Avalanche's loop."""
+
+    def __init__(
+        self, batches: Batches, steps: int, lr: float, after_step: Callable[[int], None] | None
+    ) -> None:
+        super().__init__()
+        self.batches, self.steps, self.lr = batches, steps, lr
+        self.after_step = after_step or (lambda step: None)
+        self.step = 0
+        self.tested = 0.0
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.optimizer.state.clear()
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.scheduler = OneCycleLR(strategy.optimizer, max_lr=self.lr, total_steps=self.steps + 1)
+        strategy.dataloader = ((x, y, torch.zeros_like(y)) for x, y in self.batches)
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.scheduler.step()
+        self.step += 1
+        synchronize(strategy.mb_x.device)
+        start = time.perf_counter()
+        self.after_step(self.step)
+        self.tested += time.perf_counter() - start
+
+
+class _FrozenBatchNorm(nn.Module):
+    """A network whose batch norm layers stay in eval mode, whoever calls ``train()``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.model(x)
+        return z
+
+    def train(self, mode: bool = True) -> _FrozenBatchNorm:
+        super().train(mode)
+        if mode:
+            training_mode(self.model, freeze_batch_norm=True)
+        return self
+
+
+class _Remembers:
+    """Before a plugin: an experience ends for it when its task is remembered, not when its training is over."""
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if strategy.train_epochs == 0:
+            super().after_training_exp(strategy, **kwargs)  # type: ignore[misc]
+
+
+class _FromAvalanche(Learner):
+    """A plugin of Avalanche around plain training by Adam.
+
+    The remembered inputs are all that the plugin is shown of an earlier task: an experience of no epochs, at the end of
+    which it computes or keeps what it needs.
+    """
+
+    memory_batch = (
+        100  # remembered inputs at a time, where the plugin goes through them at the end of a task
+    )
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        model = _FrozenBatchNorm(self.model) if self.freeze_batch_norm else self.model
+        self.loss: Loss = F.cross_entropy
+        self.seconds = 0.0  # spent on remembering; counted with the next task
+        self.strategy = SupervisedTemplate(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters(), lr=self.lr),
+            criterion=lambda z, labels: self.loss(z, labels),
+            train_mb_size=self.memory_batch,
+            device=next(self.model.parameters()).device,
+            plugins=[self.plugin()],
+            evaluator=EvaluationPlugin(loggers=[BaseLogger()]),  # without a logger it warns
+        )
+
+    @abstractmethod
+    def plugin(self) -> SupervisedPlugin:
+        """What holds the earlier tasks."""
+
+    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+        """Shows the plugin these inputs as the task that has just been learnt."""
+        start = time.perf_counter()
+        self.loss = F.cross_entropy
+        self.strategy.train_epochs = 0
+        self.strategy.train(_experience(inputs, labels), eval_streams=[])
+        self.seconds += time.perf_counter() - start
+
+    def learn(
+        self,
+        batches: Batches,
+        *,
+        steps: int,
+        loss: Loss = F.cross_entropy,
+        after_step: Callable[[int], None] | None = None,
+        record: tuple[int, Path] | None = None,
+    ) -> float:
+        """See :class:`Learner`."""
+        first = next(batches)
+        course = _Course(itertools.chain([first], batches), steps, self.lr, after_step)
+        start = time.perf_counter()
+        self.loss = loss
+        self.strategy.train_epochs = 1
+        self.strategy.plugins.insert(0, course)
+        try:
+            self.strategy.train(_experience(*first), eval_streams=[])  # the course has its batches
+        finally:
+            self.strategy.plugins.remove(course)
+        self.strategy.clock.train_exp_counter -= 1  # the experience goes on until it is remembered
+        seconds = time.perf_counter() - start - course.tested + self.seconds
+        self.seconds = 0.0
+        return seconds
+
+
+class _EWCPlugin(_Remembers, EWCPlugin):
+    pass
+
+
+class _GEMPlugin(_Remembers, GEMPlugin):
+    pass
+
+
+class _LwFPlugin(_Remembers, LwFPlugin):
+    pass
+
+
+class EWC(_FromAvalanche):
+    """Elastic weight consolidation (Kirkpatrick et al., 2017), one penalty for each earlier task."""
+
+    memory_batch = 1  # squared gradients are those of single inputs
+
+    def plugin(self) -> SupervisedPlugin:
+        """Its importances are taken on the remembered inputs, with their labels."""
+        self.ewc = _EWCPlugin(ewc_lambda=self.strength)
+        return self.ewc
+
+    def remembered_bytes(self) -> int:
+        """The weights after each task and their importances."""
+        kept = (self.ewc.saved_params, self.ewc.importances)
+        return bytes_of(
+            [data.data for tasks in kept for task in tasks.values() for data in task.values()]
+        )
+
+
+class GEM(_FromAvalanche):
+    """Gradient episodic memory (Lopez-Paz and Ranzato, 2017)."""
+
+    def plugin(self) -> SupervisedPlugin:
+        """All remembered inputs of every earlier task are in each step's constraints."""
+        self.gem = _GEMPlugin(patterns_per_experience=sys.maxsize, memory_strength=self.strength)
+        return self.gem
+
+    def remembered_bytes(self) -> int:
+        """The inputs and their labels."""
+        return bytes_of((self.gem.memory_x, self.gem.memory_y))
+
+
+class LwF(_FromAvalanche):
+    """Learning without forgetting (Li and Hoiem, 2016): distillation on the new task's inputs; it needs no memory."""
+
+    def plugin(self) -> SupervisedPlugin:
+        """Of the remembered inputs it learns which classes there were."""
+        self.lwf = _LwFPlugin(alpha=self.strength, temperature=2)
+        return self.lwf
+
+    def remembered_bytes(self) -> int:
+        """The network after the last task."""
+        before = self.lwf.lwf.prev_model
+        return 0 if before is None else bytes_of(before.state_dict())
+
+
+def _experience(inputs: Tensor, labels: Tensor) -> DatasetExperience[Any]:
+    count = len(labels)
+    attributes = [
+        DataAttribute(labels.tolist(), "targets"),
+        DataAttribute(ConstantSequence(0, count), "targets_task_labels", use_in_getitem=True),
+    ]
+    dataset = TaskAwareSupervisedClassificationDataset(
+        [TensorDataset(inputs, labels)], data_attributes=attributes
+    )
+    return DatasetExperience(dataset=dataset)

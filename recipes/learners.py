@@ -1,0 +1,383 @@
+"""Ways to learn one task after another with a few remembered inputs of the earlier ones.
+
+Every learner gets the same remembered inputs, the same batches and the same tests on the way; ``recipes.new_task`` and
+``recipes.split_tasks`` run them side by side. EWC, GEM and LwF are Avalanche's, in ``recipes.avalanche_learners``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.utils._pytree import tree_leaves
+
+from fipoptim import AnchorBatch, FIPOptimizer, Solver
+from fipoptim.anchors import squared_distance
+from fipoptim.output_space import flatten_outputs, output_map
+from recipes.augment import Augment
+from recipes.training import adam_one_cycle, train
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tuned of a method that is not ours.
+
+    Attributes:
+        lr: Adam's highest learning rate.
+        strength: Weight of what holds the earlier tasks; None where nothing does.
+    """
+
+    lr: float
+    strength: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the tasks after the first are learnt; ``tuning`` holds the other methods', the rest is the path's."""
+
+    beta: float
+    eps: float
+    max_products: int
+    tuning: Mapping[str, Tuning]
+    anchor_batch: int | None = None
+    schedule: str = "one-cycle"
+    momentum: float = 0.0
+    precondition: str | None = "adam"
+    output_space: str = "logits"
+    products: str | int = "adaptive"
+    radius: float | None = None
+    max_drift: float | None = None
+
+    def solver(self) -> Solver:
+        """How Eq. 4 is solved.
+
+        Raises:
+            ValueError: If the settings of the solver do not go together.
+        """
+        return Solver(products=self.products, max_products=self.max_products, radius=self.radius)
+
+
+# One more step than is taken: the last one would have length 0.
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, float, int], LRScheduler]] = {
+    "one-cycle": lambda optimizer, lr, steps: OneCycleLR(
+        optimizer, max_lr=lr, total_steps=steps + 1, cycle_momentum=False
+    ),
+    "cosine": lambda optimizer, lr, steps: CosineAnnealingLR(optimizer, T_max=steps + 1),
+    "constant": lambda optimizer, lr, steps: LambdaLR(optimizer, lambda step: 1.0),
+}
+
+
+class Learner(ABC):
+    """A network that learns tasks in turn.
+
+    Args:
+        model: Trained in place.
+        settings: How.
+        tuning: This method's own, for the methods in ``settings.tuning``.
+        augment: Makes few remembered inputs many, where the method can use it; None leaves them as they are.
+        seed: Of what is drawn from the memory.
+        freeze_batch_norm: Whether batch norm layers keep their running statistics and normalise by them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Settings,
+        tuning: Tuning | None,
+        *,
+        augment: Augment | None,
+        seed: int,
+        freeze_batch_norm: bool,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.augment = augment
+        self.seed = seed
+        self.freeze_batch_norm = freeze_batch_norm
+        if tuning is not None:
+            self.lr, self.strength = tuning.lr, tuning.strength or 0.0
+
+    @abstractmethod
+    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+        """Keeps what is to be kept of the task just learnt, from these few of its inputs ``(n, ...)``."""
+
+    @abstractmethod
+    def remembered_bytes(self) -> int:
+        """How much is kept of the earlier tasks: inputs, outputs, labels, networks, importances."""
+
+    @abstractmethod
+    def learn(
+        self,
+        batches: Batches,
+        *,
+        steps: int,
+        loss: Loss = F.cross_entropy,
+        after_step: Callable[[int], None] | None = None,
+        record: tuple[int, Path] | None = None,
+    ) -> float:
+        """Learns the next task.
+
+        Args:
+            batches: Inputs and labels of each step.
+            steps: How many there are.
+            loss: Of outputs and labels.
+            after_step: Called with the number of steps taken; its time is not counted.
+            record: Every how many steps the network is kept, and the folder; for the path alone.
+
+        Returns:
+            Seconds spent, without what ``after_step`` took.
+        """
+
+
+class Plain(Learner):
+    """Adam on the new task alone; the other learners that train by Adam add to its loss."""
+
+    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+        """Keeps nothing."""
+
+    def remembered_bytes(self) -> int:
+        """None."""
+        return 0
+
+    def holding(self) -> Callable[[], Tensor] | None:
+        """What is added to the loss of each step to hold the earlier tasks, if anything."""
+        return None
+
+    def learn(
+        self,
+        batches: Batches,
+        *,
+        steps: int,
+        loss: Loss = F.cross_entropy,
+        after_step: Callable[[int], None] | None = None,
+        record: tuple[int, Path] | None = None,
+    ) -> float:
+        """See :class:`Learner`."""
+        optimizer, scheduler = adam_one_cycle(self.model, lr=self.lr, steps=steps)
+        holding = self.holding()
+
+        def held(z: Tensor, labels: Tensor) -> Tensor:
+            return loss(z, labels) if holding is None else loss(z, labels) + holding()
+
+        return train(
+            self.model,
+            batches,
+            optimizer,
+            scheduler,
+            loss=held,
+            freeze_batch_norm=self.freeze_batch_norm,
+            after_step=after_step,
+        )
+
+
+class _Anchored(Learner):
+    """What the path and distillation have in common: anchors, each referenced to the network it was kept from."""
+
+    anchors: AnchorBatch | None = None
+
+    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+        """Keeps the inputs and the outputs they have now; labels are not read."""
+        if self.anchors is not None:
+            self.anchors.extend(inputs)
+            return
+        self.anchors = AnchorBatch(
+            self.model,
+            inputs,
+            output=self.settings.output_space,
+            batch_size=self.settings.anchor_batch,
+            augment=self.augment,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def held(self) -> AnchorBatch:
+        """The anchors.
+
+        Raises:
+            RuntimeError: If nothing was remembered yet.
+        """
+        if self.anchors is None:
+            raise RuntimeError("call remember() with inputs of an earlier task before learn()")
+        return self.anchors
+
+    def remembered_bytes(self) -> int:
+        """The anchors, their reference outputs, and with augmentation the reference networks."""
+        return 0 if self.anchors is None else bytes_of(self.anchors.state_dict())
+
+
+class InvariantPath(_Anchored):
+    """A functionally invariant path: ``FIPOptimizer`` with the remembered inputs as anchors."""
+
+    def optimizer(self, steps: int) -> tuple[FIPOptimizer, LRScheduler]:
+        """What takes the steps, and the schedule of their length."""
+        settings = self.settings
+        optimizer = FIPOptimizer(
+            self.model.parameters(),
+            self.held(),
+            beta=settings.beta,
+            eps=settings.eps,
+            momentum=settings.momentum,
+            precondition=settings.precondition,
+            max_drift=settings.max_drift,
+            solver=settings.solver(),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        return optimizer, SCHEDULES[settings.schedule](optimizer, settings.eps, steps)
+
+    def learn(
+        self,
+        batches: Batches,
+        *,
+        steps: int,
+        loss: Loss = F.cross_entropy,
+        after_step: Callable[[int], None] | None = None,
+        record: tuple[int, Path] | None = None,
+    ) -> float:
+        """See :class:`Learner`."""
+        optimizer, scheduler = self.optimizer(steps)
+        recording: AbstractContextManager[object] = contextlib.nullcontext()
+        if record is not None:
+            every, folder = record
+            recording = optimizer.record(every=every, folder=folder)
+        with recording:
+            return train(
+                self.model,
+                batches,
+                optimizer,
+                scheduler,
+                loss=loss,
+                freeze_batch_norm=self.freeze_batch_norm,
+                after_step=after_step,
+            )
+
+
+class Distillation(_Anchored, Plain):
+    """Dark experience replay (Buzzega et al., 2020): Adam on the loss and the squared change of the outputs."""
+
+    def holding(self) -> Callable[[], Tensor]:
+        """The drift on each step's anchors, weighted."""
+        anchors, draws = self.held(), itertools.count()
+        space = output_map(self.settings.output_space)
+
+        def drift() -> Tensor:
+            inputs, reference = anchors.sample(next(draws))
+            assert isinstance(inputs, Tensor)
+            outputs = flatten_outputs(space(self.model(inputs)), len(inputs))
+            return self.strength * squared_distance(outputs, reference).mean()
+
+        return drift
+
+
+class Replay(Plain):
+    """Experience replay: Adam on the losses of the new task's batch and of remembered inputs with their labels."""
+
+    memory: tuple[Tensor, Tensor] | None = None
+
+    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+        """Keeps the inputs and their labels."""
+        new = (inputs, labels)
+        old = self.memory
+        self.memory = (
+            new if old is None else (torch.cat([old[0], inputs]), torch.cat([old[1], labels]))
+        )
+
+    def remembered_bytes(self) -> int:
+        """The inputs and their labels."""
+        return bytes_of(self.memory)
+
+    def holding(self) -> Callable[[], Tensor] | None:
+        """The loss on a draw from the memory, weighted."""
+        if self.memory is None:
+            return None
+        inputs, labels = self.memory
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def replayed() -> Tensor:
+            chosen = torch.randperm(len(inputs), generator=generator)[: self.settings.anchor_batch]
+            x, y = inputs[chosen.to(inputs.device)], labels[chosen.to(labels.device)]
+            return self.strength * F.cross_entropy(self.model(x), y)
+
+        return replayed
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to learn the next task.
+
+    Attributes:
+        title: What tables and plots call it.
+        learner: The class, as module and name: Avalanche is imported where it is wanted.
+        lr: Whether Adam's learning rate is its to tune.
+        strength: What its strength weighs, for ``--help``; None if it has none.
+        needs: The distribution it needs beside those of the recipes.
+    """
+
+    title: str
+    learner: tuple[str, str]
+    lr: bool = True
+    strength: str | None = None
+    needs: str | None = None
+
+
+_HERE, _AVALANCHE = __name__, "recipes.avalanche_learners"
+METHODS = {
+    "fip": Method("invariant path", (_HERE, "InvariantPath"), lr=False),
+    "naive": Method("plain training", (_HERE, "Plain")),
+    "distillation": Method(
+        "distillation", (_HERE, "Distillation"), strength="weight of the squared output change"
+    ),
+    "replay": Method(
+        "replay, labels", (_HERE, "Replay"), strength="weight of the remembered inputs' loss"
+    ),
+    "ewc": Method(
+        "EWC", (_AVALANCHE, "EWC"), strength="weight of the penalty (lambda)", needs="avalanche-lib"
+    ),
+    "gem": Method(
+        "GEM", (_AVALANCHE, "GEM"), strength="memory strength (gamma)", needs="avalanche-lib"
+    ),
+    "lwf": Method(
+        "LwF",
+        (_AVALANCHE, "LwF"),
+        strength="weight of the distillation (alpha)",
+        needs="avalanche-lib",
+    ),
+}
+
+
+def learner(method: str, model: nn.Module, settings: Settings, **keywords: Any) -> Learner:
+    """The learner of a method in ``METHODS``; ``keywords`` are those of :class:`Learner`."""
+    module, name = METHODS[method].learner
+    made = getattr(importlib.import_module(module), name)
+    built: Learner = made(model, settings, settings.tuning.get(method), **keywords)
+    return built
+
+
+def bytes_of(kept: Any) -> int:
+    """The bytes of all tensors in a nested structure of tuples, lists and dicts."""
+    return sum(t.nbytes for t in tree_leaves(kept) if isinstance(t, Tensor))
+
+
+def missing(methods: Iterable[str]) -> dict[str, str]:
+    """Which of the methods cannot run here, each with the distribution that is not installed."""
+    found = {}
+    for method in methods:
+        needs = METHODS[method].needs
+        if needs is not None:
+            try:
+                importlib.import_module(METHODS[method].learner[0])
+            except ImportError:
+                found[method] = needs
+    return found

@@ -1,0 +1,200 @@
+"""The ways to learn the next task: same batches for all, limiting cases, and what each keeps of the earlier tasks."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recipes import augment, learners
+from recipes.augment import many
+from recipes.data import DATASETS, load_pair
+from recipes.learners import METHODS, Settings, Tuning, learner
+from recipes.networks import digits_mlp
+from recipes.training import minibatches, seed_everything, steps_an_epoch
+
+FROM_AVALANCHE = ("ewc", "gem", "lwf")
+BATCH, EPOCHS = 64, 2
+
+
+def settings(**changes):
+    tuning = {name: Tuning(3e-3, 1.0) for name, method in METHODS.items() if method.lr}
+    return Settings(beta=10.0, eps=0.5, max_products=4, tuning=tuning | changes)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return load_pair("digits-low", "digits-high")
+
+
+def network(seed=0):
+    seed_everything(seed)
+    return digits_mlp(10)
+
+
+def with_batch_norm():
+    seed_everything(0)
+    head = nn.Linear(32, 10)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), head)
+
+
+def learnt(method, model, tasks, *, after_step=None, remembered=20, **changes):
+    """A copy of the model after the second task, and its learner."""
+    low, high = tasks
+    model = copy.deepcopy(model)
+    made = learner(method, model, settings(**changes), augment=None, seed=0, freeze_batch_norm=True)
+    made.remember(low.train_inputs[:remembered], low.train_labels[:remembered])
+    seconds = made.learn(
+        minibatches(high, batch_size=BATCH, epochs=EPOCHS, seed=1),
+        steps=EPOCHS * steps_an_epoch(high, BATCH),
+        after_step=after_step,
+    )
+    assert seconds > 0
+    return model, made
+
+
+def same(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_step_is_shown_to_the_test(method, tasks):
+    steps: list[int] = []
+    learnt(method, network(), tasks, after_step=steps.append)
+    assert steps == list(range(1, EPOCHS * steps_an_epoch(tasks[1], BATCH) + 1))
+
+
+@pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "lwf"])
+def test_without_strength_it_is_plain_training_bit_for_bit(method, tasks):
+    # The same batches, schedule and optimizer: whatever they differ in is what holds the first task.
+    plain, _ = learnt("naive", network(), tasks)
+    other, _ = learnt(method, network(), tasks, **{method: Tuning(3e-3, 0.0)})
+    assert same(other, plain)
+
+
+def test_gem_without_a_conflict_is_plain_training_bit_for_bit(tasks):
+    # Remembered inputs of the new task itself: their gradient agrees with every batch's.
+    _, high = tasks
+    start, found = network(), []
+    for method in ("naive", "gem"):
+        model = copy.deepcopy(start)
+        made = learner(method, model, settings(), augment=None, seed=0, freeze_batch_norm=True)
+        made.remember(high.train_inputs, high.train_labels)
+        made.learn(
+            itertools.islice(minibatches(high, batch_size=200, epochs=1, seed=0), 3), steps=3
+        )
+        found.append(model)
+    assert same(*found)
+
+
+@pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "gem", "lwf"])
+def test_with_strength_it_is_not(method, tasks):
+    plain, _ = learnt("naive", network(), tasks)
+    other, _ = learnt(method, network(), tasks)
+    assert not same(other, plain)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_batch_norm_stays_frozen(method, tasks):
+    start = with_batch_norm()
+    model, _ = learnt(method, start, tasks)
+    assert not torch.equal(model[2].weight, start[2].weight)
+    assert torch.equal(model[2].running_mean, start[2].running_mean)
+    assert torch.equal(model[2].running_var, start[2].running_var)
+
+
+def test_ewc_weighs_by_squared_gradients_of_single_inputs(tasks):
+    low, _ = tasks
+    model = network()
+    made = learner("ewc", model, settings(), augment=None, seed=0, freeze_batch_norm=True)
+    x, y = low.train_inputs[:7], low.train_labels[:7]
+    made.remember(x, y)
+    expected = [torch.zeros_like(p) for p in model.parameters()]
+    for k in range(7):
+        loss = F.cross_entropy(model(x[k : k + 1]), y[k : k + 1])
+        for total, g in zip(
+            expected, torch.autograd.grad(loss, list(model.parameters())), strict=True
+        ):
+            total += g.square() / 7
+    found = [data.data for data in made.ewc.importances[0].values()]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_third_task_adds_to_what_is_remembered(method, tasks):
+    low, high = tasks
+    model, made = learnt(method, network(), tasks)
+    once = made.remembered_bytes()
+    made.remember(high.train_inputs[:20], high.train_labels[:20])
+    twice = made.remembered_bytes()
+    if method == "naive":
+        assert once == twice == 0
+    elif method == "lwf":  # one network, the last
+        assert once == twice == sum(p.nbytes for p in model.parameters())
+    else:
+        assert twice == pytest.approx(2 * once, rel=0.01)
+    before = copy.deepcopy(model)
+    made.learn(
+        minibatches(low, batch_size=BATCH, epochs=1, seed=2), steps=steps_an_epoch(low, BATCH)
+    )
+    assert not same(model, before)
+
+
+@pytest.mark.parametrize("method", ["fip", "distillation"])
+def test_nothing_to_hold_is_an_error(method, tasks):
+    made = learner(method, network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
+    with pytest.raises(RuntimeError, match="remember"):
+        made.learn(minibatches(tasks[1], batch_size=8, epochs=1, seed=0), steps=1)
+
+
+def test_labels_of_the_first_task_do_not_matter_to_the_path_and_distillation(tasks):
+    low, _ = tasks
+    for method in ("fip", "distillation"):
+        found = []
+        for labels in (low.train_labels[:20], low.train_labels[:20].flip(0)):
+            model = network()
+            made = learner(method, model, settings(), augment=None, seed=0, freeze_batch_norm=True)
+            made.remember(low.train_inputs[:20], labels)
+            made.learn(minibatches(tasks[1], batch_size=BATCH, epochs=1, seed=1), steps=10)
+            found.append(model)
+        assert same(*found)
+
+
+def test_only_avalanche_is_ever_missing():
+    assert {m for m in METHODS if METHODS[m].needs} == set(FROM_AVALANCHE)
+    assert learners.missing(METHODS) == {}
+
+
+# Few images made many
+
+
+@pytest.mark.parametrize("name", ["digits-low", "mnist", "cifar10"])
+def test_many_views_stay_images(name):
+    info = DATASETS[name]
+    shape = (5, len(info.mean), 28, 28)
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(3)
+    found = many(name, 4)(info.normalized(pixels))
+    assert found.shape == (20, *shape[1:])
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (info.mean, info.std))
+    back = found * std + mean
+    assert float(back.min()) > -1e-5
+    assert float(back.max()) < 1 + 1e-5
+    assert len(found.flatten(1).unique(dim=0)) == 20
+    torch.manual_seed(3)
+    assert torch.equal(many(name, 4)(info.normalized(pixels)), found)
+
+
+def test_without_an_affine_map_two_images_are_mixed(monkeypatch):
+    for name in ("TURN", "SHEAR", "SCALE", "SHIFT"):
+        monkeypatch.setattr(augment, name, 0.0)
+    x = torch.eye(6).reshape(6, 1, 2, 3).repeat_interleave(2, dim=2)  # told apart by where they are
+    black = DATASETS["mnist"].black
+    found = many("mnist", 1)(x + black) - black
+    own = (found * x).sum(dim=(1, 2, 3)) / x.square().sum(dim=(1, 2, 3))
+    assert bool((own >= 0.5 - 1e-5).all())
+    assert torch.allclose(found.sum(dim=(1, 2, 3)), x.sum(dim=(1, 2, 3)), atol=1e-5)
