@@ -69,7 +69,9 @@ def bars(
         ("mean_after", "mean of both", "0.35"),
         ("task1_worst_on_path", f"{task1}, worst on the way", "#9dbfe3"),
     ]
-    figure, axes = plt.subplots(figsize=(max(6.5, 1.5 + 1.5 * len(runs)), 4.2), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(max(6.5, 1.5 + 1.5 * len(runs)), 4.2), layout="constrained"
+    )
     width = 0.8 / len(kinds)
     for k, (key, label, colour) in enumerate(kinds):
         values = [np.array([m[key] for m in found]) for found in runs.values()]

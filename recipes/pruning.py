@@ -60,7 +60,8 @@ class Settings:
         metric_batch: Inputs of each estimate.
         metric_decay: Decay of the running mean of the estimates.
         anchors: How many training inputs there are to prune with; None is all.
-        augment: Whether the inputs of each step are shifted (and flipped, for photographs).
+        augment: Which methods see the inputs of each step shifted (and flipped, for photographs): none, those that
+            follow labels, or all. The dense network's outputs are computed once where the inputs stay the same.
         labels: Whether the path also follows the labels.
         autocast: Whether minibatches run in bfloat16; the metric never does.
         per_layer: Whether each layer gets the sparsity by itself.
@@ -83,7 +84,7 @@ class Settings:
     metric_batch: int = 128
     metric_decay: float = 0.95
     anchors: int | None = None
-    augment: bool = False
+    augment: Literal["none", "labels", "all"] = "none"
     labels: bool = False
     autocast: bool = False
     per_layer: bool = False
@@ -257,7 +258,8 @@ class _Pruning:
         start = time.perf_counter()
         self.method, self.task, self.settings = METHODS[method], task, settings
         self.steps = _steps(method, task, settings)
-        self.augment = augment if settings.augment else None
+        seeing = {"none": (), "labels": ("labels",), "all": ("path", "outputs", "labels")}
+        self.augment = augment if self.method.follow in seeing[settings.augment] else None
         self.progress = progress
         # Convolutions are faster with the channels last (by a fifth: ResNet-20, bfloat16, one core).
         self.model = copy.deepcopy(dense.model).to(memory_format=torch.channels_last)

@@ -109,14 +109,14 @@ NETWORKS = {
         dense_epochs=40,
         dense_batch_size=128,
         settings=Settings(
-            epochs=5,
-            batch_size=128,
+            epochs=6,
+            batch_size=64,
             lr=1e-3,
-            baseline_epochs=5,
+            baseline_epochs=6,
             baseline_lr=4e-3,
-            mask_every=20,
+            mask_every=40,
             probes=2,
-            augment=True,
+            augment="labels",
             autocast=True,
         ),
     ),
@@ -667,7 +667,11 @@ def _parser() -> argparse.ArgumentParser:
         type=or_none(whole(1)),
         metavar="N",
     )
-    setting("--augment", "shift (and flip) the inputs of a step", **switch)
+    setting(
+        "--augment",
+        "whose inputs are shifted (and flipped): nobody's, those that go with labels, or all",
+        choices=["none", "labels", "all"],
+    )
     setting("--autocast", "minibatches in bfloat16", **switch)
     setting("--temperature", "at which outputs are compared", **rate)
     group = parser.add_argument_group("functionally invariant path")

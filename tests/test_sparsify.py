@@ -209,7 +209,7 @@ def test_few_anchors_augmented_per_layer_and_kept_layers(digits, dense):
     settings = replace(
         SETTINGS,
         anchors=30,
-        augment=True,
+        augment="all",
         per_layer=True,
         keep=("5",),
         products="adaptive",
@@ -234,7 +234,7 @@ def test_batch_norm_and_bfloat16_go_together_with_the_path():
         nn.Flatten(),
         nn.Linear(288, 10),
     )
-    settings = replace(SETTINGS, autocast=True, augment=True, batch_size=32)
+    settings = replace(SETTINGS, autocast=True, augment="all", batch_size=32)
     run = pruning.sparsify(
         "fip", Dense(model, None), task, [0.8], settings, augment=augmentation("digits"), seed=0
     )
