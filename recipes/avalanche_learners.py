@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.utils import ConstantSequence, DataAttribute
 from avalanche.benchmarks.utils.classification_dataset import (
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
-from recipes.learners import Batches, Learner, Loss, bytes_of
+from recipes.learners import Batches, Learner, bytes_of
 from recipes.training import synchronize, training_mode
 
 
@@ -102,15 +101,15 @@ class _FromAvalanche(Learner):
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         model = _FrozenBatchNorm(self.model) if self.freeze_batch_norm else self.model
-        self.loss: Loss = F.cross_entropy
         self.seconds = 0.0  # spent on remembering; counted with the next task
+        self.holding = self.plugin()
         self.strategy = SupervisedTemplate(
             model=model,
             optimizer=torch.optim.Adam(model.parameters(), lr=self.lr),
-            criterion=lambda z, labels: self.loss(z, labels),
+            criterion=self.loss,
             train_mb_size=self.memory_batch,
             device=next(self.model.parameters()).device,
-            plugins=[self.plugin()],
+            plugins=[self.holding],
             evaluator=EvaluationPlugin(loggers=[BaseLogger()]),  # without a logger it warns
         )
 
@@ -121,17 +120,25 @@ class _FromAvalanche(Learner):
     def remember(self, inputs: Tensor, labels: Tensor) -> None:
         """Shows the plugin these inputs as the task that has just been learnt."""
         start = time.perf_counter()
-        self.loss = F.cross_entropy
         self.strategy.train_epochs = 0
         self.strategy.train(_experience(inputs, labels), eval_streams=[])
         self.seconds += time.perf_counter() - start
+
+    def state(self) -> Any:
+        """What the plugin holds, and how many tasks it has seen."""
+        return vars(self.holding), self.strategy.clock.train_exp_counter
+
+    def load(self, state: Any) -> None:
+        """See :class:`Learner`."""
+        held, tasks = state
+        vars(self.holding).update(held)
+        self.strategy.clock.train_exp_counter = tasks
 
     def learn(
         self,
         batches: Batches,
         *,
         steps: int,
-        loss: Loss = F.cross_entropy,
         after_step: Callable[[int], None] | None = None,
         record: tuple[int, Path] | None = None,
     ) -> float:
@@ -139,7 +146,6 @@ class _FromAvalanche(Learner):
         first = next(batches)
         course = _Course(itertools.chain([first], batches), steps, self.lr, after_step)
         start = time.perf_counter()
-        self.loss = loss
         self.strategy.train_epochs = 1
         self.strategy.plugins.insert(0, course)
         try:
@@ -171,12 +177,11 @@ class EWC(_FromAvalanche):
 
     def plugin(self) -> SupervisedPlugin:
         """Its importances are taken on the remembered inputs, with their labels."""
-        self.ewc = _EWCPlugin(ewc_lambda=self.strength)
-        return self.ewc
+        return _EWCPlugin(ewc_lambda=self.strength)
 
     def remembered_bytes(self) -> int:
         """The weights after each task and their importances."""
-        kept = (self.ewc.saved_params, self.ewc.importances)
+        kept = (self.holding.saved_params, self.holding.importances)
         return bytes_of(
             [data.data for tasks in kept for task in tasks.values() for data in task.values()]
         )
@@ -187,12 +192,11 @@ class GEM(_FromAvalanche):
 
     def plugin(self) -> SupervisedPlugin:
         """All remembered inputs of every earlier task are in each step's constraints."""
-        self.gem = _GEMPlugin(patterns_per_experience=sys.maxsize, memory_strength=self.strength)
-        return self.gem
+        return _GEMPlugin(patterns_per_experience=sys.maxsize, memory_strength=self.strength)
 
     def remembered_bytes(self) -> int:
         """The inputs and their labels."""
-        return bytes_of((self.gem.memory_x, self.gem.memory_y))
+        return bytes_of((self.holding.memory_x, self.holding.memory_y))
 
 
 class LwF(_FromAvalanche):
@@ -200,12 +204,11 @@ class LwF(_FromAvalanche):
 
     def plugin(self) -> SupervisedPlugin:
         """Of the remembered inputs it learns which classes there were."""
-        self.lwf = _LwFPlugin(alpha=self.strength, temperature=2)
-        return self.lwf
+        return _LwFPlugin(alpha=self.strength, temperature=2)
 
     def remembered_bytes(self) -> int:
         """The network after the last task."""
-        before = self.lwf.lwf.prev_model
+        before = self.holding.lwf.prev_model
         return 0 if before is None else bytes_of(before.state_dict())
 
 

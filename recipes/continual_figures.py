@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from recipes.report import Curve, replace
 
 _FIRST: dict[str, Any] = {"color": "#1f5fa8", "marker": "o"}
 _SECOND: dict[str, Any] = {"color": "#d9730d", "marker": "s"}
+_BARS = ("#1f5fa8", "#d9730d", "0.35", "#9dbfe3")
 
 
 def curves(path: Path, found: Mapping[str, Curve], *, task1: str, task2: str) -> None:
@@ -60,20 +62,20 @@ def curves(path: Path, found: Mapping[str, Curve], *, task1: str, task2: str) ->
 
 
 def bars(
-    path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, task2: str
+    path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Mapping[str, str]
 ) -> None:
-    """The methods side by side (Fig. 2F): means over seeds, with standard deviations where there are several."""
-    kinds = [
-        ("task1_after", task1, "#1f5fa8"),
-        ("task2_after", task2, "#d9730d"),
-        ("mean_after", "mean of both", "0.35"),
-        ("task1_worst_on_path", f"{task1}, worst on the way", "#9dbfe3"),
-    ]
+    """The methods side by side (Fig. 2F): means over seeds, with standard deviations where there are several.
+
+    Args:
+        path: The file.
+        runs: For each method the metrics of its runs, percent.
+        kinds: The metrics to draw, with their labels.
+    """
     figure, axes = plt.subplots(
         figsize=(max(6.5, 1.5 + 1.5 * len(runs)), 4.2), layout="constrained"
     )
     width = 0.8 / len(kinds)
-    for k, (key, label, colour) in enumerate(kinds):
+    for k, ((key, label), colour) in enumerate(zip(kinds.items(), _BARS, strict=False)):
         values = [np.array([m[key] for m in found]) for found in runs.values()]
         at = np.arange(len(runs)) + (k - (len(kinds) - 1) / 2) * width
         spread = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
@@ -88,36 +90,72 @@ def bars(
     _save(figure, path)
 
 
+def tasks(path: Path, found: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Each task's accuracy, task-aware, as others follow (Fig. 2E): one column a method, one line a task."""
+    figure, axes = plt.subplots(
+        1,
+        len(found),
+        figsize=(1.0 + 3.2 * len(found), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (method, rows) in zip(axes[0], found.items(), strict=True):
+        colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(rows)))
+        for task, colour in enumerate(colours):
+            later = range(task, len(rows))
+            values = [rows[k][task] for k in later]
+            axis.plot([k + 1 for k in later], values, "o-", color=colour, markersize=3)
+        means = [sum(row) / len(row) for row in rows]
+        axis.plot(range(1, len(rows) + 1), means, color="black", linewidth=2.2, label="mean")
+        axis.set_title(METHODS[method].title, fontsize=11, fontweight="bold")
+        axis.set_xlabel("tasks learnt")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(frameon=False, loc="lower left")
+        _plain(axis)
+    axes[0, 0].set_ylim(-3, 103)
+    axes[0, 0].set_ylabel("test accuracy within tasks (%)")
+    _save(figure, path)
+
+
 def score_maps(
-    path: Path, found: Mapping[str, tuple[Curve, Tensor]], *, task1: str, task2: str
+    path: Path,
+    found: Mapping[str, tuple[Sequence[int], Tensor]],
+    parts: Sequence[str],
+    *,
+    along: str,
 ) -> None:
-    """How probable the networks on the way hold the right class of single test images (Fig. 2C).
+    """How probable the networks on the way hold the right class of single test images (Fig. 2C, 2E).
 
     Args:
         path: The file.
-        found: For each method the curve and the scores ``(networks, images)``, half of the images from each task.
-        task1: Name of the first data set.
-        task2: Name of the second.
+        found: For each method a number for each network, and the scores ``(networks, images)``.
+        parts: What the images are of: as many of each part, in this order.
+        along: What the networks' numbers count.
     """
     figure, axes = plt.subplots(
-        2, len(found), figsize=(1.5 + 3.0 * len(found), 4.6), squeeze=False, layout="constrained"
+        len(parts),
+        len(found),
+        figsize=(1.5 + 3.0 * len(found), 0.4 + 2.1 * max(2, len(parts))),
+        squeeze=False,
+        layout="constrained",
     )
-    for column, (method, (curve, score)) in enumerate(found.items()):
-        half = score.shape[1] // 2
-        for row, (name, part) in enumerate(((task1, score[:, :half]), (task2, score[:, half:]))):
+    for column, (method, (numbers, score)) in enumerate(found.items()):
+        rows = score.chunk(len(parts), dim=1)
+        for row, (name, part) in enumerate(zip(parts, rows, strict=True)):
             axis = axes[row, column]
             image = axis.imshow(
                 part.T.numpy(), vmin=0, vmax=1, aspect="auto", cmap="viridis", interpolation="none"
             )
-            ticks = range(0, len(curve.steps), max(1, len(curve.steps) // 5))
-            axis.set_xticks(list(ticks), [str(curve.steps[t]) for t in ticks], fontsize=7)
+            ticks = range(0, len(numbers), max(1, len(numbers) // 5))
+            axis.set_xticks(list(ticks), [str(numbers[t]) for t in ticks], fontsize=7)
             axis.set_yticks([])
             if column == 0:
-                axis.set_ylabel(f"{half} test images of\n{name}")
+                axis.set_ylabel(f"{part.shape[1]} test images of\n{name}")
             if row == 0:
                 axis.set_title(METHODS[method].title, fontsize=10)
-            else:
-                axis.set_xlabel(f"steps on {task2}")
+            if row == len(parts) - 1:
+                axis.set_xlabel(along)
     figure.colorbar(image, ax=axes, shrink=0.8, label="probability of the right class")
     _save(figure, path)
 

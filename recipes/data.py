@@ -55,6 +55,12 @@ DATASETS = {
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     ),
+    "cifar100": DatasetInfo(
+        family="cifar",
+        classes=100,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
 }
 
 _FIRST_DIGIT = {"digits": 0, "digits-low": 0, "digits-high": 5}
@@ -62,6 +68,7 @@ _TORCHVISION = {
     "mnist": torchvision_datasets.MNIST,
     "fashion-mnist": torchvision_datasets.FashionMNIST,
     "cifar10": torchvision_datasets.CIFAR10,
+    "cifar100": torchvision_datasets.CIFAR100,
 }
 _DIGITS_TEST_FRACTION = 0.25
 _DIGITS_SPLIT_SEED = 0  # one split for every run, so that seeds differ in training only
@@ -152,6 +159,29 @@ def load_task(
         test_inputs=info.normalized(test_inputs),
         test_labels=test_labels + label_offset,
     )
+
+
+def split(task: Task, classes: int) -> list[Task]:
+    """A data set as a sequence of tasks of ``classes`` classes each, in the order of the labels, on one head.
+
+    Raises:
+        DataError: If the classes do not divide into such tasks.
+    """
+    if task.classes % classes:
+        raise DataError(
+            f"the {task.classes} classes of {task.name} do not divide into tasks of {classes}"
+        )
+    tasks = []
+    for first in range(task.label_offset, task.label_offset + task.classes, classes):
+        parts = []
+        for inputs, labels in (
+            (task.train_inputs, task.train_labels),
+            (task.test_inputs, task.test_labels),
+        ):
+            chosen = (labels >= first) & (labels < first + classes)
+            parts += [inputs[chosen], labels[chosen]]
+        tasks.append(Task(task.name, classes, first, *parts))
+    return tasks
 
 
 def load_pair(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -47,13 +48,32 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the tasks after the first are learnt; ``tuning`` holds the other methods', the rest is the path's."""
+    """How the tasks after the first are learnt; ``tuning`` holds the other methods', most of the rest is the path's.
 
+    Attributes:
+        anchors: Remembered training inputs of each task.
+        anchor_batch: How many of them each step sees; None is all.
+        augment: Whether the path and distillation see them turned, sheared, scaled, shifted and mixed in pairs.
+        beta: Weight of the new task's loss against the squared output change.
+        eps: Length of a step, at the top of its schedule.
+        schedule: Course of the step length, of ``SCHEDULES``.
+        momentum: Share of the last step's gradient that is kept.
+        precondition: Geometry of the step.
+        output_space: In which outputs are compared; distillation compares them in it too.
+        products: Metric products of a step.
+        max_products: Most products of an adaptive step.
+        radius: How far an adaptive step may move the outputs.
+        max_drift: Bound that the drift on the anchors never passes.
+        tuning: The other methods'.
+    """
+
+    anchors: int
     beta: float
     eps: float
     max_products: int
     tuning: Mapping[str, Tuning]
     anchor_batch: int | None = None
+    augment: bool = False
     schedule: str = "one-cycle"
     momentum: float = 0.0
     precondition: str | None = "adam"
@@ -61,6 +81,16 @@ class Settings:
     products: str | int = "adaptive"
     radius: float | None = None
     max_drift: float | None = None
+
+    @property
+    def views(self) -> int:
+        """How many an anchor is made by augmentation, so that a step sees ``anchor_batch`` of them."""
+        return math.ceil((self.anchor_batch or self.anchors) / self.anchors)
+
+    @property
+    def drawn(self) -> int | None:
+        """Anchors drawn for each step, before augmentation; None is all."""
+        return None if self.views > 1 else self.anchor_batch
 
     def solver(self) -> Solver:
         """How Eq. 4 is solved.
@@ -91,6 +121,7 @@ class Learner(ABC):
         augment: Makes few remembered inputs many, where the method can use it; None leaves them as they are.
         seed: Of what is drawn from the memory.
         freeze_batch_norm: Whether batch norm layers keep their running statistics and normalise by them.
+        loss: Of outputs and labels, of the new task and where labels are remembered.
     """
 
     def __init__(
@@ -102,18 +133,28 @@ class Learner(ABC):
         augment: Augment | None,
         seed: int,
         freeze_batch_norm: bool,
+        loss: Loss = F.cross_entropy,
     ) -> None:
         self.model = model
         self.settings = settings
         self.augment = augment
         self.seed = seed
         self.freeze_batch_norm = freeze_batch_norm
+        self.loss = loss
         if tuning is not None:
             self.lr, self.strength = tuning.lr, tuning.strength or 0.0
 
     @abstractmethod
     def remember(self, inputs: Tensor, labels: Tensor) -> None:
         """Keeps what is to be kept of the task just learnt, from these few of its inputs ``(n, ...)``."""
+
+    @abstractmethod
+    def state(self) -> Any:
+        """What is remembered, to be saved with ``torch.save``."""
+
+    @abstractmethod
+    def load(self, state: Any) -> None:
+        """Remembers what :meth:`state` gave."""
 
     @abstractmethod
     def remembered_bytes(self) -> int:
@@ -125,7 +166,6 @@ class Learner(ABC):
         batches: Batches,
         *,
         steps: int,
-        loss: Loss = F.cross_entropy,
         after_step: Callable[[int], None] | None = None,
         record: tuple[int, Path] | None = None,
     ) -> float:
@@ -134,7 +174,6 @@ class Learner(ABC):
         Args:
             batches: Inputs and labels of each step.
             steps: How many there are.
-            loss: Of outputs and labels.
             after_step: Called with the number of steps taken; its time is not counted.
             record: Every how many steps the network is kept, and the folder; for the path alone.
 
@@ -149,6 +188,13 @@ class Plain(Learner):
     def remember(self, inputs: Tensor, labels: Tensor) -> None:
         """Keeps nothing."""
 
+    def state(self) -> Any:
+        """Nothing."""
+        return None
+
+    def load(self, state: Any) -> None:
+        """There is nothing to load."""
+
     def remembered_bytes(self) -> int:
         """None."""
         return 0
@@ -162,7 +208,6 @@ class Plain(Learner):
         batches: Batches,
         *,
         steps: int,
-        loss: Loss = F.cross_entropy,
         after_step: Callable[[int], None] | None = None,
         record: tuple[int, Path] | None = None,
     ) -> float:
@@ -171,7 +216,8 @@ class Plain(Learner):
         holding = self.holding()
 
         def held(z: Tensor, labels: Tensor) -> Tensor:
-            return loss(z, labels) if holding is None else loss(z, labels) + holding()
+            value = self.loss(z, labels)
+            return value if holding is None else value + holding()
 
         return train(
             self.model,
@@ -198,10 +244,20 @@ class _Anchored(Learner):
             self.model,
             inputs,
             output=self.settings.output_space,
-            batch_size=self.settings.anchor_batch,
+            batch_size=self.settings.drawn,
             augment=self.augment,
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def state(self) -> Any:
+        """The anchors with their references."""
+        return self.held().state_dict()
+
+    def load(self, state: Any) -> None:
+        """See :class:`Learner`."""
+        count = self.settings.drawn or 1
+        self.remember(state["inputs"][:count], torch.empty(0))
+        self.held().load_state_dict(state)
 
     def held(self) -> AnchorBatch:
         """The anchors.
@@ -242,7 +298,6 @@ class InvariantPath(_Anchored):
         batches: Batches,
         *,
         steps: int,
-        loss: Loss = F.cross_entropy,
         after_step: Callable[[int], None] | None = None,
         record: tuple[int, Path] | None = None,
     ) -> float:
@@ -258,7 +313,7 @@ class InvariantPath(_Anchored):
                 batches,
                 optimizer,
                 scheduler,
-                loss=loss,
+                loss=self.loss,
                 freeze_batch_norm=self.freeze_batch_norm,
                 after_step=after_step,
             )
@@ -294,6 +349,14 @@ class Replay(Plain):
             new if old is None else (torch.cat([old[0], inputs]), torch.cat([old[1], labels]))
         )
 
+    def state(self) -> Any:
+        """The inputs and their labels."""
+        return self.memory
+
+    def load(self, state: Any) -> None:
+        """See :class:`Learner`."""
+        self.memory = state
+
     def remembered_bytes(self) -> int:
         """The inputs and their labels."""
         return bytes_of(self.memory)
@@ -308,7 +371,7 @@ class Replay(Plain):
         def replayed() -> Tensor:
             chosen = torch.randperm(len(inputs), generator=generator)[: self.settings.anchor_batch]
             x, y = inputs[chosen.to(inputs.device)], labels[chosen.to(labels.device)]
-            return self.strength * F.cross_entropy(self.model(x), y)
+            return self.strength * self.loss(self.model(x), y)
 
         return replayed
 

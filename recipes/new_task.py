@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import math
-import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +28,17 @@ from fipoptim import AnchorBatch
 from recipes import continual_figures, learners, report
 from recipes.augment import many
 from recipes.data import DATASETS, DataError, Task, check_pair, load_pair
-from recipes.learners import METHODS, SCHEDULES, Tuning
-from recipes.networks import network_for
-from recipes.options import (
-    add_data_options,
-    add_run_options,
-    fraction,
-    number,
-    or_none,
-    positive,
-    products,
-    usable_device,
-    whole,
+from recipes.learner_options import (
+    COUNT,
+    RATE,
+    SettingOptions,
+    add_method_option,
+    chosen_methods,
+    settings_from,
 )
+from recipes.learners import METHODS, Tuning
+from recipes.networks import network_for
+from recipes.options import add_data_options, add_run_options, usable_device
 from recipes.report import Curve, Outcome
 from recipes.training import (
     accuracy,
@@ -69,8 +65,6 @@ class Settings(learners.Settings):
     """What may be tuned; every field is an option of the command line.
 
     Attributes:
-        anchors: Remembered training inputs of task 1.
-        augment: Whether the path and distillation see them shifted, turned, sheared, scaled and mixed in pairs.
         task1_epochs: Passes over task 1.
         epochs: Passes of the path over task 2.
         baseline_epochs: Passes of the other methods, which get as much time as the path or more.
@@ -78,8 +72,6 @@ class Settings(learners.Settings):
         task1_lr: Adam's highest learning rate on task 1.
     """
 
-    anchors: int
-    augment: bool = False
     task1_epochs: int
     epochs: int
     baseline_epochs: int
@@ -229,16 +221,13 @@ def _learn_second_task(
     held_out = AnchorBatch(model, task1.test_inputs[:HELD_OUT], output=settings.output_space)
     epochs = settings.epochs_of(method)
     steps = epochs * steps_an_epoch(task2, settings.batch_size)
-    views = math.ceil((settings.anchor_batch or len(inputs)) / len(inputs))
     # The function to keep is the one in eval mode, running statistics included. Were these to follow task 2's
     # inputs, outputs on the anchors would change with no weight moving.
     learner = learners.learner(
         method,
         model,
-        settings
-        if settings.anchor_batch is None or settings.anchor_batch <= len(inputs)
-        else dataclasses.replace(settings, anchor_batch=None),
-        augment=many(task1.name, views) if settings.augment else None,
+        settings,
+        augment=many(task1.name, settings.views) if settings.augment else None,
         seed=seed,
         freeze_batch_norm=True,
     )
@@ -314,12 +303,7 @@ def _main(argv: Sequence[str] | None) -> int:
             f"argument --anchors: {settings.anchors} is more than the {len(task1.train_inputs)} "
             f"training inputs of {task1.name}"
         )
-    methods = list(METHODS) if "all" in arguments.method else list(dict.fromkeys(arguments.method))
-    for method, needs in learners.missing(methods).items():
-        parser.error(
-            f"argument --method: {method} needs {needs}, which is not installed: "
-            "pip install 'fipoptim[bench]'"
-        )
+    methods = chosen_methods(parser, arguments)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -371,7 +355,7 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"\nseeds {', '.join(map(str, seeds))}: mean ± standard deviation")
         print(_table(runs, **names))
         by_method = {name: [metrics[name] for metrics in runs] for name in methods}
-        continual_figures.bars(out / "bars.png", by_method, **names)
+        continual_figures.bars(out / "bars.png", by_method, _bars(**names))
         report.write_results(
             out / "results.json",
             recipe=RECIPE,
@@ -394,14 +378,26 @@ def _draw(folder: Path, outcomes: Mapping[str, Outcome], *, task1: str, task2: s
         folder / "path.png", {name: o.curve for name, o in outcomes.items()}, **names
     )
     continual_figures.score_maps(
-        folder / "scores.png", {name: (o.curve, o.scores) for name, o in outcomes.items()}, **names
+        folder / "scores.png",
+        {name: (o.curve.steps, o.scores) for name, o in outcomes.items()},
+        (task1, task2),
+        along=f"steps on {task2}",
     )
     continual_figures.bars(
-        folder / "bars.png", {name: [o.metrics()] for name, o in outcomes.items()}, **names
+        folder / "bars.png", {name: [o.metrics()] for name, o in outcomes.items()}, _bars(**names)
     )
     ways = {name: o.weights for name, o in outcomes.items() if o.weights is not None}
     if ways:
         continual_figures.weight_space(folder / "weights.png", ways)
+
+
+def _bars(*, task1: str, task2: str) -> dict[str, str]:
+    return {
+        "task1_after": task1,
+        "task2_after": task2,
+        "mean_after": "mean of both",
+        "task1_worst_on_path": f"{task1}, worst on the way",
+    }
 
 
 def _nested(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -436,34 +432,7 @@ def _settings(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         family = check_pair(arguments.task1, arguments.task2)
     except DataError as error:
         parser.error(str(error))
-    values = vars(arguments)
-    names = {field.name for field in dataclasses.fields(Settings)}
-    given = {name: value for name, value in values.items() if name in names}
-    settings = dataclasses.replace(DEFAULTS[family], **given)
-    tuning = {
-        method: dataclasses.replace(
-            tuned,
-            **{
-                part: values[key]
-                for part in ("lr", "strength")
-                if (key := f"{method}_{part}") in values
-            },
-        )
-        for method, tuned in settings.tuning.items()
-    }
-    settings = dataclasses.replace(settings, tuning=tuning)
-    if settings.anchor_batch is not None and settings.anchor_batch > settings.anchors:
-        if "anchor_batch" in given:
-            parser.error(
-                f"argument --anchor-batch: {settings.anchor_batch} is more than the "
-                f"{settings.anchors} anchors"
-            )
-        settings = dataclasses.replace(settings, anchor_batch=None)
-    try:
-        settings.solver()
-    except ValueError as error:
-        parser.error(f"argument --{error}")
-    return settings
+    return settings_from(parser, arguments, DEFAULTS[family])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -480,115 +449,20 @@ def _parser() -> argparse.ArgumentParser:
 
     where = parser.add_argument_group("run")
     add_run_options(where, RECIPE)
-    where.add_argument(
-        "--method",
-        choices=[*METHODS, "all"],
-        nargs="+",
-        default=DEFAULT_METHODS,
-        help=f"the ways of learning task 2 [{' '.join(DEFAULT_METHODS)}]",
-    )
+    add_method_option(where, DEFAULT_METHODS)
     where.add_argument(
         "--keep-networks",
         action="store_true",
         help="also keep the networks along the path, for FIPPath.open, in the folder networks of --out",
     )
 
-    def setting(
-        group: argparse._ArgumentGroup,
-        option: str,
-        help: str,
-        *,
-        default: Callable[[Settings], Any] | None = None,
-        **keywords: Any,
-    ) -> None:
-        read = default or operator.attrgetter(option.removeprefix("--").replace("-", "_"))
-        shown = " / ".join(
-            "none" if d is None else f"{d:g}" if isinstance(d, float) else f"{d}"
-            for d in map(read, DEFAULTS.values())
-        )
-        group.add_argument(option, default=argparse.SUPPRESS, help=f"{help} [{shown}]", **keywords)
-
-    learning = parser.add_argument_group("training")
-    count: dict[str, Any] = {"type": whole(1), "metavar": "N"}
-    rate: dict[str, Any] = {"type": positive, "metavar": "X"}
-    setting(learning, "--task1-epochs", "epochs on task 1", **count)
-    setting(learning, "--epochs", "epochs of the path on task 2", **count)
-    setting(learning, "--baseline-epochs", "epochs of the other methods on task 2", **count)
-    setting(learning, "--batch-size", "inputs of a training step", **count)
-    setting(learning, "--task1-lr", "Adam's highest learning rate on task 1", **rate)
-
-    others = parser.add_argument_group("other methods")
-
-    def tuned(method: str, part: str, help: str, **keywords: Any) -> None:
-        def default(settings: Settings) -> Any:
-            return getattr(settings.tuning[method], part)
-
-        setting(others, f"--{method}-{part}", help, default=default, **keywords)
-
-    for key, method in METHODS.items():
-        if method.lr:
-            tuned(key, "lr", f"Adam's highest learning rate, {method.title}", **rate)
-        if method.strength is not None:
-            tuned(key, "strength", f"{method.title}: {method.strength}", type=number, metavar="X")
-
-    path = parser.add_argument_group("functionally invariant path")
-    setting(path, "--anchors", "training inputs of task 1 whose outputs are held", **count)
-    path.add_argument(
-        "--augment",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="make the anchors of each step many: affine maps, mixed in pairs (distillation gets the same)",
-    )
-    setting(
-        path,
-        "--anchor-batch",
-        "anchors of each step, or none for all",
-        type=or_none(whole(1)),
-        metavar="N",
-    )
-    setting(
-        path, "--output-space", "what of the output is held", choices=["logits", "probabilities"]
-    )
-    setting(path, "--beta", "weight of the new task", **rate)
-    setting(path, "--eps", "length of a step, at the top of its schedule", **rate)
-    setting(path, "--schedule", "course of the step length", choices=list(SCHEDULES))
-    setting(
-        path,
-        "--momentum",
-        "share of the last step's gradient that is kept",
-        type=fraction,
-        metavar="X",
-    )
-    setting(
-        path,
-        "--precondition",
-        "geometry of the step",
-        type=or_none(str),
-        choices=["adam", None],
-        metavar="{adam,none}",
-    )
-    setting(
-        path,
-        "--products",
-        "metric products a step: a number, or adaptive",
-        type=products,
-        metavar="N",
-    )
-    setting(path, "--max-products", "most products of an adaptive step", **count)
-    setting(
-        path,
-        "--radius",
-        "how far an adaptive step may move the outputs on the anchors",
-        type=or_none(positive),
-        metavar="X",
-    )
-    setting(
-        path,
-        "--max-drift",
-        "bound that drift on the anchors never passes",
-        type=or_none(positive),
-        metavar="X",
-    )
+    learning, options = parser.add_argument_group("training"), SettingOptions(DEFAULTS.values())
+    options.add(learning, "--task1-epochs", "epochs on task 1", **COUNT)
+    options.add(learning, "--epochs", "epochs of the path on task 2", **COUNT)
+    options.add(learning, "--baseline-epochs", "epochs of the other methods on task 2", **COUNT)
+    options.add(learning, "--batch-size", "inputs of a training step", **COUNT)
+    options.add(learning, "--task1-lr", "Adam's highest learning rate on task 1", **RATE)
+    options.add_learners(parser)
     return parser
 
 

@@ -115,6 +115,17 @@ def write_results(
     write_json(path, content)
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between the configuration of a run that is there and the one asked for; empty if nothing does."""
+    # As JSON has them: tuples and lists are the same.
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    return "; ".join(
+        f"{key} {old.get(key)!r} there, {new.get(key)!r} asked for"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    )
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
@@ -163,7 +174,7 @@ def table(methods: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, t
         ("seconds", f"seconds on {task2}", ".1f"),
     ]
     body = [
-        [label, *(_mean_and_deviation([m[key] for m in runs], form) for runs in methods.values())]
+        [label, *(mean_and_deviation([m[key] for m in runs], form) for runs in methods.values())]
         for key, label, form in rows
     ]
     return aligned([["", *methods], *body])
@@ -189,7 +200,8 @@ def deviations(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: statistics.stdev(run[key] for run in runs) for key in runs[0]}
 
 
-def _mean_and_deviation(values: Sequence[float], form: str) -> str:
+def mean_and_deviation(values: Sequence[float], form: str) -> str:
+    """Their mean, with the standard deviation (with n - 1) where there are several."""
     mean = format(statistics.fmean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
 

@@ -329,18 +329,12 @@ class _Experiment:
         for seed in seeds:
             for method in methods:
                 record = self.finished(seed, method)
-                if record is None or record["config"] == self.config:
-                    continue
-                old, new = record["config"], self.config
-                different = [
-                    f"{key} {old.get(key)!r} there, {new.get(key)!r} asked for"
-                    for key in sorted({*old, *new})
-                    if old.get(key) != new.get(key)
-                ]
-                raise DataError(
-                    f"--resume: {self.folder(seed)}/{method}.json is of another configuration "
-                    f"({'; '.join(different)}); choose another --out"
-                )
+                different = report.differences(record["config"], self.config) if record else ""
+                if different:
+                    raise DataError(
+                        f"--resume: {self.folder(seed)}/{method}.json is of another configuration "
+                        f"({different}); choose another --out"
+                    )
 
     def run(
         self,

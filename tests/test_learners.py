@@ -21,7 +21,7 @@ BATCH, EPOCHS = 64, 2
 
 def settings(**changes):
     tuning = {name: Tuning(3e-3, 1.0) for name, method in METHODS.items() if method.lr}
-    return Settings(beta=10.0, eps=0.5, max_products=4, tuning=tuning | changes)
+    return Settings(anchors=20, beta=10.0, eps=0.5, max_products=4, tuning=tuning | changes)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_ewc_weighs_by_squared_gradients_of_single_inputs(tasks):
             expected, torch.autograd.grad(loss, list(model.parameters())), strict=True
         ):
             total += g.square() / 7
-    found = [data.data for data in made.ewc.importances[0].values()]
+    found = [data.data for data in made.holding.importances[0].values()]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 

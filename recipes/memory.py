@@ -1,0 +1,41 @@
+"""The most memory that was taken at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+class PeakMemory:
+    """The peak inside the ``with`` block: of the device's allocator, or of the whole process on a CPU.
+
+    Attributes:
+        peak: Bytes; None where the system does not tell (a CPU elsewhere than on Linux).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak: int | None = None
+
+    def __enter__(self) -> PeakMemory:
+        """Forgets the peak so far."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            try:
+                _RESET.write_text("5")  # resets VmHWM, the peak of the resident set
+            except OSError:
+                self.device = torch.device("meta")  # nobody can tell
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Reads the peak."""
+        if self.device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self.device)
+        elif self.device.type == "cpu":
+            lines = _STATUS.read_text().splitlines()
+            found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+            self.peak = 1024 * int(found[0]) if found else None

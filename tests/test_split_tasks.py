@@ -1,0 +1,202 @@
+"""recipes.split_tasks: the tasks, the measures, interruptions, and the command line."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recipes import sequence, split_tasks
+from recipes.data import DataError, load_task, split
+from recipes.learners import METHODS
+from recipes.memory import PeakMemory
+from recipes.sequence import Record, within
+
+SHORT = ["--first-epochs", "3", "--epochs", "1", "--baseline-epochs", "2", "--anchors", "10"]
+SHORT += ["--no-progress"]
+
+
+def run(out, *options):
+    return split_tasks.main(["--out", str(out), *SHORT, *options])
+
+
+def results(out):
+    found = json.loads((out / "results.json").read_text())
+    for metrics in (found["metrics"], *found["metrics"]["baselines"].values()):
+        for name in ("seconds", "peak_megabytes"):
+            metrics.pop(name, None)
+            metrics.get("deviations", {}).pop(name, None)
+    return found
+
+
+# Tasks and their loss
+
+
+def test_a_data_set_is_split_in_the_order_of_its_labels():
+    digits = load_task("digits")
+    tasks = split(digits, 2)
+    assert [t.class_range for t in tasks] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    for task in tasks:
+        first, end = task.class_range
+        assert set(task.train_labels.tolist()) == set(range(first, end))
+        assert set(task.test_labels.tolist()) == set(range(first, end))
+    assert sum(len(t.train_inputs) for t in tasks) == len(digits.train_inputs)
+    with pytest.raises(DataError, match="10 classes of digits do not divide into tasks of 3"):
+        split(digits, 3)
+
+
+def test_the_loss_is_among_the_classes_of_each_inputs_own_task():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 8, generator=generator)
+    labels = torch.tensor([0, 1, 3, 4, 7, 6])
+    expected = 0.0
+    for row, label in zip(z, labels.tolist(), strict=True):
+        first = label - label % 2
+        expected += float(F.cross_entropy(row[None, first : first + 2], torch.tensor([label % 2])))
+    assert float(within(2)(z, labels)) == pytest.approx(expected / 6, rel=1e-5)
+
+
+def test_measures_are_what_they_say():
+    record = Record(
+        within_task=[[90.0], [80.0, 70.0], [60.0, 75.0, 100.0]],
+        all_classes=[[90.0], [10.0, 70.0], [0.0, 20.0, 100.0]],
+        way=[(1, 1, [85.0]), (2, 1, [70.0, 50.0]), (2, 9, [60.0, 75.0])],
+        drift_held_out=[1.0, 2.0],
+        seconds=[3.0, 4.0],
+        remembered=2_000_000,
+    )
+    metrics = record.metrics()
+    assert metrics["within_task"] == pytest.approx(235 / 3)
+    assert metrics["all_classes"] == pytest.approx(40)
+    assert metrics["backward_transfer"] == pytest.approx((60 - 90 + 75 - 70) / 2)
+    assert metrics["worst_on_path"] == 50
+    assert metrics["drift_held_out"] == 2
+    assert metrics["seconds"] == 7
+    assert metrics["remembered_megabytes"] == 2
+    assert metrics["peak_megabytes"] is None
+
+
+def test_peak_memory_sees_what_is_gone_again():
+    with PeakMemory(torch.device("cpu")) as small:
+        pass
+    with PeakMemory(torch.device("cpu")) as large:
+        torch.ones(50_000_000).sum()
+    if small.peak is None:  # the system does not tell, and neither do we
+        assert large.peak is None
+    else:
+        assert large.peak - small.peak > 150e6
+
+
+# The recipe
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    assert run(out, "--method", "all", "--seeds", "0", "1") == 0
+    return out
+
+
+def test_all_methods_go_through_all_tasks(finished):
+    found = results(finished)
+    assert found["recipe"] == "split_tasks"
+    assert found["config"]["tasks"] == 5
+    everyone = {"fip": found["metrics"], **found["metrics"]["baselines"]}
+    assert list(everyone) == list(METHODS)
+    for metrics in everyone.values():
+        rows = metrics["after_each_task"]
+        assert [[len(row) for row in seed] for seed in rows] == [[1, 2, 3, 4, 5]] * 2
+        last = [sum(seed[-1]) / 5 for seed in rows]
+        assert metrics["within_task"] == pytest.approx(sum(last) / 2)
+        assert metrics["within_task"] >= metrics["all_classes"]
+        assert metrics["worst_on_path"] <= 100
+        assert rows[0][0] == found["metrics"]["after_each_task"][0][0]  # one start for all
+    assert everyone["naive"]["remembered_megabytes"] == 0
+    for name in ("tasks", "bars", "scores", "weights"):
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_goes_on_to_the_same_result(method, finished, tmp_path, monkeypatch):
+    learn, begun = sequence._Sequence.on_the_way, []
+
+    def interrupted(self, k, steps, progress):
+        begun.append(k)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return learn(self, k, steps, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sequence._Sequence, "on_the_way", interrupted)
+        assert run(tmp_path, "--method", method) == 130
+    assert not (tmp_path / "results.json").exists()
+    begun.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sequence._Sequence,
+            "on_the_way",
+            lambda self, k, *rest: begun.append(k) or learn(self, k, *rest),
+        )
+        assert run(tmp_path, "--method", method, "--resume") == 0
+    assert begun == [3, 4]  # the tasks that were finished are not learnt again
+    there, here = results(finished)["metrics"], results(tmp_path)["metrics"]
+    if method != "fip":
+        there, here = there["baselines"][method], here["baselines"][method]
+    assert here["after_each_task"][0] == there["after_each_task"][0]
+    state, again = (
+        torch.load(out / "seed-0" / f"{method}.pt", weights_only=False)
+        for out in (finished, tmp_path)
+    )
+    for name, tensor in state["model"].items():
+        assert torch.equal(tensor, again["model"][name]), name
+    assert state["record"]["way"] == again["record"]["way"]
+
+
+def test_another_configuration_is_refused_with_the_difference(finished, capsys):
+    before = (finished / "results.json").read_bytes()
+    with pytest.raises(SystemExit) as exit:
+        run(finished, "--resume", "--beta", "3", "--method", "naive", "--ewc-lr", "0.5")
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert "beta 10.0 there, 3.0 asked for" in message
+    assert "tuning" in message
+    assert "choose another --out" in message
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_without_resume_it_starts_over(tmp_path):
+    assert run(tmp_path, "--method", "naive") == 0
+    first = results(tmp_path)
+    assert run(tmp_path, "--method", "naive", "--first-epochs", "1") == 0
+    assert results(tmp_path)["config"]["first_epochs"] == 1
+    assert results(tmp_path)["metrics"] != first["metrics"]
+
+
+@pytest.mark.parametrize("options", ["--loss-over all", "--augment --anchor-batch 30 --shift"])
+def test_options_are_taken(options, tmp_path):
+    assert run(tmp_path, "--method", "fip", "distillation", *options.split()) == 0
+    config = results(tmp_path)["config"]
+    assert config["loss_over"] == ("all" if "all" in options else "task")
+    assert config["augment"] == ("--augment" in options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "imagenet"], "choose from"),
+        (["--method", "hope"], "choose from"),
+        (["--classes", "3"], "do not divide into tasks of 3"),
+        (["--classes", "10"], "argument --classes"),
+        (["--anchors", "5000"], "argument --anchors: 5000 is more than"),
+        (["--budget", "full"], "argument --budget: digits has"),
+        (["--data", "cifar100", "--data-root", "nowhere"], "--download"),
+        (["--products", "3", "--radius", "1"], "argument --radius"),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(options, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        split_tasks.main(options)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
