@@ -406,7 +406,7 @@ def test_tuning_reaches_its_method_alone(tmp_path):
     arguments = ["--method", "distillation", "--distillation-strength", "0", "--replay-lr", "1"]
     assert new_task.main(["--out", str(tmp_path), *SHORT, *arguments]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["config"]["tuning"]["distillation"] == {"lr": 3e-3, "strength": 0.0}
+    assert results["config"]["tuning"]["distillation"] == {"lr": 1e-2, "strength": 0.0}
     assert results["config"]["tuning"]["replay"]["lr"] == 1.0
     assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20  # nothing holds it
 

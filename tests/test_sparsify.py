@@ -223,22 +223,51 @@ def test_few_anchors_augmented_per_layer_and_kept_layers(digits, dense):
     assert bool((network.state["5.weight"] != 0).all())
 
 
+def small_cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, bias=False),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+def test_a_dense_network_with_convolutions_is_trained_and_resumed(tmp_path, monkeypatch):
+    entry = replace(sparsify.NETWORKS["digits-mlp"], build=small_cnn, dense_epochs=2)
+    monkeypatch.setitem(sparsify.NETWORKS, "digits-mlp", entry)
+    arguments = ["--out", str(tmp_path), *SHORT, "--method"]
+    assert sparsify.main([*arguments, "lottery-ticket"]) == 0
+    before = load_file(tmp_path / "seed-0" / "dense.safetensors")
+    assert sparsify.main([*arguments, "lottery-ticket", "one-shot", "--resume"]) == 0
+    again = load_file(tmp_path / "seed-0" / "dense.safetensors")
+    assert all(torch.equal(before[name], again[name]) for name in before)
+
+
+def test_a_checkpoint_with_convolutions_serves_several_seeds(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = small_cnn()
+    save_file(model.state_dict(), tmp_path / "dense.safetensors")
+    entry = replace(sparsify.NETWORKS["digits-mlp"], build=small_cnn)
+    monkeypatch.setitem(sparsify.NETWORKS, "digits-mlp", entry)
+    arguments = ["--checkpoint", str(tmp_path / "dense.safetensors"), "--out", str(tmp_path)]
+    assert sparsify.main([*arguments, *SHORT, "--method", "fip", "--seeds", "0", "1"]) == 0
+    for seed in (0, 1):
+        found = load_file(tmp_path / f"seed-{seed}" / "dense.safetensors")
+        assert all(torch.equal(found[name], t) for name, t in model.state_dict().items())
+
+
 def test_batch_norm_and_bfloat16_go_together_with_the_path():
     torch.manual_seed(0)
     task = load_task("digits")
     task = replace(task, train_inputs=task.train_inputs[:64], train_labels=task.train_labels[:64])
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(288, 10),
-    )
+    model = small_cnn()
     settings = replace(SETTINGS, autocast=True, augment="all", batch_size=32)
     run = pruning.sparsify(
         "fip", Dense(model, None), task, [0.8], settings, augment=augmentation("digits"), seed=0
     )
-    assert run.networks[0].zeros == round(0.8 * (72 + 2880))
+    assert run.networks[0].zeros == round(0.8 * (72 + 288 + 640))
 
 
 def test_shifts_fill_with_black_and_keep_the_shape():
