@@ -138,7 +138,7 @@ class Learner(ABC):
         self.model = model
         self.settings = settings
         self.augment = augment
-        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
         self.freeze_batch_norm = freeze_batch_norm
         self.loss = loss
         if tuning is not None:
@@ -246,18 +246,19 @@ class _Anchored(Learner):
             output=self.settings.output_space,
             batch_size=self.settings.drawn,
             augment=self.augment,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=self.generator,
         )
 
     def state(self) -> Any:
-        """The anchors with their references."""
-        return self.held().state_dict()
+        """The anchors with their references, and where the draws are."""
+        return {"anchors": self.held().state_dict(), "generator": self.generator.get_state()}
 
     def load(self, state: Any) -> None:
         """See :class:`Learner`."""
         count = self.settings.drawn or 1
-        self.remember(state["inputs"][:count], torch.empty(0))
-        self.held().load_state_dict(state)
+        self.remember(state["anchors"]["inputs"][:count], torch.empty(0))
+        self.held().load_state_dict(state["anchors"])
+        self.generator.set_state(state["generator"])
 
     def held(self) -> AnchorBatch:
         """The anchors.
@@ -289,7 +290,7 @@ class InvariantPath(_Anchored):
             precondition=settings.precondition,
             max_drift=settings.max_drift,
             solver=settings.solver(),
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=self.generator,
         )
         return optimizer, SCHEDULES[settings.schedule](optimizer, settings.eps, steps)
 
@@ -350,12 +351,13 @@ class Replay(Plain):
         )
 
     def state(self) -> Any:
-        """The inputs and their labels."""
-        return self.memory
+        """The inputs and their labels, and where the draws are."""
+        return {"memory": self.memory, "generator": self.generator.get_state()}
 
     def load(self, state: Any) -> None:
         """See :class:`Learner`."""
-        self.memory = state
+        self.memory = state["memory"]
+        self.generator.set_state(state["generator"])
 
     def remembered_bytes(self) -> int:
         """The inputs and their labels."""
@@ -366,7 +368,7 @@ class Replay(Plain):
         if self.memory is None:
             return None
         inputs, labels = self.memory
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = self.generator
 
         def replayed() -> Tensor:
             chosen = torch.randperm(len(inputs), generator=generator)[: self.settings.anchor_batch]
