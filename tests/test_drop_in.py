@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from drop_in_harness import BareFIPOptimizer
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer, lr_scheduler
@@ -48,7 +49,6 @@ from torch.testing._internal.common_optimizers import (
 from torch.testing._internal.common_utils import TestCase, parametrize
 
 from fipoptim import Solver
-from tests.drop_in_harness import BareFIPOptimizer
 
 # Every case of TestOptimRenewed that has no method of its name in TestDropIn, and why.
 NO_SUCH_OPTION = "FIPOptimizer has no foreach, fused, capturable or differentiable implementation"

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from drop_in_task import Task, flat, same
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from fipoptim import FIPOptimizer, Solver
 from fipoptim.secondary import TaskLoss
-from tests.drop_in_task import Task, flat, same
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drop_in_task import Task, flat, same, step_length, values
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from fipoptim import FIPOptimizer
-from tests.drop_in_task import Task, flat, same, step_length, values
 
 T = 12  # steps
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from drop_in_harness import BareFIPOptimizer
+from drop_in_task import Task, flat, same, step_length, values
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, swa_utils
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from tests.drop_in_harness import BareFIPOptimizer
-from tests.drop_in_task import Task, flat, same, step_length, values
 
 # --- groups and parameters --------------------------------------------------------------------------
 
