@@ -154,18 +154,15 @@ def run(
     seed_everything(seed)
     task1, task2 = task1.to(device), task2.to(device)
     model = network_for(DATASETS[task1.name].family, task1.classes + task2.classes).to(device)
-    _learn_first_task(model, task1, settings, seed=seed, progress=progress)
-    chosen = torch.randperm(len(task1.train_inputs), generator=torch.Generator().manual_seed(seed))[
-        : settings.anchors
-    ].to(device)
-    remembered = task1.train_inputs[chosen], task1.train_labels[chosen]
+    learn_first_task(model, task1, settings, seed=seed, progress=progress)
+    kept = remembered(task1, settings.anchors, seed)
     return {
         method: _learn_second_task(
             method,
             copy.deepcopy(model),
             task1,
             task2,
-            remembered,
+            kept,
             settings,
             seed=seed,
             progress=progress,
@@ -186,9 +183,18 @@ def tested_steps(steps: int) -> list[int]:
     return sorted(early | {*range(0, steps, spacing(steps)), steps})
 
 
-def _learn_first_task(
+def remembered(task: Task, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training inputs and labels of a task, drawn for the methods to remember."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(task.train_inputs), generator=generator)[:count]
+    chosen = chosen.to(task.train_inputs.device)
+    return task.train_inputs[chosen], task.train_labels[chosen]
+
+
+def learn_first_task(
     model: nn.Module, task: Task, settings: Settings, *, seed: int, progress: bool
 ) -> None:
+    """Trains on a task from scratch by Adam on one cycle."""
     steps = settings.task1_epochs * steps_an_epoch(task, settings.batch_size)
     optimizer, scheduler = adam_one_cycle(model, lr=settings.task1_lr, steps=steps)
     with tqdm(total=steps, desc=task.name, unit="step", disable=not progress) as bar:
@@ -208,14 +214,14 @@ def _learn_second_task(
     model: nn.Module,
     task1: Task,
     task2: Task,
-    remembered: tuple[Tensor, Tensor],
+    kept: tuple[Tensor, Tensor],
     settings: Settings,
     *,
     seed: int,
     progress: bool,
     networks: Path | None,
 ) -> Outcome:
-    inputs, labels = remembered
+    inputs, labels = kept
     # Only measure, never move: the same outputs before and after for all ways of training.
     anchors = AnchorBatch(model, inputs, output=settings.output_space)
     held_out = AnchorBatch(model, task1.test_inputs[:HELD_OUT], output=settings.output_space)

@@ -1,0 +1,268 @@
+"""What is learnt against what is lost, at equal time: ``python -m benchmarks.trade_off --data-root DIR``.
+
+From one network trained on MNIST, Fashion-MNIST is learnt for a short while along the invariant path and by tuned
+distillation, from the same anchors: for as long as the path takes for 10, 30, 100 and 300 steps, over a grid of step
+lengths (learning rates) and strengths that has as many points for each. What is printed and drawn is the whole curve:
+for each accuracy on the new task the least drift on test inputs of the first, and the highest accuracy of the worst
+network on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import itertools
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from benchmarks import record
+from fipoptim import AnchorBatch
+from recipes import learners, report
+from recipes.augment import many
+from recipes.data import DataError, Task, load_pair
+from recipes.learners import METHODS, Tuning
+from recipes.networks import paper_cnn
+from recipes.new_task import DEFAULTS, Settings, learn_first_task, remembered
+from recipes.options import fraction, whole
+from recipes.training import accuracy, minibatches, seed_everything
+
+STEPS = (10, 30, 100, 300)  # of the path; distillation takes as many as fit into their time
+# The paths' (eps, beta), and distillation's (learning rate, strength).
+GRID = {
+    "fip": ((0.3, 1.0, 3.0), (30.0, 100.0, 300.0, 1000.0)),
+    "distillation": ((1e-3, 3e-3, 1e-2), (0.003, 0.01, 0.03, 0.1)),
+}
+ON_THE_WAY = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # networks tested, and the last one
+TESTED, HELD_OUT = 1000, 2000  # test inputs on the way, and those on which drift is measured
+Point = dict[str, Any]
+
+
+def points(
+    tasks: tuple[Task, Task], settings: Settings, *, ratio: float, seed: int, progress: bool
+) -> list[Point]:
+    """Every method at every length, rate and strength, from one network.
+
+    Args:
+        tasks: The first, and the new one.
+        settings: The path's; eps, beta and what distillation has to tune are overridden.
+        ratio: Seconds of a step of the path over those of a step of distillation.
+        seed: Of the weights, batches and anchors.
+        progress: Whether to show a bar.
+    """
+    seed_everything(seed)
+    task1, task2 = tasks
+    model = paper_cnn(task1.classes + task2.classes)
+    learn_first_task(model, task1, settings, seed=seed, progress=progress)
+    kept = remembered(task1, settings.anchors, seed)
+    found = []
+    todo = [
+        (method, steps, rate, strength)
+        for steps in STEPS
+        for method, grid in GRID.items()
+        for rate, strength in itertools.product(*grid)
+    ]
+    for method, steps, rate, strength in tqdm(todo, desc=f"seed {seed}", disable=not progress):
+        taken = steps if method == "fip" else round(steps * ratio)
+        chosen = (
+            dataclasses.replace(settings, eps=rate, beta=strength)
+            if method == "fip"
+            else dataclasses.replace(settings, tuning={method: Tuning(rate, strength)})
+        )
+        net = copy.deepcopy(model)
+        learner = learners.learner(
+            method,
+            net,
+            chosen,
+            augment=many(task1.name, settings.views) if settings.augment else None,
+            seed=seed,
+            freeze_batch_norm=True,
+        )
+        learner.remember(*kept)
+        measured = _Measured(net, task1, taken)
+        batches = minibatches(task2, batch_size=settings.batch_size, epochs=1, seed=seed + 1)
+        seconds = learner.learn(
+            itertools.islice(batches, taken), steps=taken, after_step=measured.after_step
+        )
+        found.append(
+            {
+                "method": method,
+                "time": steps,
+                "steps": taken,
+                "rate": rate,
+                "strength": strength,
+                "seconds": seconds,
+                "drift": measured.held_out.drift(),
+                "task1": accuracy(net, task1.test_inputs, task1.test_labels),
+                "task1_worst": measured.worst,
+                "task2": accuracy(net, task2.test_inputs, task2.test_labels),
+            }
+        )
+    return found
+
+
+class _Measured:
+    """The worst network on the way, on some test inputs of the first task."""
+
+    def __init__(self, model: nn.Module, task: Task, steps: int) -> None:
+        self.model, self.task, self.steps = model, task, steps
+        self.held_out = AnchorBatch(model, task.test_inputs[:HELD_OUT])
+        self.worst = 100.0
+
+    def after_step(self, step: int) -> None:
+        if step in ON_THE_WAY or step == self.steps:
+            x, y = self.task.test_inputs[:TESTED], self.task.test_labels[:TESTED]
+            self.worst = min(self.worst, accuracy(self.model, x, y, batch_size=500))
+
+
+def means(runs: Sequence[Sequence[Point]]) -> list[Point]:
+    """The points of all seeds, averaged setting by setting."""
+    averaged = ("seconds", "drift", "task1", "task1_worst", "task2")
+    return [
+        {**same[0], **{key: statistics.fmean(p[key] for p in same) for key in averaged}}
+        for same in zip(*runs, strict=True)
+    ]
+
+
+def front(found: Iterable[Point], key: str, *, least: bool) -> list[Point]:
+    """The points that no other beats in both the new task's accuracy and ``key``, by rising accuracy."""
+    sign = 1 if least else -1
+    kept: list[Point] = []
+    for point in sorted(found, key=lambda p: (-p["task2"], sign * p[key])):
+        if not kept or sign * point[key] < sign * kept[-1][key]:
+            kept.append(point)
+    return kept[::-1]
+
+
+def reached(found: Iterable[Point], key: str, accuracy: float, *, least: bool) -> float | None:
+    """The best ``key`` among the points that learnt the new task at least to ``accuracy``."""
+    values = [p[key] for p in found if p["task2"] >= accuracy]
+    return (min if least else max)(values) if values else None
+
+
+LEVELS = (
+    60.0,
+    70.0,
+    75.0,
+    80.0,
+    82.0,
+    84.0,
+    86.0,
+    88.0,
+)  # of the new task, that the table asks for
+KINDS = {"drift": ("drift on test inputs", True), "task1_worst": ("worst on the way (%)", False)}
+
+
+def table(averages: Sequence[Point]) -> str:
+    """For each time and accuracy on the new task, the least drift and the best worst network of each method."""
+    titles = [METHODS[m].title for m in GRID]
+    rows = [["time", "new task", *(f"{t}: {k}" for k in ("drift", "worst") for t in titles)]]
+    for steps, level in itertools.product(STEPS, LEVELS):
+        cells = []
+        for key, (_, least) in KINDS.items():
+            for method in GRID:
+                of = [p for p in averages if p["method"] == method and p["time"] == steps]
+                best = reached(of, key, level, least=least)
+                cells.append("–" if best is None else f"{best:.3g}" if least else f"{best:.2f}")
+        if set(cells) != {"–"}:
+            rows.append([f"{steps} steps", f"≥ {level:g} %", *cells])
+    return report.aligned(rows)
+
+
+def draw(path: Path, averages: Sequence[Point]) -> None:
+    """One column a length of time; all points, and the best of each method joined."""
+    figure, axes = plt.subplots(
+        2, len(STEPS), figsize=(3.1 * len(STEPS), 5.6), sharex="col", sharey="row"
+    )
+    colours = dict(zip(GRID, ("#1f5fa8", "#d9730d"), strict=True))
+    for column, steps in enumerate(STEPS):
+        for row, (key, (label, least)) in enumerate(KINDS.items()):
+            axis = axes[row, column]
+            for method, colour in colours.items():
+                of = [p for p in averages if p["method"] == method and p["time"] == steps]
+                best = front(of, key, least=least)
+                axis.plot(*_xy(of, key), ".", color=colour, alpha=0.35, markersize=4)
+                axis.plot(*_xy(best, key), "o-", color=colour, label=METHODS[method].title, ms=4)
+            if least:
+                axis.set_yscale("log")
+                axis.set_title(f"time of {steps} steps", fontsize=10)
+            else:
+                axis.set_xlabel("new task (%)")
+            axis.set_ylabel(label if column == 0 else "")
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _xy(found: Iterable[Point], key: str) -> tuple[list[float], list[float]]:
+    pairs = [(p["task2"], p[key]) for p in found]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _ratio() -> float:
+    measured: Mapping[str, float] = json.loads(
+        (record.RESULTS / "new_task_steps.json").read_text(encoding="utf-8")
+    )
+    return measured["ratio_to_distillation"]
+
+
+def main() -> None:
+    """Run, print the curve, draw it, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--download", action="store_true", help="fetch what is missing")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--anchors", type=whole(1), default=DEFAULTS["mnist"].anchors)
+    parser.add_argument("--augment", action="store_true", help="make the anchors many")
+    parser.add_argument("--validation", type=fraction, default=0.0, help="part held out to test on")
+    parser.add_argument("--no-progress", dest="progress", action="store_false")
+    parser.add_argument("--out", type=Path, default=record.RESULTS / "trade_off.json")
+    arguments = parser.parse_args()
+    base = DEFAULTS["mnist"]
+    settings = dataclasses.replace(base, anchors=arguments.anchors, augment=arguments.augment)
+    if not settings.augment and (settings.anchor_batch or 0) > settings.anchors:
+        settings = dataclasses.replace(settings, anchor_batch=None)
+    try:
+        tasks = load_pair(
+            "mnist",
+            "fashion-mnist",
+            data_root=arguments.data_root,
+            download=arguments.download,
+        )
+    except DataError as error:
+        parser.error(str(error))
+    if arguments.validation > 0:
+        tasks = tasks[0].held_out(arguments.validation), tasks[1].held_out(arguments.validation)
+    ratio = _ratio()
+    runs = []
+    for seed in arguments.seeds:
+        runs.append(points(tasks, settings, ratio=ratio, seed=seed, progress=arguments.progress))
+        averages = means(runs)
+        found = {
+            "seeds": arguments.seeds[: len(runs)],
+            "anchors": settings.anchors,
+            "augment": settings.augment,
+            "validation": arguments.validation,
+            "step_ratio": ratio,
+            "points": averages,
+        }
+        record.write(arguments.out, "trade_off", torch.device("cpu"), found)
+        draw(arguments.out.with_suffix(".png"), averages)
+        print(f"seeds {found['seeds']}\n{table(averages)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

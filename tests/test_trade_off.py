@@ -1,0 +1,57 @@
+"""The benchmark of what is learnt against what is lost: its curve, and that both methods get the same."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import trade_off
+from recipes.data import Task
+from recipes.new_task import DEFAULTS
+
+POINTS = [
+    {"task2": 80.0, "drift": 1.0, "task1_worst": 97.0},
+    {"task2": 85.0, "drift": 2.0, "task1_worst": 96.0},
+    {"task2": 84.0, "drift": 3.0, "task1_worst": 98.0},
+    {"task2": 70.0, "drift": 1.5, "task1_worst": 90.0},
+]
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    assert trade_off.front(POINTS, "drift", least=True) == [POINTS[0], POINTS[1]]
+    assert trade_off.front(POINTS, "task1_worst", least=False) == [POINTS[2], POINTS[1]]
+
+
+def test_the_best_at_an_accuracy_is_among_those_that_reach_it():
+    assert trade_off.reached(POINTS, "drift", 82.0, least=True) == 2.0
+    assert trade_off.reached(POINTS, "task1_worst", 82.0, least=False) == 98.0
+    assert trade_off.reached(POINTS, "drift", 90.0, least=True) is None
+
+
+def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_path):
+    def task(name, offset):
+        generator = torch.Generator().manual_seed(offset)
+        inputs = torch.randn(80, 1, 28, 28, generator=generator)
+        labels = offset + torch.arange(80) % 10
+        return Task(name, 10, offset, inputs, labels, inputs[:20], labels[:20])
+
+    monkeypatch.setattr(trade_off, "STEPS", (2, 4))
+    grid = {"fip": ((0.3,), (30.0, 100.0)), "distillation": ((1e-3,), (0.01, 0.1))}
+    monkeypatch.setattr(trade_off, "GRID", grid)
+    settings = replace(DEFAULTS["mnist"], anchors=10, anchor_batch=5, batch_size=10, task1_epochs=1)
+    found = trade_off.points(
+        (task("mnist", 0), task("fashion-mnist", 10)), settings, ratio=1.5, seed=0, progress=False
+    )
+    taken = {(p["method"], p["time"]): p["steps"] for p in found}
+    assert taken == {
+        ("fip", 2): 2,
+        ("fip", 4): 4,
+        ("distillation", 2): 3,
+        ("distillation", 4): 6,
+    }
+    assert len(found) == 8
+    assert all(p["drift"] > 0 and p["task1_worst"] <= 100 for p in found)
+    assert trade_off.means([found, found])[0]["drift"] == pytest.approx(found[0]["drift"])
+    trade_off.draw(tmp_path / "curve.png", found)
+    assert (tmp_path / "curve.png").stat().st_size > 0
+    assert "distillation" in trade_off.table(found)
