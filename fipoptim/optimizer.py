@@ -332,6 +332,7 @@ class FIPOptimizer(Optimizer):
             weight,
             length,
             (lambda: self._direction(metric, count)) if may_wander else None,
+            onward=gradients is None or idle,
         )
         if gradients is None:
             velocity = metric.unflatten(solution.step)
@@ -436,6 +437,8 @@ class FIPOptimizer(Optimizer):
         weight: Tensor | None,
         length: float,
         direction: Callable[[], Tensor] | None,
+        *,
+        onward: bool = False,
     ) -> SphereSolution:
         """Solve Eq. 4 as the solver's settings say."""
         solver = self.solver
@@ -450,10 +453,14 @@ class FIPOptimizer(Optimizer):
             length,
             weight=weight,
             direction=direction,
-            max_products=solver.max_products if adaptive else max(int(solver.products), 1),
+            # To go on takes one product for the direction and one for what restores.
+            max_products=max(
+                solver.max_products if adaptive else int(solver.products), 2 if onward else 1
+            ),
             tol=solver.tol,
             accept=self._accepts if adaptive else None,
             quadratic=lambda v: _rms(metric.jvp(v)) ** 2,
+            onward=onward,
         )
         if solver.radius is not None and solution.change > solver.radius:
             return _shortened(solution, solver.radius / solution.change)

@@ -72,7 +72,8 @@ class SphereSolution:
         change: The predicted change of the outputs, :math:`\sqrt{v^\top g v}`.
         products: The number of products taken.
         residual: :math:`\|2(g + \mu P)v + c\|_{P^{-1}} / \|c\|_{P^{-1}}`, and where ``c = 0`` relative to
-            :math:`2 \lambda_{\max} \varepsilon`. None where it is not known, as it takes (half) a product more.
+            :math:`2 \lambda_{\max} \varepsilon`. None where it is not known, as it takes (half) a product more, and for
+            a step led ``onward``.
     """
 
     step: Tensor
@@ -111,6 +112,7 @@ def solve_on_sphere(
     tol: float = 1e-6,
     accept: Callable[[float, float], bool] | None = None,
     quadratic: Callable[[Tensor], float] | None = None,
+    onward: bool = False,
 ) -> SphereSolution:
     r"""Minimise :math:`v^\top g v + c^\top v` subject to :math:`\|v\|_P = \varepsilon`.
 
@@ -127,6 +129,10 @@ def solve_on_sphere(
         accept: Stop as soon as ``accept(change, multiplier)`` holds, from the second product on.
         quadratic: :math:`v \mapsto v^\top g v` at about half the price of a product. Of the last product that
             ``max_products`` allows it is all that the step needs; the residual is then not known.
+        onward: That ``c`` only restores what earlier steps changed, as for L = 0. The best step in a space that has no
+            null directions is then back to where the last one came from. Until the products span all that they can,
+            the direction of least change stands for those of no change: it is followed to the side of ``direction``,
+            and ``c`` acts on the rest.
 
     Returns:
         The solution; exact once the Krylov space is exhausted, else the best in it.
@@ -174,22 +180,26 @@ def solve_on_sphere(
     residual: float | None = 0.0
     while True:
         grown = space.extend()
-        if grown:
+        # Whether the products span all that they can, so that the solution in the space is the solution.
+        whole = space.size == linear.numel() or (not grown and space.size < max_products)
+        if grown or (whole and onward):
             # The basis starts with c, if c is not zero, and is orthogonal to it from there on.
             start = torch.zeros(space.size, dtype=torch.float64)
             start[0] = c_norm
+            toward = None if fill is None else space.coordinates(fill)
             solution = small_problem(
                 space.T,
                 start,
                 length,
-                None if fill is None else space.coordinates(fill),
+                toward,
                 inside=direction is None,
+                onward=onward and not whole,
                 rounding=rounding,
             )
             denominator = c_norm if c_norm > 0 else 2 * solution.largest * length
             outside = 2 * space.residual(solution.h)
             residual = outside / denominator if denominator > 0 else 0.0
-            residual = None if space.closed else residual
+            residual = None if space.closed or solution.stands_in else residual
         converged = residual is not None and residual <= tol
         # Where the space of c alone would overshoot, the rest of the sphere is filled from the given direction,
         # once that space is known as far as it goes or half the products are spent.
@@ -215,6 +225,7 @@ class _Small:
     change: float
     largest: float = 0.0
     hard: bool = False
+    stands_in: bool = False  # the lowest eigenvector, for a null space that is not there
 
 
 def small_problem(
@@ -224,6 +235,7 @@ def small_problem(
     toward: Tensor | None = None,
     *,
     inside: bool = False,
+    onward: bool = False,
     rounding: float = 2.0**-52,
 ) -> _Small:
     r"""Minimise :math:`h^\top T h + a^\top h` over :math:`\|h\| = \varepsilon` to machine precision.
@@ -234,6 +246,7 @@ def small_problem(
         length: The radius.
         toward: What fills the sphere in the hard case; None takes any eigenvector.
         inside: Accept a minimiser inside the ball.
+        onward: Where T has no null space, let its lowest eigenvector stand in: ``linear`` has no say there.
         rounding: Relative error of T and a: differences of eigenvalues below it are none.
     """
     eigenvalues, vectors = torch.linalg.eigh(T)
@@ -248,6 +261,9 @@ def small_problem(
     gap[null] = 0.0
     # A component this small is rounding; left in, it would fill the sphere at random.
     alpha[null & (alpha.abs() <= noise * float(alpha.norm()))] = 0.0
+
+    if onward and toward is not None and lowest > noise * largest:
+        return _onward(eigenvalues, vectors, alpha, length, toward)
 
     def coefficients(s: float) -> Tensor:
         return torch.where(alpha == 0, torch.zeros_like(alpha), -alpha / (gap + s))
@@ -277,6 +293,19 @@ def small_problem(
     h = coefficients(s)
     h = h * (length / float(h.norm()))
     return _Small(vectors @ h, s - lowest, _change(eigenvalues, h), largest)
+
+
+def _onward(
+    eigenvalues: Tensor, vectors: Tensor, alpha: Tensor, length: float, toward: Tensor
+) -> _Small:
+    """The hard case as if the lowest eigenvector changed nothing: along it to the side of ``toward``."""
+    h = -alpha / eigenvalues
+    h[0] = 0.0
+    # What restores the function takes half of the (squared) step at most, so that it does go on.
+    h *= min(1.0, length * math.sqrt(0.5) / max(float(h.norm()), 1e-300))
+    h[0] = math.copysign(math.sqrt(length**2 - float(h.norm()) ** 2), float(vectors[:, 0] @ toward))
+    change, largest = _change(eigenvalues, h), float(eigenvalues[-1])
+    return _Small(vectors @ h, -float(eigenvalues[0]), change, largest, hard=True, stands_in=True)
 
 
 def _change(eigenvalues: Tensor, h: Tensor) -> float:

@@ -196,6 +196,28 @@ def test_without_an_objective_the_path_does_not_stand_still(beta: float) -> None
     assert anchors.drift() < 1e-4
 
 
+@pytest.mark.parametrize("products", [1, 2, 4, 8])
+@pytest.mark.parametrize("precondition", [None, "adam"])
+def test_without_an_objective_few_products_lead_on_and_not_back(
+    products: int, precondition: str | None
+) -> None:
+    # Back where the last step came from, the function is best restored: a walk on the spot.
+    case = build("mlp")
+    anchors = AnchorBatch(case.model, case.inputs)
+    opt = FIPOptimizer(
+        case.model.parameters(),
+        anchors,
+        eps=0.05,
+        precondition=precondition,
+        solver=Solver(products=products),
+    )
+    start = oracle.flat(list(case.model.parameters()))
+    steps = [moved(case.model, opt) for _ in range(20)]
+    assert np.linalg.norm(oracle.flat(list(case.model.parameters())) - start) > 0.3
+    assert all(a @ b > 0 for a, b in zip(steps, steps[1:], strict=False))
+    assert anchors.drift() < 0.5
+
+
 def test_a_gradient_of_zero_is_a_minimum() -> None:
     model, _, opt, _ = small(beta=1.0, eps=0.1)
     for p in model.parameters():

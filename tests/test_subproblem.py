@@ -281,3 +281,31 @@ def test_a_krylov_space_of_two_starts_is_orthonormal_and_invariant() -> None:
 def test_bad_settings_are_named(options: dict[str, object], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}:"):
         Solver(**options)  # type: ignore[arg-type]
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(6, 30), products=st.integers(2, 4), seed=st.integers(0, 10_000))
+def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, seed: int) -> None:
+    g = psd(n, n - 2, seed)
+    last = 0.5 * vector(n, seed + 1) / vector(n, seed + 1).norm()
+    solution = solve(
+        g,
+        2 * g @ last,  # what the last step changed
+        0.5,
+        direction=lambda: last.clone(),
+        max_products=products,
+        onward=True,
+    )
+    v = solution.step
+    assert float(v.norm()) == pytest.approx(0.5, rel=1e-12)
+    back = -last
+    assert float((v - back).norm()) > 1e-3
+    assert float(v @ g @ v) <= float(torch.linalg.eigvalsh(g)[-1]) * 0.25 * (1 + 1e-9)
+
+
+@given(n=st.integers(2, 20), seed=st.integers(0, 10_000))
+def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: int) -> None:
+    g, c = psd(n, n // 2, seed), vector(n, seed + 1)
+    expected = solve(g, g @ c, 0.5)
+    found = solve(g, g @ c, 0.5, onward=True)
+    assert torch.allclose(found.step, expected.step, atol=1e-12)
