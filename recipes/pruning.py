@@ -62,6 +62,7 @@ class Settings:
         anchors: How many training inputs there are to prune with; None is all.
         augment: Which methods see the inputs of each step shifted (and flipped, for photographs): none, those that
             follow labels, or all. The dense network's outputs are computed once where the inputs stay the same.
+        mirror: Whether those that follow the outputs of inputs that stay the same also see each input's mirror image.
         labels: Whether the path also follows the labels.
         autocast: Whether minibatches run in bfloat16; the metric never does.
         per_layer: Whether each layer gets the sparsity by itself.
@@ -85,6 +86,7 @@ class Settings:
     metric_decay: float = 0.95
     anchors: int | None = None
     augment: Literal["none", "labels", "all"] = "none"
+    mirror: bool = False
     labels: bool = False
     autocast: bool = False
     per_layer: bool = False
@@ -272,6 +274,10 @@ class _Pruning:
         self.device = task.train_inputs.device
         self.inputs = task.train_inputs[chosen.to(self.device)]
         self.labels = task.train_labels[chosen.to(self.device)]
+        if settings.mirror and self.augment is None and self.method.follow != "labels":
+            # As many again, for which the dense network's outputs are computed once, too.
+            self.inputs = torch.cat([self.inputs, self.inputs.flip(3)])
+            self.labels = torch.cat([self.labels, self.labels])
         names = SparseProjection(self.model, 0.0, keep=settings.keep).names
         self.held = MaskedWeights(self.model, names)
         self.projection = SparseProjection(

@@ -671,6 +671,7 @@ def _parser() -> argparse.ArgumentParser:
         "whose inputs are shifted (and flipped): nobody's, those that go with labels, or all",
         choices=["none", "labels", "all"],
     )
+    setting("--mirror", "inputs that are not augmented are mirrored, too", **switch)
     setting("--autocast", "minibatches in bfloat16", **switch)
     setting("--temperature", "at which outputs are compared", **rate)
     group = parser.add_argument_group("functionally invariant path")

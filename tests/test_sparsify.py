@@ -195,6 +195,21 @@ def test_the_path_reads_no_label(products, digits, dense):
     assert runs[0].accuracy > 60  # the start network's function, from its outputs alone
 
 
+def test_mirror_images_are_held_too_at_the_same_number_of_steps(digits, dense):
+    settings = replace(SETTINGS, mirror=True, epochs=1)
+    for method in ("fip", "gradual-distillation"):
+        pruned = pruning._Pruning(method, dense, digits, settings, None, 0, lambda n, text: None)
+        n = len(digits.train_inputs)
+        assert torch.equal(pruned.inputs[n:], pruned.inputs[:n].flip(3))
+        with torch.no_grad():
+            assert torch.allclose(pruned.reference, dense.model(pruned.inputs), atol=1e-5)
+        steps = pruning.total_steps(method, digits, [0.9], settings)
+        plain = replace(settings, mirror=False)
+        assert steps == pruning.total_steps(method, digits, [0.9], plain)
+    labelled = pruning._Pruning("gradual", dense, digits, settings, None, 0, print)
+    assert len(labelled.inputs) == n  # those that follow labels are augmented as they always were
+
+
 def test_the_path_with_labels_reads_them(digits, dense):
     settings = replace(SETTINGS, labels=True, epochs=1)
     shuffled = replace(digits, train_labels=digits.train_labels.flip(0))
