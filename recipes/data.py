@@ -34,8 +34,13 @@ class DatasetInfo:
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """``(x - mean) / std`` for pixels ``(n, channels, h, w)`` in [0, 1]."""
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(pixels) for v in (self.mean, self.std))
         return (pixels - mean) / std
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """The pixels in [0, 1] of normalised inputs: the inverse of :meth:`normalized`."""
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(inputs) for v in (self.mean, self.std))
+        return (inputs * std + mean).clamp(0, 1)  # rounding may leave the range
 
     @property
     def black(self) -> Tensor:

@@ -43,6 +43,23 @@ def lenet_300_100(classes: int = 10) -> nn.Sequential:
     return _fully_connected(784, 300, 100, classes)
 
 
+def vgg_small(classes: int = 10) -> nn.Sequential:
+    """A small VGG for inputs ``(n, 3, 32, 32)``: three pairs of convolutions with batch norm (32, 64, 128 filters)."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width in (32, 64, 128):
+        for _ in range(2):
+            layers += [
+                nn.Conv2d(inputs, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            inputs = width
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.Flatten(), nn.Linear(128 * 4 * 4, 256), nn.ReLU(), nn.Linear(256, classes)]
+    return _initialise(nn.Sequential(*layers))
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm beside a shortcut; a 1x1 convolution where the shape changes."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import platform
 import statistics
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torchvision
+from scipy import stats
 from torch import Tensor
 
 
@@ -198,6 +200,12 @@ def means(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def deviations(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Each metric's standard deviation over two or more runs (with n - 1)."""
     return {key: statistics.stdev(run[key] for run in runs) for key in runs[0]}
+
+
+def intervals(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Half the width of each metric's 95 % confidence interval (Student's t) over two or more runs."""
+    t = float(stats.t.ppf(0.975, len(runs) - 1))
+    return {key: t * s / math.sqrt(len(runs)) for key, s in deviations(runs).items()}
 
 
 def mean_and_deviation(values: Sequence[float], form: str) -> str:

@@ -49,6 +49,7 @@ def train(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     freeze_batch_norm: bool = False,
+    autocast: bool = False,
     after_step: Callable[[int], None] | None = None,
 ) -> float:
     """Trains, the same lines for Adam and for ``fipoptim.FIPOptimizer``.
@@ -60,6 +61,7 @@ def train(
         scheduler: Stepped after each step.
         loss: Of outputs and labels.
         freeze_batch_norm: Whether batch norm layers keep their running statistics and normalise by them.
+        autocast: Whether the model runs in bfloat16; its outputs are taken back to float32.
         after_step: Called with the number of steps taken, to leave the model as it is; its time is not counted.
 
     Returns:
@@ -70,7 +72,9 @@ def train(
     for step, (inputs, labels) in enumerate(batches, start=1):
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss(model(inputs), labels).backward()
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
+            outputs = model(inputs)
+        loss(outputs.float() if autocast else outputs, labels).backward()
         optimizer.step()
         scheduler.step()
         synchronize(inputs.device)
