@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torchvision.models import vgg16_bn
 from tqdm import tqdm
 
-from fipoptim import Solver
 from recipes import diversity_figures, report
 from recipes.attacks import Joint, Pixels, auto_attack, pgd
 from recipes.augment import augmentation
@@ -121,12 +120,16 @@ NETWORKS = {
             members=4,
             epochs=30,
             batch_size=32,
-            anchor_batch=512,
+            anchor_batch=256,
+            straight_eps=0.3,
             eps=0.3,
-            away=160,
-            between=20,
-            beta=50.0,
+            beta=40.0,
             noise=0.15,
+            snapshot_epochs=20.0,
+            snapshot_lr=3e-3,
+            snapshot_strength=0.025,
+            cycle_epochs=4.0,
+            cycle_lr=0.1,
         ),
         Attacks((0.05, 0.1, 0.15, 0.2), table_eps=0.1, attack_images=450, white_box_images=200),
     ),
@@ -650,10 +653,6 @@ def _settings(
             parser.error(
                 f"argument --attack-eps: {value:g} is out of range: give a share of the pixels' range, 0 to 1"
             )
-    try:
-        Solver(products=settings.products)
-    except ValueError as error:
-        parser.error(f"argument --{error}")
     return settings, attacks
 
 
@@ -727,10 +726,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     setting("--anchor-batch", "of them in each step", **count)
     setting("--output-space", "in which it is held", choices=["logits", "probabilities"])
-    setting("--eps", "length of a step", **rate)
-    setting("--away", "steps to the first member", **count)
-    setting("--between", "steps from one member to the next", **count)
-    setting("--products", "metric products of a step", **count)
+    setting("--straight-eps", "length of a step without objective", **rate)
+    setting("--straight-away", "steps of that to the first member, or turn", **count)
+    setting("--straight-between", "steps of that from one member to the next", **count)
+    setting("--straight-products", "metric products of each", **count)
+    setting("--eps", "length of a step that turns input gradients away", **rate)
+    setting("--away", "steps of that to the first member", **count)
+    setting("--between", "steps of that from one member to the next", **count)
     setting("--beta", "weight of the likeness of input gradients", **rate)
     setting("--diversity-batch", "inputs whose gradients are turned away, each step", **count)
     setting("--noise", "largest change of a pixel by noise in these", type=fraction, metavar="X")

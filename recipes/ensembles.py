@@ -41,14 +41,17 @@ class Settings:
         autocast: Whether minibatches run in bfloat16; paths never do.
         anchors: How many training inputs hold the function; None is all.
         anchor_batch: How many of them each step of a path sees, drawn anew.
-        eps: Length of a step of a path.
-        away: Steps of a path to the first member.
-        between: Steps from one member to the next.
-        products: Metric products of a step.
+        straight_eps: Length of a step of a path without objective.
+        straight_away: Steps of it to the first member, or to where gradients begin to turn.
+        straight_between: Steps of it from one member to the next.
+        straight_products: Metric products of each.
+        eps: Length of a step that turns input gradients away, in Adam's geometry; it falls towards each member.
+        away: Steps of that to the first member.
+        between: Steps of that from one member to the next.
+        beta: Weight of the gradients' likeness against the squared output change.
         output_space: In which the function is held.
         diversity_batch: Inputs whose gradients are turned away, each step.
         noise: Largest change of a pixel by noise in these inputs.
-        beta: Weight of the gradients' likeness against the squared output change.
         others: Earlier members that gradients are turned away from beside the start network, at most.
         snapshot_epochs: Passes from one snapshot of distillation to the next.
         snapshot_lr: Adam's learning rate there.
@@ -64,14 +67,17 @@ class Settings:
     autocast: bool = False
     anchors: int | None = None
     anchor_batch: int = 128
+    straight_eps: float = 1.0
+    straight_away: int = 60
+    straight_between: int = 10
+    straight_products: int = 8
     eps: float = 1.0
-    away: int = 60
-    between: int = 10
-    products: int = 8
+    away: int = 400
+    between: int = 50
+    beta: float = 50.0
     output_space: str = "logits"
     diversity_batch: int = 64
     noise: float = 0.0
-    beta: float = 1.0
     others: int = 2
     snapshot_epochs: float = 1.0
     snapshot_lr: float = 1e-3
@@ -217,8 +223,9 @@ def build_ensemble(
 def steps_of(way: str, task: Task, settings: Settings) -> int:
     """How many steps an ensemble takes."""
     epoch = steps_an_epoch(task, settings.batch_size)
-    if WAYS[way].objective is not None:
-        return settings.away + (settings.members - 1) * settings.between
+    objective = WAYS[way].objective
+    if objective is not None:
+        return sum(n for k in range(settings.members) for _, n in _phases(objective, settings, k))
     return {
         "independent": settings.members * settings.epochs * epoch,
         "fge": settings.members * _cycle(settings, epoch),
@@ -228,6 +235,20 @@ def steps_of(way: str, task: Task, settings: Settings) -> int:
 
 
 # --- functionally invariant paths -----------------------------------------------------------------------
+
+
+def _phases(objective: str, settings: Settings, member: int) -> list[tuple[str, int]]:
+    """What leads from the member before to this one, each with its steps."""
+    straight, turn = (
+        (settings.straight_away, settings.away)
+        if member == 0
+        else (settings.straight_between, settings.between)
+    )
+    if objective == "none":
+        return [("straight", straight)]
+    if objective == "both" and member == 0:
+        return [("straight", straight), ("turn", turn)]
+    return [("turn", turn)]
 
 
 class _Walk:
@@ -244,7 +265,8 @@ class _Walk:
         progress: Progress,
     ) -> None:
         self.begun = time.perf_counter()
-        self.objective, self.settings, self.folder = WAYS[way].objective, settings, folder
+        self.settings, self.folder = settings, folder
+        self.objective = WAYS[way].objective or "none"
         self.start, self.task, self.progress = start, task, progress
         self.model = copy.deepcopy(start).eval()
         self.generator = torch.Generator().manual_seed(seed)
@@ -252,47 +274,66 @@ class _Walk:
         chosen = torch.randperm(len(inputs), generator=self.generator)[
             : settings.anchors or len(inputs)
         ]
-        anchors = AnchorBatch(
+        self.anchors = AnchorBatch(
             self.model,
             inputs[chosen.to(inputs.device)],
             output=settings.output_space,
             batch_size=min(settings.anchor_batch, len(chosen)),
             generator=self.generator,
         )
-        self.optimizer = FIPOptimizer(
-            self.model.parameters(),
-            anchors,
-            beta=settings.beta,
-            eps=settings.eps,
-            solver=Solver(products=settings.products),
-            generator=self.generator,
-        )
         self.files: list[Path] = []
-        self.taken = 0
-        self.likeness = self._likeness()
+        self.walked = 0.0
 
     def run(self) -> Ensemble:
-        settings, lengths = self.settings, []
-        for member in range(settings.members):
-            for _ in range(settings.away if member == 0 else settings.between):
-                self._step()
+        """Walks, and leaves each member in a file."""
+        lengths = []
+        optimizers = {"straight": self._straight(), "turn": self._turning()}
+        for member in range(self.settings.members):
+            likeness = self._likeness()
+            for phase, steps in _phases(self.objective, self.settings, member):
+                for t in range(steps):
+                    # Where gradients are turned away, short steps before a member let it settle.
+                    share = min(1.0, 2 * (1 - t / steps)) if phase == "turn" else 1.0
+                    self._step(optimizers[phase], share, likeness if phase == "turn" else None)
             self.files.append(self.folder / f"member-{member:03d}.safetensors")
             state = self.model.state_dict()
             save_file({name: t.contiguous().cpu() for name, t in state.items()}, self.files[-1])
-            lengths.append(self.taken * settings.eps)
-            self.likeness = self._likeness()
+            lengths.append(self.walked)
         return Ensemble(self.start, self.files, time.perf_counter() - self.begun, lengths)
 
-    def _step(self) -> None:
-        # With both objectives in turn: turn away, then go on as straight as the function allows.
-        turn = self.objective == "misalign" or (self.objective == "both" and self.taken % 2 == 0)
-        self.optimizer.zero_grad(set_to_none=True)
-        if turn:
-            self.likeness().backward()
-        self.optimizer.step()
-        self.taken += 1
-        drift = self.optimizer.last_step.drift if self.optimizer.last_step else math.nan
-        self.progress(1, f"drift {drift:.3g}")
+    def _straight(self) -> FIPOptimizer:
+        """L = 0: as straight as the function allows."""
+        settings = self.settings
+        return FIPOptimizer(
+            self.model.parameters(),
+            self.anchors,
+            eps=settings.straight_eps,
+            solver=Solver(products=settings.straight_products),
+            generator=self.generator,
+        )
+
+    def _turning(self) -> FIPOptimizer:
+        """Towards input gradients that are unlike those of the other networks."""
+        settings = self.settings
+        return FIPOptimizer(
+            self.model.parameters(),
+            self.anchors,
+            beta=settings.beta,
+            eps=settings.eps,
+            precondition="adam",
+            generator=self.generator,
+        )
+
+    def _step(self, optimizer: FIPOptimizer, share: float, likeness: Diversity | None) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = share * optimizer.defaults["lr"]
+        optimizer.zero_grad()
+        if likeness is not None:
+            likeness().backward()
+        optimizer.step()
+        assert optimizer.last_step is not None
+        self.walked += optimizer.last_step.step_norm
+        self.progress(1, f"drift {optimizer.last_step.drift:.3g}")
 
     def _likeness(self) -> Diversity:
         """Of input gradients to those of the start network and of some earlier members."""

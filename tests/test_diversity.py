@@ -29,6 +29,8 @@ INFO = DATASETS["digits"]
 SETTINGS = replace(
     diversity.NETWORKS["digits-mlp"].settings,
     members=3,
+    straight_away=6,
+    straight_between=2,
     away=6,
     between=2,
     epochs=5,
@@ -186,7 +188,7 @@ class TestEnsembles:
         assert ensemble.seconds > 0
 
     def test_a_path_without_objective_goes_on_and_keeps_the_function(self, start, task, tmp_path):
-        settings = replace(SETTINGS, away=30, eps=0.1, anchor_batch=256)
+        settings = replace(SETTINGS, straight_away=30, straight_eps=0.1)
         ensemble = build_ensemble(
             "none", start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0
         )
@@ -227,7 +229,7 @@ class TestEnsembles:
 
     def test_ten_members_take_no_more_memory_than_three(self, start, task, tmp_path):
         def peak(members):
-            settings = replace(SETTINGS, members=members, away=2, between=1)
+            settings = replace(SETTINGS, members=members, straight_away=2, straight_between=1)
             with LiveMemory() as memory:
                 ensemble = build_ensemble(
                     "none", start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0
@@ -262,6 +264,7 @@ class TestEnsembles:
 
 SHORT = ["--members", "2", "--away", "3", "--between", "1", "--epochs", "3", "--attack-steps", "2"]
 SHORT += ["--attack-images", "40", "--white-box-images", "20", "--auto-attack-images", "0"]
+SHORT += ["--straight-away", "3", "--straight-between", "1"]
 SHORT += ["--snapshot-epochs", "0.1", "--cycle-epochs", "0.1", "--no-progress"]
 
 
