@@ -6,7 +6,8 @@ Networks on all ways are tested on both tasks.
 
 Left in ``--out``: ``results.json`` (configuration, environment, metrics), ``path.csv`` (every network tested), and
 ``path.png`` (both accuracies and the drift along the way), ``bars.png`` (the methods side by side), ``scores.png`` (how
-sure the networks on the way are of single test images) and ``weights.png`` (the ways in weight space).
+sure the networks on the way are of single test images) and ``weights.png`` (the ways in weight space). Beside them each
+method's outcome, with which ``--resume`` goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import json
+import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -37,6 +42,7 @@ from recipes.learner_options import (
     settings_from,
 )
 from recipes.learners import METHODS, Tuning
+from recipes.memory import PeakMemory
 from recipes.networks import network_for
 from recipes.options import add_data_options, add_run_options, usable_device
 from recipes.report import Curve, Outcome
@@ -58,6 +64,7 @@ TESTED_EVENLY = 30  # networks on the way that are tested beside these
 HELD_OUT = 2000  # test inputs of task 1 on which drift is measured as well
 SCORED = 60  # test images of each task whose scores are drawn
 IN_WEIGHT_SPACE = ("fip", "naive")  # the ways that are drawn there
+DRAWN_THERE = 10  # networks of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +140,10 @@ def run(
     *,
     seed: int,
     device: torch.device,
+    folder: Path,
+    resume: bool = False,
     progress: bool = True,
-    networks: Path | None = None,
+    keep_networks: bool = False,
 ) -> dict[str, Outcome]:
     """Trains on task 1, then on task 2 by each method.
 
@@ -145,19 +154,39 @@ def run(
         methods: Of ``recipes.learners.METHODS``.
         seed: Of the weights, the batches and the choice of anchors.
         device: Where.
+        folder: Gets the network after task 1 and the outcome of each method, as they are finished.
+        resume: Whether to take over what an earlier run of the same configuration left there.
         progress: Whether to show progress bars.
-        networks: A folder for the networks along the invariant path, to be read with ``FIPPath.open``.
+        keep_networks: Whether the networks along the invariant path are left there too, for ``FIPPath.open``.
 
     Returns:
         The outcome of each method.
     """
-    seed_everything(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    start, networks = folder / "first-task.safetensors", folder / "networks"
+    files = {method: folder / f"{method}.pt" for method in METHODS}
+    if not resume:
+        for old in (start, *files.values()):
+            old.unlink(missing_ok=True)
     task1, task2 = task1.to(device), task2.to(device)
+    seed_everything(seed)
     model = network_for(DATASETS[task1.name].family, task1.classes + task2.classes).to(device)
-    learn_first_task(model, task1, settings, seed=seed, progress=progress)
+    if start.exists():
+        model.load_state_dict(load_file(start))
+    else:
+        learn_first_task(model, task1, settings, seed=seed, progress=progress)
+        report.replace(start, lambda temporary: save_file(model.state_dict(), temporary))
     kept = remembered(task1, settings.anchors, seed)
-    return {
-        method: _learn_second_task(
+    outcomes = {}
+    for method in methods:
+        if files[method].exists():
+            outcomes[method] = Outcome.load(files[method])
+            continue
+        seed_everything(seed)  # whatever ran before
+        recorded = networks if keep_networks and method == "fip" else None
+        if recorded is not None and recorded.exists():
+            shutil.rmtree(recorded)  # of the run that was interrupted
+        outcomes[method] = _learn_second_task(
             method,
             copy.deepcopy(model),
             task1,
@@ -166,10 +195,10 @@ def run(
             settings,
             seed=seed,
             progress=progress,
-            networks=networks if method == "fip" else None,
+            networks=recorded,
         )
-        for method in methods
-    }
+        outcomes[method].save(files[method])
+    return outcomes
 
 
 def spacing(steps: int) -> int:
@@ -181,6 +210,12 @@ def tested_steps(steps: int) -> list[int]:
     """The networks tested, by the step that made them: the recorded ones, and the first ones more densely."""
     early = {step for step in EARLY_STEPS if step <= steps}
     return sorted(early | {*range(0, steps, spacing(steps)), steps})
+
+
+def drawn_steps(steps: int) -> set[int]:
+    """Those of the tested networks that are drawn in weight space."""
+    tested = tested_steps(steps)
+    return {*tested[:: math.ceil(len(tested) / DRAWN_THERE)], steps}
 
 
 def remembered(task: Task, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -240,7 +275,7 @@ def _learn_second_task(
     learner.remember(inputs, labels)
     title = METHODS[method].title
     curve, weights, sure = Curve(), list[Tensor](), list[Tensor]()
-    wanted = set(tested_steps(steps))
+    wanted, drawn = set(tested_steps(steps)), drawn_steps(steps)
     with tqdm(total=steps, desc=f"{task2.name}, {title}", unit="step", disable=not progress) as bar:
 
         def test(step: int) -> None:
@@ -257,7 +292,7 @@ def _learn_second_task(
                         ]
                     ).cpu()
                 )
-                if method in IN_WEIGHT_SPACE:
+                if method in IN_WEIGHT_SPACE and step in drawn:
                     flat = [p.detach().flatten() for p in model.parameters()]
                     weights.append(torch.cat(flat).cpu())
                 bar.set_postfix_str(
@@ -267,12 +302,13 @@ def _learn_second_task(
             bar.update(step - bar.n)
 
         test(0)
-        seconds = learner.learn(
-            minibatches(task2, batch_size=settings.batch_size, epochs=epochs, seed=seed + 1),
-            steps=steps,
-            after_step=test,
-            record=None if networks is None else (spacing(steps), networks),
-        )
+        with PeakMemory(inputs.device) as memory:
+            seconds = learner.learn(
+                minibatches(task2, batch_size=settings.batch_size, epochs=epochs, seed=seed + 1),
+                steps=steps,
+                after_step=test,
+                record=None if networks is None else (spacing(steps), networks),
+            )
     return Outcome(
         curve=curve,
         predictions_kept=anchors.predictions_kept(),
@@ -283,6 +319,7 @@ def _learn_second_task(
         },
         remembered_megabytes=learner.remembered_bytes() / 1e6,
         seconds=seconds,
+        peak_megabytes=None if memory.peak is None else memory.peak / 1e6,
         scores=torch.stack(sure),
         weights=torch.stack(weights) if weights else None,
     )
@@ -293,7 +330,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(argv)
     except KeyboardInterrupt:
-        print(f"\n{PROGRAM}: interrupted; the unfinished run left no results", file=sys.stderr)
+        print(
+            f"\n{PROGRAM}: interrupted; go on with --resume, which loses the method in hand alone",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -316,21 +356,12 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.error(f"argument --out: cannot make the folder {out}: {error.strerror}")
 
     seeds: list[int] = arguments.seeds or [arguments.seed]
-    folders = {seed: out / f"seed-{seed}" if len(seeds) > 1 else out for seed in seeds}
-    for folder in folders.values() if arguments.keep_networks else ():
-        if (folder / "networks").exists():
-            parser.error(
-                f"argument --keep-networks: {folder / 'networks'} is there already; remove it or choose "
-                "another --out"
-            )
-
+    folders = {seed: out / f"seed-{seed}" if arguments.seeds else out for seed in seeds}
     names = {"task1": task1.name, "task2": task2.name}
-    config = {
-        **names,
-        "methods": methods,
-        "validation": arguments.validation,
-        **dataclasses.asdict(settings),
-    }
+    config = {**names, "validation": arguments.validation, **dataclasses.asdict(settings)}
+    for seed, folder in folders.items():
+        _prepare(parser, folder, {**config, "seed": seed}, arguments)
+
     environment = report.environment(device)
     runs = []
     for seed, folder in folders.items():
@@ -341,8 +372,10 @@ def _main(argv: Sequence[str] | None) -> int:
             methods,
             seed=seed,
             device=device,
+            folder=folder,
+            resume=arguments.resume,
             progress=arguments.progress,
-            networks=folder / "networks" if arguments.keep_networks else None,
+            keep_networks=arguments.keep_networks,
         )
         metrics = {name: outcome.metrics() for name, outcome in outcomes.items()}
         runs.append(metrics)
@@ -352,7 +385,7 @@ def _main(argv: Sequence[str] | None) -> int:
         report.write_results(
             folder / "results.json",
             recipe=RECIPE,
-            config={**config, "seed": seed},
+            config={**config, "methods": methods, "seed": seed},
             environment=environment,
             metrics=_nested(metrics),
         )
@@ -365,7 +398,7 @@ def _main(argv: Sequence[str] | None) -> int:
         report.write_results(
             out / "results.json",
             recipe=RECIPE,
-            config={**config, "seeds": seeds},
+            config={**config, "methods": methods, "seeds": seeds},
             environment=environment,
             metrics={
                 **_nested({name: report.means(r) for name, r in by_method.items()}),
@@ -376,6 +409,28 @@ def _main(argv: Sequence[str] | None) -> int:
         )
         print(f"the means are in {out}/results.json")
     return 0
+
+
+def _prepare(
+    parser: argparse.ArgumentParser,
+    folder: Path,
+    config: Mapping[str, Any],
+    arguments: argparse.Namespace,
+) -> None:
+    """Makes the folder of a seed, and says what it is for; refuses to mix two configurations in it."""
+    file, networks = folder / "config.json", folder / "networks"
+    if arguments.resume and file.exists():
+        different = report.differences(json.loads(file.read_text(encoding="utf-8")), config)
+        if different:
+            parser.error(
+                f"argument --resume: {file} is of another configuration ({different}); choose another --out"
+            )
+    elif arguments.keep_networks and networks.exists():
+        parser.error(
+            f"argument --keep-networks: {networks} is there already; remove it or choose another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write_json(file, config)
 
 
 def _draw(folder: Path, outcomes: Mapping[str, Outcome], *, task1: str, task2: str) -> None:
@@ -456,6 +511,9 @@ def _parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("run")
     add_run_options(where, RECIPE)
     add_method_option(where, DEFAULT_METHODS)
+    where.add_argument(
+        "--resume", action="store_true", help="keep what an interrupted run in --out has finished"
+    )
     where.add_argument(
         "--keep-networks",
         action="store_true",

@@ -48,6 +48,7 @@ class Outcome:
         within_task: Accuracy on ``"task1"`` and ``"task2"`` where the task is known (task-aware), percent.
         remembered_megabytes: What was kept of task 1.
         seconds: Time spent training on task 2, tests not counted.
+        peak_megabytes: Most memory taken meanwhile, by the process or on the GPU; None where the system does not tell.
         scores: ``(networks, images)``: of the networks of ``curve``, the probability of the right class for some
             test images, task 1's first.
         weights: ``(networks, n)``: their parameters, where these are drawn.
@@ -59,12 +60,14 @@ class Outcome:
     within_task: Mapping[str, float]
     remembered_megabytes: float
     seconds: float
+    peak_megabytes: float | None
     scores: Tensor = field(repr=False)
     weights: Tensor | None = field(repr=False)
 
     def metrics(self) -> dict[str, float]:
         """The numbers of ``results.json``; accuracies in percent."""
         curve = self.curve
+        peak = {} if self.peak_megabytes is None else {"peak_megabytes": self.peak_megabytes}
         return {
             "task1_before": curve.task1[0],
             "task1_after": curve.task1[-1],
@@ -80,7 +83,19 @@ class Outcome:
             "remembered_megabytes": self.remembered_megabytes,
             "steps": curve.steps[-1],
             "seconds": self.seconds,
+            **peak,
         }
+
+    def save(self, path: Path) -> None:
+        """Writes the outcome as tensors and plain values, whole or not at all."""
+        content = {**vars(self), "curve": vars(self.curve)}
+        replace(path, lambda temporary: torch.save(content, temporary))
+
+    @classmethod
+    def load(cls, path: Path) -> Outcome:
+        """Reads what :meth:`save` wrote."""
+        content = torch.load(path, weights_only=True)
+        return cls(**{**content, "curve": Curve(**content["curve"])})
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
@@ -172,13 +187,14 @@ def table(methods: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, t
         ("drift_held_out", f"drift on {task1} test", ".3g"),
         ("predictions_kept", "anchor predictions kept", ".1%"),
         ("remembered_megabytes", "remembered (MB)", ".3g"),
+        ("peak_megabytes", "peak memory (MB)", ".0f"),
         ("steps", f"steps on {task2}", ".0f"),
         ("seconds", f"seconds on {task2}", ".1f"),
     ]
-    body = [
-        [label, *(mean_and_deviation([m[key] for m in runs], form) for runs in methods.values())]
-        for key, label, form in rows
-    ]
+    body = []
+    for key, label, form in rows:
+        known = [[m[key] for m in runs if key in m] for runs in methods.values()]
+        body.append([label, *(mean_and_deviation(k, form) if k else "unknown" for k in known)])
     return aligned([["", *methods], *body])
 
 

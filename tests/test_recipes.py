@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from recipes import data, new_task, report
+from recipes import data, learners, new_task, report
 from recipes.data import DATASETS, DataError, Task, load_pair, load_task
 from recipes.networks import digits_mlp, network_for, paper_cnn
 from recipes.training import (
@@ -274,16 +274,18 @@ def test_networks_on_the_path_can_be_opened(digits_run):
     assert task1 == float(tested[path.steps[-1]]["task1"])
 
 
+def without_cost(folder):
+    """The results but for what a machine makes of them."""
+    results = json.loads((folder / "results.json").read_text())
+    for metrics in (results["metrics"], *results["metrics"]["baselines"].values()):
+        metrics.pop("seconds")
+        metrics.pop("peak_megabytes", None)
+    return results
+
+
 def test_the_same_seed_gives_the_same_results(digits_run, tmp_path):
     assert new_task.main(["--out", str(tmp_path), *SHORT]) == 0
-
-    def without_seconds(folder):
-        results = json.loads((folder / "results.json").read_text())
-        for metrics in (results["metrics"], *results["metrics"]["baselines"].values()):
-            metrics.pop("seconds")
-        return results
-
-    assert without_seconds(tmp_path) == without_seconds(digits_run)
+    assert without_cost(tmp_path) == without_cost(digits_run)
 
 
 def test_several_seeds_are_averaged(tmp_path, capsys):
@@ -419,14 +421,41 @@ def test_a_method_that_is_not_installed_says_what_to_install(tmp_path, capsys, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_ends_with_a_message_and_no_results(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_loses_the_method_in_hand_alone(
+    digits_run, tmp_path, capsys, monkeypatch
+):
     def interrupted(*args, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(new_task, "train", interrupted)
-    assert new_task.main(["--out", str(tmp_path), *SHORT]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    arguments = ["--out", str(tmp_path), *SHORT, "--keep-networks"]
+    with monkeypatch.context() as patched:
+        patched.setattr(learners.Distillation, "learn", interrupted)
+        assert new_task.main(arguments) == 130
+    assert "--resume" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
+    finished = (tmp_path / "fip.pt").stat().st_mtime_ns
+
+    with pytest.raises(SystemExit):
+        new_task.main([*arguments, "--resume", "--beta", "3"])
+    assert "beta 10.0 there, 3.0 asked for" in capsys.readouterr().err
+
+    assert new_task.main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "fip.pt").stat().st_mtime_ns == finished
+    assert without_cost(tmp_path) == without_cost(digits_run)
+    assert (tmp_path / "path.csv").read_text() == (digits_run / "path.csv").read_text()
+    for name in ("path", "bars", "scores", "weights"):
+        assert (tmp_path / f"{name}.png").exists()
+
+
+def test_seeds_can_be_run_one_by_one_and_put_together(tmp_path):
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "fip", "--resume", "--seeds"]
+    assert new_task.main([*arguments, "1"]) == 0
+    assert new_task.main([*arguments, "2"]) == 0
+    finished = [(tmp_path / f"seed-{s}/fip.pt").stat().st_mtime_ns for s in (1, 2)]
+    assert new_task.main([*arguments, "1", "2"]) == 0
+    assert [(tmp_path / f"seed-{s}/fip.pt").stat().st_mtime_ns for s in (1, 2)] == finished
+    both = json.loads((tmp_path / "results.json").read_text())
+    assert both["config"]["seeds"] == [1, 2]
 
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path):
