@@ -688,9 +688,6 @@ def _parser() -> argparse.ArgumentParser:
         help=f"other ways: {', '.join(BASELINES)}, all, or nothing [independent]",
     )
     add_run_options(where, RECIPE)
-    where.add_argument(
-        "--resume", action="store_true", help="keep what an interrupted run in --out has finished"
-    )
 
     def setting(option: str, help: str, **keywords: Any) -> None:
         name = option.removeprefix("--").replace("-", "_")

@@ -512,9 +512,6 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(where, RECIPE)
     add_method_option(where, DEFAULT_METHODS)
     where.add_argument(
-        "--resume", action="store_true", help="keep what an interrupted run in --out has finished"
-    )
-    where.add_argument(
         "--keep-networks",
         action="store_true",
         help="also keep the networks along the path, for FIPPath.open, in the folder networks of --out",

@@ -98,7 +98,7 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
 
 
 def add_run_options(group: argparse._ArgumentGroup, recipe: str) -> None:
-    """``--seed`` or ``--seeds``, ``--device``, ``--out`` and ``--no-progress``."""
+    """``--seed`` or ``--seeds``, ``--device``, ``--out``, ``--resume`` and ``--no-progress``."""
     seed = group.add_mutually_exclusive_group()
     seed.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="[%(default)s]")
     seed.add_argument(
@@ -114,4 +114,7 @@ def add_run_options(group: argparse._ArgumentGroup, recipe: str) -> None:
     )
     group.add_argument(
         "--no-progress", dest="progress", action="store_false", help="no progress bars"
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="keep what an interrupted run in --out has finished"
     )

@@ -630,9 +630,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run_options(where, RECIPE)
     where.add_argument(
-        "--resume", action="store_true", help="keep what an interrupted run in --out has finished"
-    )
-    where.add_argument(
         "--export",
         action="store_true",
         help="also write weights, masks and a compressed form of the networks of the first seed",

@@ -396,9 +396,6 @@ def _parser() -> argparse.ArgumentParser:
         default="short",
         help="short is for two cores, full for a GPU: the same tasks, more epochs [%(default)s]",
     )
-    where.add_argument(
-        "--resume", action="store_true", help="go on where an interrupted run in --out was"
-    )
     learning, options = parser.add_argument_group("training"), SettingOptions(DEFAULTS.values())
     options.add(learning, "--first-epochs", "epochs on the first task", **COUNT)
     options.add(learning, "--epochs", "epochs of the path on each later task", **COUNT)
