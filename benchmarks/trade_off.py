@@ -33,7 +33,7 @@ from recipes import learners, report
 from recipes.augment import many
 from recipes.data import DataError, Task, load_pair
 from recipes.learners import METHODS, Tuning
-from recipes.networks import paper_cnn
+from recipes.networks import network_for
 from recipes.new_task import DEFAULTS, Settings, learn_first_task, remembered
 from recipes.options import fraction, whole
 from recipes.training import accuracy, minibatches, seed_everything
@@ -63,7 +63,7 @@ def points(
     """
     seed_everything(seed)
     task1, task2 = tasks
-    model = paper_cnn(task1.classes + task2.classes)
+    model = network_for("mnist", task1.classes + task2.classes)
     learn_first_task(model, task1, settings, seed=seed, progress=progress)
     kept = remembered(task1, settings.anchors, seed)
     found = []

@@ -238,7 +238,7 @@ class _Experiment:
                     progress=show,
                 )
                 seconds = bar.format_dict["elapsed"]
-        save_file({n: t.contiguous() for n, t in model.state_dict().items()}, file)
+        report.save_weights(file, model.state_dict())
         clean = accuracy(model, self.task.test_inputs, self.labels, batch_size=500)
         record = {"config": self.config, "accuracy": clean, "seconds": seconds}
         (self.folder(seed) / "attacked.safetensors").unlink(missing_ok=True)

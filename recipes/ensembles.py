@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.anchors import squared_distance
 from fipoptim.secondary import Diversity
+from recipes import report
 from recipes.augment import Augment
 from recipes.data import DATASETS, Task
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
@@ -215,7 +216,7 @@ def build_ensemble(
     for k, state in enumerate(made):
         seconds += time.perf_counter() - begun
         files.append(folder / f"member-{k:03d}.safetensors")
-        save_file({name: t.contiguous().cpu() for name, t in state.items()}, files[-1])
+        report.save_weights(files[-1], state)
         begun = time.perf_counter()
     return Ensemble(start, files, seconds)
 
@@ -296,8 +297,7 @@ class _Walk:
                     share = min(1.0, 2 * (1 - t / steps)) if phase == "turn" else 1.0
                     self._step(optimizers[phase], share, likeness if phase == "turn" else None)
             self.files.append(self.folder / f"member-{member:03d}.safetensors")
-            state = self.model.state_dict()
-            save_file({name: t.contiguous().cpu() for name, t in state.items()}, self.files[-1])
+            report.save_weights(self.files[-1], self.model.state_dict())
             lengths.append(self.walked)
         return Ensemble(self.start, self.files, time.perf_counter() - self.begun, lengths)
 

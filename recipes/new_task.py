@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -175,7 +175,7 @@ def run(
         model.load_state_dict(load_file(start))
     else:
         learn_first_task(model, task1, settings, seed=seed, progress=progress)
-        report.replace(start, lambda temporary: save_file(model.state_dict(), temporary))
+        report.save_weights(start, model.state_dict())
     kept = remembered(task1, settings.anchors, seed)
     outcomes = {}
     for method in methods:

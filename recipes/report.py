@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torchvision
+from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor
 
@@ -240,6 +241,12 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine() or sys.platform
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes weights as safetensors, whole or not at all, in the plain layout: networks here may be channels last."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    replace(path, lambda temporary: save_file(plain, temporary))
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

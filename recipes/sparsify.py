@@ -388,7 +388,7 @@ class _Experiment:
         file, early = (self.folder(seed) / f"{n}.safetensors" for n in ("dense", "dense-early"))
         if checkpoint is not None:
             dense = checkpoint
-            _save(dense.model.state_dict(), file)
+            report.save_weights(file, dense.model.state_dict())
         elif resume and file.exists() and early.exists():
             dense = load_dense(file, self.network.build())
             dense = Dense(dense.model, {k: t.to(device) for k, t in load_file(early).items()})
@@ -407,8 +407,8 @@ class _Experiment:
                     progress=_on(bar),
                 )
             assert dense.early is not None
-            _save(dense.early, early)
-            _save(dense.model.state_dict(), file)
+            report.save_weights(early, dense.early)
+            report.save_weights(file, dense.model.state_dict())
         model = dense.model.to(device)
         if any(isinstance(m, nn.Conv2d) for m in model.modules()):
             model = model.to(memory_format=torch.channels_last)
@@ -451,11 +451,6 @@ class _Experiment:
                     )
                     print(f"exported {self.out / 'export' / source.stem}: {sizes}")
         print(f"results.json, the networks and the plots are in {self.out}")
-
-
-def _save(state: Mapping[str, Tensor], file: Path) -> None:
-    """Writes weights in the plain layout: safetensors takes no other, and networks here may be channels last."""
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
 
 
 def _on(bar: Any) -> Callable[[int, str], None]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
@@ -219,7 +219,7 @@ class _Experiment:
                 loss=self.loss,
                 after_step=lambda step: bar.update(step - bar.n),
             )
-        report.replace(file, lambda temporary: save_file(model.state_dict(), temporary))
+        report.save_weights(file, model.state_dict())
         return model
 
     def prepare(self, seed: int, *, resume: bool) -> None:
