@@ -294,7 +294,16 @@ class AnchorMetric:
 
     def outputs_now(self) -> Tensor:
         """The outputs ``(N, m)`` at the weights the model has now, which may have moved since."""
+        return self._outputs_at(self.anchors.weights())
+
+    def outputs_after(self, v: Tensor) -> Tensor:
+        """The outputs ``(N, m)`` that a step ``v`` ``(n,)`` would lead to; no weight is moved."""
         weights = self.anchors.weights()
+        moved = torch._foreach_add(self.params, self.unflatten(v))
+        parameters = {**weights.parameters, **dict(zip(self.names, moved, strict=True))}
+        return self._outputs_at(weights._replace(parameters=parameters))
+
+    def _outputs_at(self, weights: Weights) -> Tensor:
         with evaluation(self.anchors.model, self.anchors.device), torch.no_grad():
             blocks = self.anchors.progress(self._blocks())
             return torch.cat([self.anchors.call(self._prepared(x), weights) for x in blocks])

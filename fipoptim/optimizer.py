@@ -38,7 +38,7 @@ class StepInfo:
         step_norm: Euclidean length of the step taken.
         multiplier: The multiplier :math:`\mu` of Eq. 4.
         output_change_predicted: :math:`\sqrt{v^\top g v}`, the change of the outputs to first order: RMS over this
-            step's anchors of :math:`\|\Delta z\|`.
+            step's anchors of :math:`\|\Delta z\|`. None where a step without products was judged by what it did.
         output_change: The same, measured.
         drift: Mean over anchors of :math:`\|z - z_{ref}\|^2` after the step: over all anchors if ``max_drift`` is
             given, else over this step's.
@@ -51,7 +51,7 @@ class StepInfo:
     loss: float | None
     step_norm: float
     multiplier: float
-    output_change_predicted: float
+    output_change_predicted: float | None
     output_change: float
     drift: float
     iterations: int
@@ -326,19 +326,24 @@ class FIPOptimizer(Optimizer):
         weight, length = self._ball(metric, linear, new_state)
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
         may_wander = not stationary or idle
-        solution = self._solve(
-            metric,
-            linear,
-            weight,
-            length,
-            (lambda: self._direction(metric, count)) if may_wander else None,
-            onward=gradients is None or idle,
+        tried = self._try(metric, linear, weight, length)
+        solution = (
+            tried.solution
+            if tried is not None
+            else self._solve(
+                metric,
+                linear,
+                weight,
+                length,
+                (lambda: self._direction(metric, count)) if may_wander else None,
+                onward=gradients is None or idle,
+            )
         )
         if gradients is None:
             velocity = metric.unflatten(solution.step)
             for p, part in zip(params, velocity, strict=True):
                 new_state[p]["velocity"] = part.clone()
-        self._apply(loss, metric, solution, weight, length)
+        self._apply(loss, metric, solution, weight, length, tried)
         self._commit(params, new_state)
 
     def _restoring_term(self, metric: AnchorMetric, residual: Tensor) -> Tensor | None:
@@ -440,13 +445,9 @@ class FIPOptimizer(Optimizer):
         *,
         onward: bool = False,
     ) -> SphereSolution:
-        """Solve Eq. 4 as the solver's settings say."""
+        """Solve Eq. 4 with as many products as the solver's settings say."""
         solver = self.solver
         adaptive = solver.products == "adaptive"
-        if adaptive or solver.products == 0:
-            first = self._first_order(metric, linear, weight, length)
-            if first and (not adaptive or self._accepts(first.change, first.multiplier)):
-                return first
         solution = solve_on_sphere(
             metric.matvec,
             linear,
@@ -466,16 +467,26 @@ class FIPOptimizer(Optimizer):
             return _shortened(solution, solver.radius / solution.change)
         return solution
 
-    def _first_order(
+    def _try(
         self, metric: AnchorMetric, linear: Tensor, weight: Tensor | None, length: float
-    ) -> SphereSolution | None:
-        r"""The step without products, and what one Jacobian-vector product says of it; None if there is none."""
-        step, gain = first_order_step(linear, length, weight)
-        if gain == 0.0:
+    ) -> _Tried | None:
+        r"""The step without products, where what it would do to the outputs is good enough; None where it is not.
+
+        The outputs after a step are evaluated in any case; here they stand for :math:`J v` as well.
+        """
+        adaptive = self.solver.products == "adaptive"
+        if not adaptive and self.solver.products != 0:
             return None
-        change = _rms(metric.jvp(step))
+        step, gain = first_order_step(linear, length, weight)
+        if gain == 0.0 or not math.isfinite(gain):
+            return None
+        outputs = metric.outputs_after(step)
+        change = _rms(outputs - metric.outputs)
         # Eq. 4 restricted to this line: its multiplier is negative where the step passes the line's minimum.
-        return SphereSolution(step, (gain / 2 - change**2) / length**2, change, 0, None)
+        multiplier = (gain / 2 - change**2) / length**2
+        if adaptive and not self._accepts(change, multiplier):
+            return None
+        return _Tried(SphereSolution(step, multiplier, change, 0, None), outputs)
 
     def _accepts(self, change: float, multiplier: float) -> bool:
         radius = self.solver.radius
@@ -490,6 +501,7 @@ class FIPOptimizer(Optimizer):
         solution: SphereSolution,
         weight: Tensor | None,
         length: float,
+        tried: _Tried | None,
     ) -> None:
         """Move the weights by the step; put them back if the outputs break, shorten it if the drift does."""
         params = metric.params
@@ -498,7 +510,9 @@ class FIPOptimizer(Optimizer):
             raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
         start = [p.clone() for p in params]
         factor, backtracks, drift = 1.0, 0, None
-        watch = _Watch(self.anchors)
+        every_anchor = metric.sample.inputs is self.anchors.inputs
+        watch = _Watch(self.anchors, tried.outputs if tried and every_anchor else None)
+        outputs = tried.outputs if tried else None
         try:
             if self.max_drift is None:
                 torch._foreach_add_(params, metric.unflatten(solution.step))
@@ -506,8 +520,9 @@ class FIPOptimizer(Optimizer):
                 factor, backtracks, drift = self._hold_drift(
                     watch, params, start, metric, solution, weight, length
                 )
-            outputs = watch.outputs
-            if outputs is None or metric.sample.inputs is not self.anchors.inputs:
+                if backtracks or every_anchor:
+                    outputs = watch.outputs if every_anchor else None
+            if outputs is None:
                 outputs = metric.outputs_now()
             if not bool(torch.isfinite(outputs).all()):
                 raise RuntimeError(
@@ -526,7 +541,7 @@ class FIPOptimizer(Optimizer):
             loss=None if loss is None else float(loss),
             step_norm=moved,
             multiplier=solution.multiplier,
-            output_change_predicted=solution.change,
+            output_change_predicted=None if tried else solution.change,
             output_change=_rms(outputs - metric.outputs),
             drift=drift,
             iterations=solution.products,
@@ -554,7 +569,7 @@ class FIPOptimizer(Optimizer):
         drifts: dict[float, float] = {}
         for backtracks, kept in enumerate(SHARES):
             _displace(params, start, parts, kept)
-            drifts[kept] = watch.drift()
+            drifts[kept] = watch.drift(known=kept == 1.0)
             if drifts[kept] <= budget:
                 return kept, backtracks, drifts[kept]
         backtracks = len(SHARES)
@@ -652,15 +667,28 @@ class FIPOptimizer(Optimizer):
             )
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A step without products, and the outputs on its anchors that it leads to."""
+
+    solution: SphereSolution
+    outputs: Tensor
+
+
 class _Watch:
-    """Measures the drift on all anchors and remembers the outputs, as they measure the step as well."""
+    """Measures the drift on all anchors and remembers the outputs, as they measure the step as well.
 
-    def __init__(self, anchors: AnchorBatch) -> None:
+    ``outputs`` are those of the full step, where they are known.
+    """
+
+    def __init__(self, anchors: AnchorBatch, outputs: Tensor | None) -> None:
         self._anchors = anchors
-        self.outputs: Tensor | None = None
+        self.outputs = outputs
 
-    def drift(self) -> float:
-        self.outputs = self._anchors.outputs(self._anchors.inputs)
+    def drift(self, *, known: bool = False) -> float:
+        """Where ``known``, the outputs are taken as they are, if there are any."""
+        if self.outputs is None or not known:
+            self.outputs = self._anchors.outputs(self._anchors.inputs)
         return float(squared_distance(self.outputs, self._anchors.reference).mean())
 
 

@@ -26,13 +26,14 @@ class Solver:
 
     Args:
         products: The number of metric products a step: an integer takes exactly so many (fewer on
-            convergence), 0 is the first-order step. ``"adaptive"`` takes none where one Jacobian-vector product
-            says that the first-order step is good enough, and more, up to ``max_products``, where not.
+            convergence), 0 is the first-order step. ``"adaptive"`` tries that one first and keeps it where what it
+            would do to the outputs is good enough, and takes up to ``max_products`` where it is not.
         max_products: The most products an adaptive step takes.
         tol: Relative KKT residual at which the solution counts as converged.
-        radius: For the adaptive solver, how far a step may move the anchors' outputs to first order (RMS over
-            anchors of :math:`\|\Delta z\|`). If the products do not suffice, the step is shortened to it. None lets
-            Eq. 4 decide: a step is good enough if it does not go past the minimum along its own line.
+        radius: For the adaptive solver, how far a step may move the anchors' outputs (RMS over anchors of
+            :math:`\|\Delta z\|`; measured without products, to first order with them). If the products do not
+            suffice, the step is shortened to it. None lets Eq. 4 decide: a step is good enough if it does not go past
+            the minimum along its own line.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
