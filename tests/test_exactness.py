@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import oracle
 import pytest
@@ -254,3 +256,23 @@ def test_adaptive_products_reach_the_exact_solution_when_asked_to() -> None:
     np.testing.assert_allclose(v / np.linalg.norm(v), expected / 0.01, atol=1e-6)
     assert opt.last_step is not None
     assert opt.last_step.output_change_predicted == pytest.approx(1e-6, rel=1e-9)
+
+
+def test_adaptive_steps_take_no_products_while_the_outputs_stay_within_the_radius() -> None:
+    model, anchors, opt, inputs = small(beta=0.5, eps=0.01)
+    gradient = oracle.flat([p.grad for p in model.parameters()])
+    first = -0.01 * gradient / np.linalg.norm(gradient)
+    opt.solver = Solver(products="adaptive", radius=1e3)
+    np.testing.assert_allclose(moved(model, opt), first, rtol=1e-9, atol=1e-14)
+    info = opt.last_step
+    assert info is not None
+    assert (info.iterations, info.output_change_predicted) == (0, None)
+    assert info.output_change == pytest.approx(math.sqrt(anchors.drift()), rel=1e-9)
+
+    # Just below what that step did, another one is taken.
+    model, _, opt, _ = small(beta=0.5, eps=0.01)
+    opt.solver = Solver(products="adaptive", radius=0.99 * info.output_change)
+    assert np.abs(moved(model, opt) - first).max() > 1e-6
+    assert opt.last_step is not None
+    assert opt.last_step.iterations > 0
+    assert opt.last_step.output_change_predicted <= opt.solver.radius * (1 + 1e-9)

@@ -24,6 +24,22 @@ def params_of(model: nn.Module) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+@all_cases
+def test_the_outputs_after_a_step_are_told_before_any_weight_moves(name: str) -> None:
+    case = build(name)
+    anchors, params = AnchorBatch(case.model, case.inputs), params_of(case.model)
+    metric = AnchorMetric(anchors)
+    v = 1e-2 * torch.randn(metric.size, dtype=torch.float64)
+    versions = [p._version for p in params]
+    told = metric.outputs_after(v)
+    assert [p._version for p in params] == versions
+    torch.testing.assert_close(metric.outputs_now(), metric.outputs, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        for p, part in zip(params, metric.unflatten(v), strict=True):
+            p += part
+    torch.testing.assert_close(told, anchors.outputs(anchors.inputs), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("space", sorted(oracle.SPACES))
 @pytest.mark.parametrize(
     ("form", "trace"), [("forward", True), ("forward", False), ("double-vjp", False)]
