@@ -39,9 +39,10 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
     grid = {"fip": ((0.3,), (30.0, 100.0)), "distillation": ((1e-3,), (0.01, 0.1))}
     monkeypatch.setattr(trade_off, "GRID", grid)
     settings = replace(DEFAULTS["mnist"], anchors=10, anchor_batch=5, batch_size=10, task1_epochs=1)
-    found = trade_off.points(
-        (task("mnist", 0), task("fashion-mnist", 10)), settings, ratio=1.5, seed=0, progress=False
-    )
+    tasks = task("mnist", 0), task("fashion-mnist", 10)
+    monkeypatch.setattr(trade_off, "TIMED_STEPS", 5)
+    assert trade_off.step_ratio(tasks, settings, seed=0) > 0
+    found = trade_off.points(tasks, settings, ratio=1.5, seed=0, progress=False)
     taken = {(p["method"], p["time"]): p["steps"] for p in found}
     assert taken == {
         ("fip", 2): 2,
