@@ -41,6 +41,7 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
     settings = replace(DEFAULTS["mnist"], anchors=10, anchor_batch=5, batch_size=10, task1_epochs=1)
     tasks = task("mnist", 0), task("fashion-mnist", 10)
     monkeypatch.setattr(trade_off, "TIMED_STEPS", 5)
+    monkeypatch.setattr(trade_off, "TIMED_ROUNDS", 1)
     assert trade_off.step_ratio(tasks, settings, seed=0) > 0
     found = trade_off.points(tasks, settings, ratio=1.5, seed=0, progress=False)
     taken = {(p["method"], p["time"]): p["steps"] for p in found}
