@@ -520,8 +520,10 @@ class FIPOptimizer(Optimizer):
                 factor, backtracks, drift = self._hold_drift(
                     watch, params, start, metric, solution, weight, length
                 )
-                if backtracks or every_anchor:
-                    outputs = watch.outputs if every_anchor else None
+                if every_anchor:
+                    outputs = watch.outputs
+                elif backtracks:
+                    outputs = None
             if outputs is None:
                 outputs = metric.outputs_now()
             if not bool(torch.isfinite(outputs).all()):
