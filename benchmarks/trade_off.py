@@ -127,26 +127,36 @@ def _learner(
 
 
 def step_ratio(tasks: tuple[Task, Task], settings: Settings, *, seed: int) -> float:
-    """Seconds of a step of the path over those of a step of distillation: medians, the two in turn, traces made."""
-    task1, task2 = tasks
+    """Seconds of a step of the path over those of a step of distillation: medians, the two in turn.
+
+    The network is untrained, so that steps take no products unless the settings ask for them.
+    """
     times: dict[str, list[float]] = {method: [] for method in GRID}
     for _ in range(TIMED_ROUNDS):
-        for method, (rates, strengths) in GRID.items():
-            model = network_for("mnist", task1.classes + task2.classes)
-            rate, strength = rates[len(rates) // 2], strengths[len(strengths) // 2]
-            learner = _learner(method, model, task1.name, settings, rate, strength, seed=seed)
-            learner.remember(*remembered(task1, settings.anchors, seed))
-            batches = minibatches(task2, batch_size=settings.batch_size, epochs=1, seed=seed)
-            ends: list[float] = []
-            learner.learn(
-                itertools.islice(batches, TIMED_STEPS),
-                steps=TIMED_STEPS,
-                after_step=lambda step, ends=ends: ends.append(time.perf_counter()),  # type: ignore[misc]
-            )
-            passed = [b - a for a, b in itertools.pairwise(ends)]
-            times[method] += passed[len(passed) // 2 :]
+        for method in GRID:
+            times[method] += _step_seconds(method, tasks, settings, seed=seed)
     ours, theirs = (statistics.median(times[method]) for method in GRID)
     return ours / theirs
+
+
+def _step_seconds(
+    method: str, tasks: tuple[Task, Task], settings: Settings, *, seed: int
+) -> list[float]:
+    """Of single steps in the middle of the method's grid; the first half, in which traces are made, is left out."""
+    task1, task2 = tasks
+    rate, strength = (values[len(values) // 2] for values in GRID[method])
+    model = network_for("mnist", task1.classes + task2.classes)
+    learner = _learner(method, model, task1.name, settings, rate, strength, seed=seed)
+    learner.remember(*remembered(task1, settings.anchors, seed))
+    batches = minibatches(task2, batch_size=settings.batch_size, epochs=1, seed=seed)
+    ends: list[float] = []
+    learner.learn(
+        itertools.islice(batches, TIMED_STEPS),
+        steps=TIMED_STEPS,
+        after_step=lambda step: ends.append(time.perf_counter()),
+    )
+    passed = [b - a for a, b in itertools.pairwise(ends)]
+    return passed[len(passed) // 2 :]
 
 
 class _Measured:

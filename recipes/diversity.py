@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import vgg16_bn
 from tqdm import tqdm
@@ -238,7 +238,7 @@ class _Experiment:
                     progress=show,
                 )
                 seconds = bar.format_dict["elapsed"]
-        report.save_weights(file, model.state_dict())
+        report.save_tensors(file, model.state_dict())
         clean = accuracy(model, self.task.test_inputs, self.labels, batch_size=500)
         record = {"config": self.config, "accuracy": clean, "seconds": seconds}
         (self.folder(seed) / "attacked.safetensors").unlink(missing_ok=True)
@@ -254,7 +254,7 @@ class _Experiment:
         count = self.attacks.attack_images
         images, labels = self.images[:count], self.labels[:count]
         made = {eps: self._pgd(start, images, labels, eps, seed) for eps in self.attacks.attack_eps}
-        save_file({f"{eps:.6g}": x.cpu().contiguous() for eps, x in made.items()}, file)
+        report.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()})
         fooled = {
             f"{eps:.6g}": percent(self._classes(start, x) == labels) for eps, x in made.items()
         }

@@ -216,7 +216,7 @@ def build_ensemble(
     for k, state in enumerate(made):
         seconds += time.perf_counter() - begun
         files.append(folder / f"member-{k:03d}.safetensors")
-        report.save_weights(files[-1], state)
+        report.save_tensors(files[-1], state)
         begun = time.perf_counter()
     return Ensemble(start, files, seconds)
 
@@ -297,7 +297,7 @@ class _Walk:
                     share = min(1.0, 2 * (1 - t / steps)) if phase == "turn" else 1.0
                     self._step(optimizers[phase], share, likeness if phase == "turn" else None)
             self.files.append(self.folder / f"member-{member:03d}.safetensors")
-            report.save_weights(self.files[-1], self.model.state_dict())
+            report.save_tensors(self.files[-1], self.model.state_dict())
             lengths.append(self.walked)
         return Ensemble(self.start, self.files, time.perf_counter() - self.begun, lengths)
 

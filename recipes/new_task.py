@@ -178,7 +178,7 @@ def run(
         model.load_state_dict(load_file(start))
     else:
         learn_first_task(model, task1, settings, seed=seed, progress=progress)
-        report.save_weights(start, model.state_dict())
+        report.save_tensors(start, model.state_dict())
     kept = remembered(task1, settings.anchors, seed)
     outcomes = {}
     for method in methods:

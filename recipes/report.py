@@ -243,8 +243,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine() or sys.platform
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes weights as safetensors, whole or not at all, in the plain layout: networks here may be channels last."""
+def save_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes safetensors, whole or not at all, in the plain layout: networks here may be channels last."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     replace(path, lambda temporary: save_file(plain, temporary))
 

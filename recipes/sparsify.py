@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from tqdm import tqdm
@@ -370,9 +370,10 @@ class _Experiment:
                     progress=_on(bar),
                 )
             for network in done.networks:
-                save_file(network.state, self.file(seed, method, network.wanted))
+                report.save_tensors(self.file(seed, method, network.wanted), network.state)
             if done.path:
-                save_file({"path": torch.stack(done.path)}, self.folder(seed) / "path.safetensors")
+                path = self.folder(seed) / "path.safetensors"
+                report.save_tensors(path, {"path": torch.stack(done.path)})
             record = {
                 "config": self.config,
                 "environment": self.environment,
@@ -388,7 +389,7 @@ class _Experiment:
         file, early = (self.folder(seed) / f"{n}.safetensors" for n in ("dense", "dense-early"))
         if checkpoint is not None:
             dense = checkpoint
-            report.save_weights(file, dense.model.state_dict())
+            report.save_tensors(file, dense.model.state_dict())
         elif resume and file.exists() and early.exists():
             dense = load_dense(file, self.network.build())
             dense = Dense(dense.model, {k: t.to(device) for k, t in load_file(early).items()})
@@ -407,8 +408,8 @@ class _Experiment:
                     progress=_on(bar),
                 )
             assert dense.early is not None
-            report.save_weights(early, dense.early)
-            report.save_weights(file, dense.model.state_dict())
+            report.save_tensors(early, dense.early)
+            report.save_tensors(file, dense.model.state_dict())
         model = dense.model.to(device)
         if any(isinstance(m, nn.Conv2d) for m in model.modules()):
             model = model.to(memory_format=torch.channels_last)

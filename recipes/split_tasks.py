@@ -219,7 +219,7 @@ class _Experiment:
                 loss=self.loss,
                 after_step=lambda step: bar.update(step - bar.n),
             )
-        report.save_weights(file, model.state_dict())
+        report.save_tensors(file, model.state_dict())
         return model
 
     def prepare(self, seed: int, *, resume: bool) -> None:
