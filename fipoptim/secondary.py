@@ -426,9 +426,11 @@ def _largest(scores: Tensor, drop: int) -> Tensor:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of the rows of a and b, (N,); 0 where one of them is zero."""
-    # Scaled by the largest entry first: gradients of well-classified inputs are small enough to underflow.
+    # Scaled by the largest entry first: gradients of well-classified inputs are small enough to underflow. The
+    # cosine's own gradient grows as they shrink, and must not overflow.
     sizes = [v.detach().abs().amax(dim=1, keepdim=True) for v in (a, b)]
-    present = ((sizes[0] > 0) & (sizes[1] > 0)).flatten()
+    least = torch.finfo(a.dtype).tiny / torch.finfo(a.dtype).eps
+    present = ((sizes[0] > least) & (sizes[1] > least)).flatten()
     # Rows without a direction are left out before they are divided, so that their gradient is 0 and not NaN.
     u, v = (x[present] / size[present] for x, size in zip((a, b), sizes, strict=True))
     cosines = F.cosine_similarity(u, v, dim=1)

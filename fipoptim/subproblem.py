@@ -205,7 +205,7 @@ def solve_on_sphere(
         # Where the space of c alone would overshoot, the rest of the sphere is filled from the given direction,
         # once that space is known as far as it goes or half the products are spent.
         explored = not grown or converged or 2 * space.size >= max_products
-        open_ended = solution.hard or solution.multiplier < 0
+        open_ended = solution.hard or solution.multiplier < 0 or (onward and not whole)
         if open_ended and explored and fill is None and direction is not None:
             use_fill()
             continue
@@ -247,7 +247,8 @@ def small_problem(
         length: The radius.
         toward: What fills the sphere in the hard case; None takes any eigenvector.
         inside: Accept a minimiser inside the ball.
-        onward: Where T has no null space, let its lowest eigenvector stand in: ``linear`` has no say there.
+        onward: Where T has no null space, or rounding hides that it has none, let its lowest eigenvectors stand in:
+            ``linear`` has no say there.
         rounding: Relative error of T and a: differences of eigenvalues below it are none.
     """
     eigenvalues, vectors = torch.linalg.eigh(T)
@@ -263,8 +264,8 @@ def small_problem(
     # A component this small is rounding; left in, it would fill the sphere at random.
     alpha[null & (alpha.abs() <= noise * float(alpha.norm()))] = 0.0
 
-    if onward and toward is not None and lowest > noise * largest:
-        return _onward(eigenvalues, vectors, alpha, length, toward)
+    if onward and toward is not None and (lowest > noise * largest or bool(alpha[null].any())):
+        return _onward(eigenvalues, vectors, alpha, length, toward, null)
 
     def coefficients(s: float) -> Tensor:
         return torch.where(alpha == 0, torch.zeros_like(alpha), -alpha / (gap + s))
@@ -297,14 +298,20 @@ def small_problem(
 
 
 def _onward(
-    eigenvalues: Tensor, vectors: Tensor, alpha: Tensor, length: float, toward: Tensor
+    eigenvalues: Tensor, vectors: Tensor, alpha: Tensor, length: float, toward: Tensor, null: Tensor
 ) -> _Small:
-    """The hard case as if the lowest eigenvector changed nothing: along it to the side of ``toward``."""
-    h = -alpha / eigenvalues
-    h[0] = 0.0
+    """The hard case as if the ``null`` eigenvectors, the lowest and its equals, changed nothing: to ``toward``'s side.
+
+    Where rounding hides the lowest eigenvalue it would hide too that ``alpha`` leads back there, and nowhere else.
+    """
+    h = torch.where(null, torch.zeros_like(alpha), -alpha / eigenvalues)
     # What restores the function takes half of the (squared) step at most, so that it does go on.
     h *= min(1.0, length * math.sqrt(0.5) / max(float(h.norm()), 1e-300))
-    h[0] = math.copysign(math.sqrt(length**2 - float(h.norm()) ** 2), float(vectors[:, 0] @ toward))
+    filling = torch.where(null, vectors.T @ toward, 0.0)
+    size = float(filling.norm())
+    if size == 0.0:
+        filling[0], size = 1.0, 1.0
+    h = h + filling * (math.sqrt(length**2 - float(h.norm()) ** 2) / size)
     change, largest = _change(eigenvalues, h), float(eigenvalues[-1])
     return _Small(vectors @ h, -float(eigenvalues[0]), change, largest, hard=True, stands_in=True)
 

@@ -401,7 +401,7 @@ class TestDiversity:
     def test_scale_of_the_gradients_does_not_matter(self):
         model, reference, batches = small_net(0), small_net(1), batches_of()
         plain = Diversity(model, reference, batches)()
-        faint = Diversity(model, reference, batches, lambda z, y: 1e-30 * F.cross_entropy(z, y))()
+        faint = Diversity(model, reference, batches, lambda z, y: 1e-28 * F.cross_entropy(z, y))()
         torch.testing.assert_close(faint, plain)
 
     def test_inputs_without_a_gradient_count_as_zero(self):
@@ -418,6 +418,19 @@ class TestDiversity:
         assert float(dead) == 0.0
         dead.backward()
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+    @pytest.mark.parametrize("margin", [20.0, 60.0, 80.0, 90.0, 100.0, 110.0])
+    def test_gradient_is_finite_however_certain_the_prediction(self, margin):
+        # The input gradient shrinks with exp(-margin): through the subnormal numbers, of which no inverse exists.
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        x, y = torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)
+        with torch.no_grad():
+            model[2].bias.copy_(torch.tensor([margin, 0.0]))
+        other = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        value = Diversity(model, other, [(x, y)])()
+        grads = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+        assert all(g is None or bool(torch.isfinite(g).all()) for g in grads)
 
     def test_without_autograd_it_is_still_a_value(self):
         model, batches = small_net(0), batches_of()

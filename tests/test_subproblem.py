@@ -303,6 +303,38 @@ def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, s
     assert float(v @ g @ v) <= float(torch.linalg.eigvalsh(g)[-1]) * 0.25 * (1 + 1e-9)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    n=st.integers(8, 30),
+    exponent=st.integers(-12, 0),
+    small=st.integers(2, 4),
+    products=st.integers(3, 8),
+    seed=st.integers(0, 10_000),
+)
+def test_nor_does_it_where_rounding_hides_the_least_change(
+    n: int, exponent: int, small: int, products: int, seed: int
+) -> None:
+    # Curvatures far apart, in float32: the last step's own curvature is far below the rounding of the largest.
+    torch.manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+    eigenvalues = torch.logspace(-small, 4, n, dtype=torch.float64)
+    eigenvalues[: n // 2] *= 10.0**exponent
+    g = ((basis * eigenvalues) @ basis.T).float()
+    last = basis[:, : n // 2] @ torch.randn(n // 2, dtype=torch.float64)
+    last = (0.5 * last / last.norm()).float()
+    v = solve(
+        g,
+        2 * g @ last,
+        0.5,
+        direction=lambda: last.clone(),
+        max_products=min(products, n - 1),
+        onward=True,
+    ).step
+    assert float(v.norm()) == pytest.approx(0.5, rel=1e-5)
+    # What restores is half of the squared step at most.
+    assert float(v @ last) > -0.71 * 0.5**2
+
+
 @given(n=st.integers(2, 20), seed=st.integers(0, 10_000))
 def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: int) -> None:
     g, c = psd(n, n // 2, seed), vector(n, seed + 1)
