@@ -2,7 +2,8 @@
 
 From a trained network, paths lead far through weight space on which the function on clean inputs stays: with no
 objective (L = 0, as straight as the function allows), with input gradients turned away from the start network's and the
-other members', or with both in turn. Networks on the way are the ensemble. Other ways to as many networks are run
+other members', with both in turn, or with outputs that do not follow what fools the start network and the others.
+Networks on the way are the ensemble. Other ways to as many networks are run
 beside it, and all are attacked alike: by what fools the start network (transfer), each member for itself, and the joint
 ensemble.
 
@@ -66,7 +67,7 @@ from recipes.training import accuracy, steps_an_epoch
 
 RECIPE = "diversity"
 PROGRAM = f"python -m recipes.{RECIPE}"
-DEFAULT_WAYS = ("misalign", "independent")
+DEFAULT_WAYS = ("withstand", "independent")
 SCORED = 1000  # test images of which activations and input gradients are compared
 SHOWN = 6  # attacked images drawn
 BINS = 20  # of the histogram of coherence
@@ -109,7 +110,20 @@ class Network:
 _CIFAR = Network(
     vgg_small,
     "cifar10",
-    Settings(members=5, epochs=10, batch_size=128, autocast=True, anchors=10000),
+    Settings(
+        members=5,
+        epochs=10,
+        batch_size=128,
+        autocast=True,
+        eps=0.5,
+        away=500,
+        between=60,
+        beta=0.02,
+        withstand_beta=0.7,
+        withstand_eps=12 / 255,
+        output_space="probabilities",
+        noise=4 / 255,
+    ),
     Attacks((2 / 255, 4 / 255, 6 / 255, 8 / 255, 12 / 255), table_eps=4 / 255),
     augment=True,
 )
@@ -123,12 +137,13 @@ NETWORKS = {
             batch_size=32,
             anchor_batch=256,
             straight_eps=0.3,
-            eps=0.3,
-            beta=40.0,
+            eps=0.5,
+            beta=0.01,
+            withstand_beta=5.0,
+            withstand_eps=0.2,
+            output_space="probabilities",
             noise=0.15,
-            snapshot_epochs=20.0,
-            snapshot_lr=3e-3,
-            snapshot_strength=0.025,
+            distillation_lr=3e-3,
             cycle_epochs=4.0,
             cycle_lr=0.1,
         ),
@@ -137,7 +152,20 @@ NETWORKS = {
     "cnn": Network(
         lambda: paper_cnn(10),
         "fashion-mnist",
-        Settings(members=10, epochs=8, batch_size=100, autocast=True, anchors=10000),
+        Settings(
+            members=5,
+            epochs=8,
+            batch_size=100,
+            autocast=True,
+            eps=0.5,
+            away=500,
+            between=60,
+            beta=0.02,
+            withstand_beta=0.7,
+            withstand_eps=0.1,
+            output_space="probabilities",
+            noise=0.06,
+        ),
         Attacks((0.02, 0.04, 0.06, 0.08, 0.1), table_eps=0.06),
     ),
     "vgg-small": _CIFAR,
@@ -679,7 +707,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=PATHS,
         default=[way for way in DEFAULT_WAYS if way in PATHS],
         metavar="NAME",
-        help=f"what moves the path: {', '.join(PATHS)}, or several [misalign]",
+        help=f"what moves the path: {', '.join(PATHS)}, or several [withstand]",
     )
     where.add_argument(
         "--baseline",
@@ -726,20 +754,27 @@ def _parser() -> argparse.ArgumentParser:
     setting("--anchor-batch", "of them in each step", **count)
     setting("--output-space", "in which it is held", choices=["logits", "probabilities"])
     setting("--straight-eps", "length of a step without objective", **rate)
-    setting("--straight-away", "steps of that to the first member, or turn", **count)
+    setting("--straight-away", "steps of that, then those of --away, to the first member", **count)
     setting("--straight-between", "steps of that from one member to the next", **count)
     setting("--straight-products", "metric products of each", **count)
-    setting("--eps", "length of a step that turns input gradients away", **rate)
+    setting("--eps", "length of a step on an objective, or back to the function", **rate)
     setting("--away", "steps of that to the first member", **count)
     setting("--between", "steps of that from one member to the next", **count)
     setting("--beta", "weight of the likeness of input gradients", **rate)
-    setting("--diversity-batch", "inputs whose gradients are turned away, each step", **count)
-    setting("--noise", "largest change of a pixel by noise in these", type=fraction, metavar="X")
-    setting("--others", "earlier members to turn away from, at most", type=whole(0), metavar="N")
+    setting("--withstand-beta", "weight of what attacks change", **rate)
+    setting(
+        "--withstand-eps", "largest change of a pixel by these attacks", type=fraction, metavar="X"
+    )
+    setting("--objective-batch", "inputs of an objective, each step", **count)
+    setting(
+        "--noise",
+        "largest change of a pixel by noise where gradients are compared",
+        type=fraction,
+        metavar="X",
+    )
+    setting("--others", "earlier members to differ from, at most", type=whole(0), metavar="N")
     group = parser.add_argument_group("other ways")
-    setting("--snapshot-epochs", "epochs from one distilled snapshot to the next", **rate)
-    setting("--snapshot-lr", "Adam's learning rate there", **rate)
-    setting("--snapshot-strength", "weight of the squared output change there", **rate)
+    setting("--distillation-lr", "Adam's highest learning rate on the same objectives", **rate)
     setting("--cycle-epochs", "epochs of a cycle of fast geometric ensembling", **rate)
     setting("--cycle-lr", "its highest learning rate", **rate)
     group = parser.add_argument_group("attacks")

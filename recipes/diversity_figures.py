@@ -22,7 +22,19 @@ from recipes.report import replace
 
 _COLOURS = dict(
     zip(
-        WAYS, ("#9dbfe3", "#6a51a3", "#1f5fa8", "#d9730d", "#4c9150", "#b03a5b", "0.6"), strict=True
+        WAYS,
+        (
+            "#9dbfe3",
+            "#6a51a3",
+            "#1f5fa8",
+            "#17a2a2",
+            "#d9730d",
+            "#4c9150",
+            "#b03a5b",
+            "#e39ab0",
+            "0.6",
+        ),
+        strict=True,
     )
 )
 Records = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -20,11 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.anchors import squared_distance
+from fipoptim.output_space import output_map
 from fipoptim.secondary import Diversity
 from recipes import report
 from recipes.augment import Augment
 from recipes.data import DATASETS, Task
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
+from recipes.withstand import Withstand
 
 Progress = Callable[[int, str], None]
 Build = Callable[[], nn.Module]
@@ -46,17 +48,17 @@ class Settings:
         straight_away: Steps of it to the first member, or to where gradients begin to turn.
         straight_between: Steps of it from one member to the next.
         straight_products: Metric products of each.
-        eps: Length of a step that turns input gradients away, in Adam's geometry; it falls towards each member.
+        eps: Length of a step on an objective, or back to the function, in Adam's geometry; falls before each member.
         away: Steps of that to the first member.
         between: Steps of that from one member to the next.
-        beta: Weight of the gradients' likeness against the squared output change.
+        beta: Weight of the likeness of input gradients against the squared output change.
+        withstand_beta: Weight of what attacks change, in its place.
+        withstand_eps: Largest change of a pixel by these attacks.
         output_space: In which the function is held.
-        diversity_batch: Inputs whose gradients are turned away, each step.
-        noise: Largest change of a pixel by noise in these inputs.
-        others: Earlier members that gradients are turned away from beside the start network, at most.
-        snapshot_epochs: Passes from one snapshot of distillation to the next.
-        snapshot_lr: Adam's learning rate there.
-        snapshot_strength: Weight of the squared output change against the likeness.
+        objective_batch: Inputs of an objective, each step.
+        noise: Largest change of a pixel by noise in inputs whose gradients are compared.
+        others: Earlier members that a member is to differ from beside the start network, at most.
+        distillation_lr: Adam's highest learning rate on the same objectives.
         cycle_epochs: Passes of a cycle of fast geometric ensembling.
         cycle_lr: Its highest learning rate (SGD with momentum); the lowest is a hundredth.
     """
@@ -76,15 +78,18 @@ class Settings:
     away: int = 400
     between: int = 50
     beta: float = 50.0
+    withstand_beta: float = 2.0
+    withstand_eps: float = 0.1
     output_space: str = "logits"
-    diversity_batch: int = 64
+    objective_batch: int = 64
     noise: float = 0.0
     others: int = 2
-    snapshot_epochs: float = 1.0
-    snapshot_lr: float = 1e-3
-    snapshot_strength: float = 0.1
+    distillation_lr: float = 1e-3
     cycle_epochs: float = 2.0
     cycle_lr: float = 0.02
+
+
+Objective = Literal["misalign", "withstand"]
 
 
 @dataclass(frozen=True)
@@ -93,24 +98,30 @@ class Way:
 
     Attributes:
         title: What tables and plots call it.
-        objective: What moves the path; None for the ways that are no paths.
+        path: Whether it is a functionally invariant path.
+        straight: Whether that begins with a walk as straight as the function allows.
+        objective: What it minimises besides keeping the function: likeness of input gradients, or what attacks change.
     """
 
     title: str
-    objective: Literal["none", "misalign", "both"] | None = None
+    path: bool = False
+    straight: bool = False
+    objective: Objective | None = None
 
 
 WAYS = {
-    "none": Way("path, L = 0", "none"),
-    "misalign": Way("path, misaligned", "misalign"),
-    "both": Way("path, both", "both"),
+    "none": Way("path, L = 0", path=True, straight=True),
+    "misalign": Way("path, misaligned", path=True, objective="misalign"),
+    "both": Way("path, both", path=True, straight=True, objective="misalign"),
+    "withstand": Way("path, withstanding", path=True, objective="withstand"),
     "independent": Way("independent"),
     "fge": Way("fast geometric"),
-    "distillation": Way("distilled, misaligned"),
+    "distillation": Way("distilled, misaligned", objective="misalign"),
+    "adversarial": Way("distilled, withstanding", objective="withstand"),
     "noise": Way("weight noise"),
 }
-PATHS = tuple(name for name, way in WAYS.items() if way.objective is not None)
-BASELINES = tuple(name for name, way in WAYS.items() if way.objective is None)
+PATHS = tuple(name for name, way in WAYS.items() if way.path)
+BASELINES = tuple(name for name, way in WAYS.items() if not way.path)
 
 
 @dataclass
@@ -203,15 +214,16 @@ def build_ensemble(
     for old in folder.glob("*.safetensors"):
         old.unlink()
     torch.manual_seed(seed)
-    if WAYS[way].objective is not None:
-        return _Walk(way, start, task, settings, folder, seed, progress).run()
+    if WAYS[way].path:
+        return _Walk(WAYS[way], start, task, settings, folder, seed, progress).run()
+    seconds, files = 0.0, list[Path]()
     made = {
         "independent": lambda: _independent(build, task, settings, augment, seed, progress),
         "fge": lambda: _geometric(start, task, settings, augment, seed, progress),
-        "distillation": lambda: _snapshots(start, task, settings, seed, progress),
+        "distillation": lambda: _distilled(way, start, task, settings, files, seed, progress),
+        "adversarial": lambda: _distilled(way, start, task, settings, files, seed, progress),
         "noise": lambda: _noise(start, distances, seed),
     }[way]()
-    seconds, files = 0.0, []
     begun = time.perf_counter()
     for k, state in enumerate(made):
         seconds += time.perf_counter() - begun
@@ -224,32 +236,93 @@ def build_ensemble(
 def steps_of(way: str, task: Task, settings: Settings) -> int:
     """How many steps an ensemble takes."""
     epoch = steps_an_epoch(task, settings.batch_size)
-    objective = WAYS[way].objective
-    if objective is not None:
-        return sum(n for k in range(settings.members) for _, n in _phases(objective, settings, k))
+    if WAYS[way].path or WAYS[way].objective is not None:
+        phases = (_phases(WAYS[way], settings, k) for k in range(settings.members))
+        return sum(n for phase in phases for _, n in phase)
     return {
         "independent": settings.members * settings.epochs * epoch,
         "fge": settings.members * _cycle(settings, epoch),
-        "distillation": settings.members * _interval(settings, epoch),
         "noise": 0,
     }[way]
 
 
-# --- functionally invariant paths -----------------------------------------------------------------------
-
-
-def _phases(objective: str, settings: Settings, member: int) -> list[tuple[str, int]]:
+def _phases(way: Way, settings: Settings, member: int) -> list[tuple[str, int]]:
     """What leads from the member before to this one, each with its steps."""
-    straight, turn = (
-        (settings.straight_away, settings.away)
-        if member == 0
-        else (settings.straight_between, settings.between)
-    )
-    if objective == "none":
-        return [("straight", straight)]
-    if objective == "both" and member == 0:
+    first = member == 0
+    straight = settings.straight_away if first else settings.straight_between
+    turn = settings.away if first else settings.between
+    # Where gradients are turned away later on, the straight walk is only the way there.
+    if way.straight and (first or way.objective is None):
         return [("straight", straight), ("turn", turn)]
     return [("turn", turn)]
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the length of a step, or of the learning rate: falls to nothing before a member, so that it settles."""
+    return min(1.0, 2 * (1 - step / steps))
+
+
+# --- what is minimised -----------------------------------------------------------------------------------
+
+
+def _objective(
+    way: Way,
+    model: nn.Module,
+    start: nn.Module,
+    files: Sequence[Path],
+    task: Task,
+    settings: Settings,
+    generator: torch.Generator,
+) -> Callable[[], Tensor] | None:
+    """What the next member is to be: unlike the start network and some of the earlier members, in ``files``."""
+    if way.objective is None:
+        return None
+    drawn = torch.randperm(len(files), generator=generator)[: settings.others]
+    others = []
+    for k in drawn.tolist():
+        others.append(copy.deepcopy(start))
+        others[-1].load_state_dict(load_file(files[k]))
+    batches = _Batches(task, settings, generator, noisy=way.objective == "misalign")
+    if way.objective == "misalign":
+        return Diversity(model, [start, *others], batches)
+    return Withstand(
+        model,
+        start,
+        others,
+        batches,
+        info=DATASETS[task.name],
+        eps=settings.withstand_eps,
+        generator=generator,
+    )
+
+
+def _weight(way: Way, settings: Settings) -> float:
+    """What the objective counts against the squared output change."""
+    return settings.withstand_beta if way.objective == "withstand" else settings.beta
+
+
+class _Batches:
+    """Training inputs, with some noise if asked for, and their labels, drawn anew for each pass."""
+
+    def __init__(
+        self, task: Task, settings: Settings, generator: torch.Generator, *, noisy: bool
+    ) -> None:
+        self.task, self.size, self.generator = task, settings.objective_batch, generator
+        self.noise = settings.noise if noisy else 0.0
+        self.std = torch.tensor(DATASETS[task.name].std).view(-1, 1, 1)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs = self.task.train_inputs
+        for part in torch.randperm(len(inputs), generator=self.generator).split(self.size):
+            chosen = part.to(inputs.device)
+            x = inputs[chosen]
+            if self.noise > 0:
+                drawn = 2 * torch.rand(x.shape, generator=self.generator).to(x) - 1
+                x = x + self.noise / self.std.to(x) * drawn
+            yield x, self.task.train_labels[chosen]
+
+
+# --- functionally invariant paths -----------------------------------------------------------------------
 
 
 class _Walk:
@@ -257,7 +330,7 @@ class _Walk:
 
     def __init__(
         self,
-        way: str,
+        way: Way,
         start: nn.Module,
         task: Task,
         settings: Settings,
@@ -267,8 +340,7 @@ class _Walk:
     ) -> None:
         self.begun = time.perf_counter()
         self.settings, self.folder = settings, folder
-        self.objective = WAYS[way].objective or "none"
-        self.start, self.task, self.progress = start, task, progress
+        self.way, self.start, self.task, self.progress = way, start, task, progress
         self.model = copy.deepcopy(start).eval()
         self.generator = torch.Generator().manual_seed(seed)
         inputs = task.train_inputs
@@ -290,12 +362,25 @@ class _Walk:
         lengths = []
         optimizers = {"straight": self._straight(), "turn": self._turning()}
         for member in range(self.settings.members):
-            likeness = self._likeness()
-            for phase, steps in _phases(self.objective, self.settings, member):
+            objective = _objective(
+                self.way,
+                self.model,
+                self.start,
+                self.files,
+                self.task,
+                self.settings,
+                self.generator,
+            )
+            for phase, steps in _phases(self.way, self.settings, member):
+                optimizer = optimizers[phase]
                 for t in range(steps):
-                    # Where gradients are turned away, short steps before a member let it settle.
-                    share = min(1.0, 2 * (1 - t / steps)) if phase == "turn" else 1.0
-                    self._step(optimizers[phase], share, likeness if phase == "turn" else None)
+                    optimizer.zero_grad()
+                    if phase == "turn":
+                        self._turn(optimizer, objective, _share(t, steps))
+                    optimizer.step()
+                    assert optimizer.last_step is not None
+                    self.walked += optimizer.last_step.step_norm
+                    self.progress(1, f"drift {optimizer.last_step.drift:.3g}")
             self.files.append(self.folder / f"member-{member:03d}.safetensors")
             report.save_tensors(self.files[-1], self.model.state_dict())
             lengths.append(self.walked)
@@ -313,55 +398,32 @@ class _Walk:
         )
 
     def _turning(self) -> FIPOptimizer:
-        """Towards input gradients that are unlike those of the other networks."""
-        settings = self.settings
+        """Towards the objective; without one, back to the function.
+
+        First-order steps: over so many, with a new batch each, products are not worth their time.
+        """
         return FIPOptimizer(
             self.model.parameters(),
             self.anchors,
-            beta=settings.beta,
-            eps=settings.eps,
+            beta=_weight(self.way, self.settings),
+            eps=self.settings.eps,
+            momentum=0.9,
             precondition="adam",
+            solver=Solver(products=0),
             generator=self.generator,
         )
 
-    def _step(self, optimizer: FIPOptimizer, share: float, likeness: Diversity | None) -> None:
+    def _turn(
+        self, optimizer: FIPOptimizer, objective: Callable[[], Tensor] | None, share: float
+    ) -> None:
+        """The length and the gradient of a step; one of zero lets it restore the function alone."""
         for group in optimizer.param_groups:
             group["lr"] = share * optimizer.defaults["lr"]
-        optimizer.zero_grad()
-        if likeness is not None:
-            likeness().backward()
-        optimizer.step()
-        assert optimizer.last_step is not None
-        self.walked += optimizer.last_step.step_norm
-        self.progress(1, f"drift {optimizer.last_step.drift:.3g}")
-
-    def _likeness(self) -> Diversity:
-        """Of input gradients to those of the start network and of some earlier members."""
-        drawn = torch.randperm(len(self.files), generator=self.generator)[: self.settings.others]
-        references = [self.start]
-        for k in drawn.tolist():
-            references.append(copy.deepcopy(self.start))
-            references[-1].load_state_dict(load_file(self.files[k]))
-        batches = _Batches(self.task, self.settings, self.generator)
-        return Diversity(self.model, references, batches)
-
-
-class _Batches:
-    """Training inputs with some noise, and their labels, drawn anew for each pass."""
-
-    def __init__(self, task: Task, settings: Settings, generator: torch.Generator) -> None:
-        self.task, self.settings, self.generator = task, settings, generator
-        self.std = torch.tensor(DATASETS[task.name].std).view(-1, 1, 1)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        inputs, size = self.task.train_inputs, self.settings.diversity_batch
-        for part in torch.randperm(len(inputs), generator=self.generator).split(size):
-            chosen = part.to(inputs.device)
-            x = inputs[chosen]
-            if self.settings.noise > 0:
-                drawn = 2 * torch.rand(x.shape, generator=self.generator).to(x) - 1
-                x = x + self.settings.noise / self.std.to(x) * drawn
-            yield x, self.task.train_labels[chosen]
+        if objective is not None:
+            objective().backward()
+        else:
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
 
 
 # --- the other ways -------------------------------------------------------------------------------------
@@ -421,31 +483,39 @@ def _geometric(
         yield copy.deepcopy(model.state_dict())
 
 
-def _interval(settings: Settings, epoch: int) -> int:
-    return max(1, round(settings.snapshot_epochs * epoch))
-
-
-def _snapshots(
-    start: nn.Module, task: Task, settings: Settings, seed: int, progress: Progress
+def _distilled(
+    name: str,
+    start: nn.Module,
+    task: Task,
+    settings: Settings,
+    files: Sequence[Path],
+    seed: int,
+    progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
-    """Adam on the likeness of input gradients to the start network's, and on the squared change of the outputs."""
+    """Adam on what the path of the same objective minimises, in as many steps; ``files`` grows as members are saved."""
+    way = WAYS[name]
     model = copy.deepcopy(start).eval()
-    generator = torch.Generator().manual_seed(seed)
-    interval = _interval(settings, steps_an_epoch(task, settings.batch_size))
-    epochs = math.ceil(settings.members * settings.snapshot_epochs) + 1
-    batches = minibatches(task, batch_size=settings.batch_size, epochs=epochs, seed=seed)
-    likeness = Diversity(model, start, _Batches(task, settings, generator))
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.snapshot_lr)
     reference = copy.deepcopy(start).eval().requires_grad_(False)
-    for _ in range(settings.members):
-        for inputs, _labels in _first(batches, interval):
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.distillation_lr)
+    space = output_map(settings.output_space)
+    held = len(task.train_inputs) if settings.anchors is None else settings.anchors
+    for member in range(settings.members):
+        objective = _objective(way, model, start, files, task, settings, generator)
+        assert objective is not None
+        ((_, steps),) = _phases(way, settings, member)
+        for t in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.distillation_lr * _share(t, steps)
+            chosen = torch.randint(held, (settings.anchor_batch,), generator=generator)
+            inputs = task.train_inputs[chosen.to(task.train_inputs.device)]
             optimizer.zero_grad()
             with torch.no_grad():
-                held = reference(inputs)
-            change = squared_distance(model(inputs), held).mean()
-            (likeness() + settings.snapshot_strength * change).backward()
+                kept = space(reference(inputs))
+            change = squared_distance(space(model(inputs)), kept).mean()
+            (_weight(way, settings) * objective() + change).backward()
             optimizer.step()
-            progress(1, "snapshots")
+            progress(1, "distillation")
         yield copy.deepcopy(model.state_dict())
 
 

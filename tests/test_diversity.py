@@ -1,5 +1,6 @@
 """The recipe for ensembles from one network: attacks that are not weakened, measures, members, command line."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -21,9 +22,10 @@ from recipes.ensemble_measures import (
     distance,
     diversity_scores,
 )
-from recipes.ensembles import WAYS, Settings, build_ensemble, train_network
+from recipes.ensembles import PATHS, WAYS, Settings, build_ensemble, train_network
 from recipes.networks import digits_mlp, vgg_small
 from recipes.training import accuracy
+from recipes.withstand import Withstand
 
 INFO = DATASETS["digits"]
 SETTINGS = replace(
@@ -34,7 +36,6 @@ SETTINGS = replace(
     away=6,
     between=2,
     epochs=5,
-    snapshot_epochs=0.2,
     cycle_epochs=0.2,
 )
 
@@ -173,6 +174,49 @@ class TestMeasures:
         assert coherence(sure, sure, x, y).item() == 0.0
 
 
+class TestWithstand:
+    @staticmethod
+    def objective(model, start, task, **options):
+        batches = [(task.train_inputs[:50], options.pop("labels", None))]
+        generator = torch.Generator().manual_seed(0)
+        return Withstand(
+            model, start, (), batches, info=INFO, generator=generator, **{"eps": 0.2} | options
+        )
+
+    def test_is_the_divergence_from_what_the_images_are_without_the_attack(self, start, task):
+        model = digits_mlp()
+        x = task.train_inputs[:50]
+        p, q = start(x).softmax(1), model(x).softmax(1)
+        expected = (p * (p / q).log()).sum(1).mean()
+        found = self.objective(model, start, task, eps=0.0)()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+    def test_attacks_of_the_start_network_move_itself(self, start, task):
+        assert self.objective(start, start, task, eps=0.0)().item() == pytest.approx(0, abs=1e-6)
+        attacked = self.objective(start, start, task)
+        assert sum(attacked().item() for _ in range(10)) > 0.5
+
+    def test_reads_no_label_and_moves_nothing_but_the_model(self, start, task):
+        model, start = copy.deepcopy(start), copy.deepcopy(start)
+        start.zero_grad()
+        value = self.objective(model, start, task)()
+        assert value == self.objective(model, start, task, labels="none of these")()
+        value.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        assert all(p.grad is None for p in start.parameters())
+
+    def test_others_are_attacked_too(self, start, task):
+        torch.manual_seed(1)
+        alone = self.objective(start, start, task)
+        batches = [(task.train_inputs[:50], None)]
+        generator = torch.Generator().manual_seed(0)
+        more = Withstand(
+            start, start, [digits_mlp()], batches, info=INFO, eps=0.2, generator=generator
+        )
+        # An untrained network's attacks hardly move the start network.
+        assert sum(more().item() for _ in range(10)) < 0.8 * sum(alone().item() for _ in range(10))
+
+
 class TestEnsembles:
     @pytest.mark.parametrize("way", [way for way in WAYS if way != "noise"])
     def test_members_are_as_many_as_asked_and_differ(self, way, start, task, tmp_path):
@@ -188,7 +232,7 @@ class TestEnsembles:
         assert ensemble.seconds > 0
 
     def test_a_path_without_objective_goes_on_and_keeps_the_function(self, start, task, tmp_path):
-        settings = replace(SETTINGS, straight_away=30, straight_eps=0.1)
+        settings = replace(SETTINGS, straight_away=30, straight_eps=0.1, away=0, between=0)
         ensemble = build_ensemble(
             "none", start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0
         )
@@ -217,7 +261,7 @@ class TestEnsembles:
 
     def test_input_gradients_turn_away(self, start, task, tmp_path, images):
         def mean_coherence(way):
-            settings = replace(SETTINGS, away=40, beta=100.0)
+            settings = replace(SETTINGS, away=60, beta=100.0)
             ensemble = build_ensemble(
                 way, start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0
             )
@@ -226,6 +270,19 @@ class TestEnsembles:
         x, y = task.test_inputs[:100], task.test_labels[:100]
         turned, straight = mean_coherence("misalign"), mean_coherence("none")
         assert turned < straight - 0.2
+
+    def test_what_fools_the_start_network_is_withstood(self, start, task, tmp_path, images):
+        x, y = images
+        attacked = INFO.normalized(pgd(Pixels(start, INFO).eval(), x, y, 0.15))
+        settings = replace(SETTINGS, away=100, between=20)
+        ensemble = build_ensemble(
+            "withstand", start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0
+        )
+        assert accuracy(start, attacked, y) < 40
+        for member in ensemble:
+            assert accuracy(member, attacked, y) > 70
+            clean = accuracy(member, task.test_inputs, task.test_labels)
+            assert clean > accuracy(start, task.test_inputs, task.test_labels) - 2
 
     def test_ten_members_take_no_more_memory_than_three(self, start, task, tmp_path):
         def peak(members):
@@ -265,13 +322,13 @@ class TestEnsembles:
 SHORT = ["--members", "2", "--away", "3", "--between", "1", "--epochs", "3", "--attack-steps", "2"]
 SHORT += ["--attack-images", "40", "--white-box-images", "20", "--auto-attack-images", "0"]
 SHORT += ["--straight-away", "3", "--straight-between", "1"]
-SHORT += ["--snapshot-epochs", "0.1", "--cycle-epochs", "0.1", "--no-progress"]
+SHORT += ["--cycle-epochs", "0.1", "--no-progress"]
 
 
 def test_the_recipe_leaves_results_members_and_plots_and_resumes(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), *SHORT, "--seeds", "0", "1"]
     assert diversity.main([*arguments, "--objective", "none", "--baseline", "noise"]) == 0
-    everything = [*arguments, "--objective", "none", "misalign", "both", "--baseline", "all"]
+    everything = [*arguments, "--objective", *PATHS, "--baseline", "all"]
     kept = (tmp_path / "seed-0" / "none.json").stat().st_mtime_ns
     capsys.readouterr()
     assert diversity.main([*everything, "--resume"]) == 0
