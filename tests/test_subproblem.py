@@ -305,7 +305,9 @@ def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, s
 
 @settings(max_examples=100, deadline=None)
 @given(
-    n=st.integers(8, 30),
+    n=st.integers(
+        24, 40
+    ),  # the products do not span everything, or the step would be the exact one
     exponent=st.integers(-12, 0),
     small=st.integers(2, 4),
     products=st.integers(3, 8),
@@ -327,7 +329,7 @@ def test_nor_does_it_where_rounding_hides_the_least_change(
         2 * g @ last,
         0.5,
         direction=lambda: last.clone(),
-        max_products=min(products, n - 1),
+        max_products=products,
         onward=True,
     ).step
     assert float(v.norm()) == pytest.approx(0.5, rel=1e-5)
