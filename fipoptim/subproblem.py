@@ -279,17 +279,7 @@ def small_problem(
                 return _Small(vectors @ h, 0.0, _change(eigenvalues, h), largest)
     if float(coefficients(0.0).norm()) < length:
         # The hard case: the shift is zero and the lowest eigenspace fills the sphere.
-        h = coefficients(0.0)
-        missing = math.sqrt(max(length**2 - float(h.norm()) ** 2, 0.0))
-        filling = (
-            torch.where(null, vectors.T @ toward, 0.0)
-            if toward is not None
-            else torch.zeros_like(h)
-        )
-        norm = float(filling.norm())
-        if norm == 0.0:
-            filling[0], norm = 1.0, 1.0
-        h = h + filling * (missing / norm)
+        h = _filled(coefficients(0.0), length, vectors, toward, null)
         return _Small(vectors @ h, -lowest, _change(eigenvalues, h), largest, hard=True)
     s = _shift(alpha, gap, length)
     h = coefficients(s)
@@ -307,13 +297,23 @@ def _onward(
     h = torch.where(null, torch.zeros_like(alpha), -alpha / eigenvalues)
     # What restores the function takes half of the (squared) step at most, so that it does go on.
     h *= min(1.0, length * math.sqrt(0.5) / max(float(h.norm()), 1e-300))
-    filling = torch.where(null, vectors.T @ toward, 0.0)
+    h = _filled(h, length, vectors, toward, null)
+    change, largest = _change(eigenvalues, h), float(eigenvalues[-1])
+    return _Small(vectors @ h, -float(eigenvalues[0]), change, largest, hard=True, stands_in=True)
+
+
+def _filled(
+    h: Tensor, length: float, vectors: Tensor, toward: Tensor | None, null: Tensor
+) -> Tensor:
+    """``h`` brought to the sphere along the ``null`` eigenvectors, to the side of ``toward``."""
+    missing = math.sqrt(max(length**2 - float(h.norm()) ** 2, 0.0))
+    filling = (
+        torch.where(null, vectors.T @ toward, 0.0) if toward is not None else torch.zeros_like(h)
+    )
     size = float(filling.norm())
     if size == 0.0:
         filling[0], size = 1.0, 1.0
-    h = h + filling * (math.sqrt(length**2 - float(h.norm()) ** 2) / size)
-    change, largest = _change(eigenvalues, h), float(eigenvalues[-1])
-    return _Small(vectors @ h, -float(eigenvalues[0]), change, largest, hard=True, stands_in=True)
+    return h + filling * (missing / size)
 
 
 def _change(eigenvalues: Tensor, h: Tensor) -> float:

@@ -3,9 +3,8 @@
 From a trained network, paths lead far through weight space on which the function on clean inputs stays: with no
 objective (L = 0, as straight as the function allows), with input gradients turned away from the start network's and the
 other members', with both in turn, or with outputs that do not follow what fools the start network and the others.
-Networks on the way are the ensemble. Other ways to as many networks are run
-beside it, and all are attacked alike: by what fools the start network (transfer), each member for itself, and the joint
-ensemble.
+Networks on the way are the ensemble. Other ways to as many networks are run beside it, and all are attacked alike: by
+what fools the start network (transfer), each member for itself, and the joint ensemble.
 
 Left in ``--out``: ``results.json``, a safetensors file for each member, and plots: ``attacks.png``, ``weights.png``,
 ``coherence.png``, ``layers.png`` and ``pictures.png``.
@@ -115,13 +114,7 @@ _CIFAR = Network(
         epochs=10,
         batch_size=128,
         autocast=True,
-        eps=0.5,
-        away=500,
-        between=60,
-        beta=0.02,
-        withstand_beta=0.7,
         withstand_eps=12 / 255,
-        output_space="probabilities",
         noise=4 / 255,
     ),
     Attacks((2 / 255, 4 / 255, 6 / 255, 8 / 255, 12 / 255), table_eps=4 / 255),
@@ -137,11 +130,11 @@ NETWORKS = {
             batch_size=32,
             anchor_batch=256,
             straight_eps=0.3,
-            eps=0.5,
+            away=400,
+            between=50,
             beta=0.01,
             withstand_beta=5.0,
             withstand_eps=0.2,
-            output_space="probabilities",
             noise=0.15,
             distillation_lr=3e-3,
             cycle_epochs=4.0,
@@ -157,13 +150,6 @@ NETWORKS = {
             epochs=8,
             batch_size=100,
             autocast=True,
-            eps=0.5,
-            away=500,
-            between=60,
-            beta=0.02,
-            withstand_beta=0.7,
-            withstand_eps=0.1,
-            output_space="probabilities",
             noise=0.06,
         ),
         Attacks((0.02, 0.04, 0.06, 0.08, 0.1), table_eps=0.06),

@@ -178,9 +178,10 @@ class TestWithstand:
     @staticmethod
     def objective(model, start, task, **options):
         batches = [(task.train_inputs[:50], options.pop("labels", None))]
+        others = options.pop("others", ())
         generator = torch.Generator().manual_seed(0)
         return Withstand(
-            model, start, (), batches, info=INFO, generator=generator, **{"eps": 0.2} | options
+            model, start, others, batches, info=INFO, generator=generator, **{"eps": 0.2} | options
         )
 
     def test_is_the_divergence_from_what_the_images_are_without_the_attack(self, start, task):
@@ -208,11 +209,7 @@ class TestWithstand:
     def test_others_are_attacked_too(self, start, task):
         torch.manual_seed(1)
         alone = self.objective(start, start, task)
-        batches = [(task.train_inputs[:50], None)]
-        generator = torch.Generator().manual_seed(0)
-        more = Withstand(
-            start, start, [digits_mlp()], batches, info=INFO, eps=0.2, generator=generator
-        )
+        more = self.objective(start, start, task, others=[digits_mlp()])
         # An untrained network's attacks hardly move the start network.
         assert sum(more().item() for _ in range(10)) < 0.8 * sum(alone().item() for _ in range(10))
 

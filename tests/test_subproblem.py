@@ -305,9 +305,8 @@ def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, s
 
 @settings(max_examples=100, deadline=None)
 @given(
-    n=st.integers(
-        24, 40
-    ),  # the products do not span everything, or the step would be the exact one
+    # The products do not span everything, or the step would be the exact one.
+    n=st.integers(24, 40),
     exponent=st.integers(-12, 0),
     small=st.integers(2, 4),
     products=st.integers(3, 8),
