@@ -234,6 +234,8 @@ class _Experiment:
         """The start network: the checkpoint's, what an earlier run trained, or one trained now."""
         file = self.folder(seed) / "start.safetensors"
         model = self.network.build().to(self.images.device)
+        # The layout that convolutions on a CPU prefer; all that is made from the start network keeps it.
+        model = model.to(memory_format=torch.channels_last)
         if self.finished(seed, "start"):
             model.load_state_dict(load_file(file))
             return model.eval()

@@ -160,7 +160,7 @@ def train_network(
     seed: int,
     progress: Progress = lambda steps, text: None,
 ) -> nn.Module:
-    """A network trained from scratch by Adam on one cycle, in eval mode."""
+    """A network trained from scratch by Adam on one cycle, in eval mode; in channels-last layout, as its copies are."""
     seed_everything(seed)
     model = build().to(task.train_inputs.device).to(memory_format=torch.channels_last)
     steps = settings.epochs * steps_an_epoch(task, settings.batch_size)
@@ -172,8 +172,7 @@ def train_network(
         autocast=settings.autocast,
         after_step=lambda step: progress(1, "training"),
     )
-    model.to(memory_format=torch.contiguous_format).eval()
-    return model
+    return model.eval()
 
 
 def build_ensemble(
