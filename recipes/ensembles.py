@@ -41,7 +41,7 @@ class Settings:
         epochs: Passes over the training set of a network trained from scratch.
         batch_size: Inputs of a training step.
         lr: Adam's highest learning rate in that training.
-        autocast: Whether minibatches run in bfloat16; paths never do.
+        autocast: Whether minibatches and the attacks to withstand run in bfloat16; what holds the function never does.
         anchors: How many training inputs hold the function; None is all.
         anchor_batch: How many of them each step of a path sees, drawn anew.
         straight_eps: Length of a step of a path without objective.
@@ -75,10 +75,10 @@ class Settings:
     straight_between: int = 10
     straight_products: int = 8
     eps: float = 0.5
-    away: int = 500
-    between: int = 60
+    away: int = 1000
+    between: int = 120
     beta: float = 0.02
-    withstand_beta: float = 0.7
+    withstand_beta: float = 0.3
     withstand_eps: float = 0.1
     output_space: str = "probabilities"
     objective_batch: int = 64
@@ -292,6 +292,7 @@ def _objective(
         info=DATASETS[task.name],
         eps=settings.withstand_eps,
         generator=generator,
+        autocast=settings.autocast,
     )
 
 

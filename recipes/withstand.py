@@ -33,6 +33,7 @@ class Withstand:
         info: Of the data set, to normalise by.
         eps: Most that a pixel changes; each batch draws its own, up to this.
         generator: Of the attacks.
+        autocast: Whether attacks and outputs are computed in bfloat16.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Withstand:
         info: DatasetInfo,
         eps: float,
         generator: torch.Generator,
+        autocast: bool = False,
     ) -> None:
         self.model, self.info, self.eps, self.generator = model, info, eps, generator
+        self.autocast = autocast
         self.attacked = [
             Pixels(copy.deepcopy(network), info).eval().requires_grad_(False)
             for network in (start, *others)
@@ -62,13 +65,14 @@ class Withstand:
         network = start
         if others and self._drawn() < 0.5:
             network = others[int(self._drawn() * len(others))]
-        with torch.no_grad():
-            kept = start(pixels).log_softmax(dim=1)
-            says = (kept if network is start else network(pixels)).argmax(dim=1)
-        seed = int(torch.randint(2**31, (), generator=self.generator))
-        eps = self.eps * self._drawn()
-        moved = pgd(network, pixels, says, eps, steps=STEPS, seed=seed)
-        found = self.model(self.info.normalized(moved)).log_softmax(dim=1)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.no_grad():
+                kept = start(pixels).log_softmax(dim=1)
+                says = (kept if network is start else network(pixels)).argmax(dim=1)
+            seed = int(torch.randint(2**31, (), generator=self.generator))
+            eps = self.eps * self._drawn()
+            moved = pgd(network, pixels, says, eps, steps=STEPS, seed=seed)
+            found = Pixels(self.model, self.info)(moved).log_softmax(dim=1)
         return F.kl_div(found, kept, log_target=True, reduction="batchmean")
 
     def _drawn(self) -> float:

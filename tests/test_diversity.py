@@ -213,6 +213,12 @@ class TestWithstand:
         # An untrained network's attacks hardly move the start network.
         assert sum(more().item() for _ in range(10)) < 0.8 * sum(alone().item() for _ in range(10))
 
+    def test_attacks_as_well_in_bfloat16(self, start, task):
+        objectives = [self.objective(start, start, task, autocast=how) for how in (False, True)]
+        full, half = (sum(o().item() for _ in range(10)) for o in objectives)
+        assert half == pytest.approx(full, rel=0.1)
+        assert half != full
+
 
 class TestEnsembles:
     @pytest.mark.parametrize("way", [way for way in WAYS if way != "noise"])
