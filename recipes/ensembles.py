@@ -197,7 +197,7 @@ def build_ensemble(
         task: What it was trained on.
         settings: How.
         folder: Where the members go; what an earlier run left there is written over.
-        augment: What training from scratch sees of its inputs.
+        augment: What training sees of its inputs; what holds the function, and objectives, see the same.
         distances: For weight noise, how far from the start network each member is.
         seed: Of everything drawn.
         progress: Called with the number of steps just taken and what is going on.
@@ -214,13 +214,17 @@ def build_ensemble(
         old.unlink()
     torch.manual_seed(seed)
     if WAYS[way].path:
-        return _Walk(WAYS[way], start, task, settings, folder, seed, progress).run()
+        return _Walk(WAYS[way], start, task, settings, folder, augment, seed, progress).run()
     seconds, files = 0.0, list[Path]()
+
+    def distilled() -> Iterator[dict[str, Tensor]]:
+        return _distilled(way, start, task, settings, files, augment, seed, progress)
+
     made = {
         "independent": lambda: _independent(build, task, settings, augment, seed, progress),
         "fge": lambda: _geometric(start, task, settings, augment, seed, progress),
-        "distillation": lambda: _distilled(way, start, task, settings, files, seed, progress),
-        "adversarial": lambda: _distilled(way, start, task, settings, files, seed, progress),
+        "distillation": distilled,
+        "adversarial": distilled,
         "noise": lambda: _noise(start, distances, seed),
     }[way]()
     begun = time.perf_counter()
@@ -271,6 +275,7 @@ def _objective(
     files: Sequence[Path],
     task: Task,
     settings: Settings,
+    augment: Augment | None,
     generator: torch.Generator,
 ) -> Callable[[], Tensor] | None:
     """What the next member is to be: unlike the start network and some of the earlier members, in ``files``."""
@@ -281,7 +286,7 @@ def _objective(
     for k in drawn.tolist():
         others.append(copy.deepcopy(start))
         others[-1].load_state_dict(load_file(files[k]))
-    batches = _Batches(task, settings, generator, noisy=way.objective == "misalign")
+    batches = _Batches(task, settings, augment, generator, noisy=way.objective == "misalign")
     if way.objective == "misalign":
         return Diversity(model, [start, *others], batches)
     return Withstand(
@@ -305,9 +310,16 @@ class _Batches:
     """Training inputs, with some noise if asked for, and their labels, drawn anew for each pass."""
 
     def __init__(
-        self, task: Task, settings: Settings, generator: torch.Generator, *, noisy: bool
+        self,
+        task: Task,
+        settings: Settings,
+        augment: Augment | None,
+        generator: torch.Generator,
+        *,
+        noisy: bool,
     ) -> None:
         self.task, self.size, self.generator = task, settings.objective_batch, generator
+        self.augment = augment
         self.noise = settings.noise if noisy else 0.0
         self.std = torch.tensor(DATASETS[task.name].std).view(-1, 1, 1)
 
@@ -316,6 +328,8 @@ class _Batches:
         for part in torch.randperm(len(inputs), generator=self.generator).split(self.size):
             chosen = part.to(inputs.device)
             x = inputs[chosen]
+            if self.augment is not None:
+                x = self.augment(x)
             if self.noise > 0:
                 drawn = 2 * torch.rand(x.shape, generator=self.generator).to(x) - 1
                 x = x + self.noise / self.std.to(x) * drawn
@@ -335,11 +349,12 @@ class _Walk:
         task: Task,
         settings: Settings,
         folder: Path,
+        augment: Augment | None,
         seed: int,
         progress: Progress,
     ) -> None:
         self.begun = time.perf_counter()
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.augment = settings, folder, augment
         self.way, self.start, self.task, self.progress = way, start, task, progress
         self.model = copy.deepcopy(start).eval()
         self.generator = torch.Generator().manual_seed(seed)
@@ -352,6 +367,7 @@ class _Walk:
             inputs[chosen.to(inputs.device)],
             output=settings.output_space,
             batch_size=min(settings.anchor_batch, len(chosen)),
+            augment=augment,
             generator=self.generator,
         )
         self.files: list[Path] = []
@@ -369,6 +385,7 @@ class _Walk:
                 self.files,
                 self.task,
                 self.settings,
+                self.augment,
                 self.generator,
             )
             for phase, steps in _phases(self.way, self.settings, member):
@@ -489,6 +506,7 @@ def _distilled(
     task: Task,
     settings: Settings,
     files: Sequence[Path],
+    augment: Augment | None,
     seed: int,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
@@ -501,7 +519,7 @@ def _distilled(
     space = output_map(settings.output_space)
     held = len(task.train_inputs) if settings.anchors is None else settings.anchors
     for member in range(settings.members):
-        objective = _objective(way, model, start, files, task, settings, generator)
+        objective = _objective(way, model, start, files, task, settings, augment, generator)
         assert objective is not None
         ((_, steps),) = _phases(way, settings, member)
         for t in range(steps):
@@ -509,6 +527,8 @@ def _distilled(
                 group["lr"] = settings.distillation_lr * _share(t, steps)
             chosen = torch.randint(held, (settings.anchor_batch,), generator=generator)
             inputs = task.train_inputs[chosen.to(task.train_inputs.device)]
+            if augment is not None:
+                inputs = augment(inputs)
             optimizer.zero_grad()
             with torch.no_grad():
                 kept = space(reference(inputs))

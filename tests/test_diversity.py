@@ -234,6 +234,20 @@ class TestEnsembles:
         assert all(torch.equal(t, before[name]) for name, t in start.state_dict().items())
         assert ensemble.seconds > 0
 
+    @pytest.mark.parametrize("way", ["misalign", "withstand", "distillation", "adversarial"])
+    def test_anchors_and_objectives_see_what_training_sees(self, way, start, task, tmp_path):
+        seen = set()
+
+        def augment(inputs):
+            seen.add(len(inputs))
+            return inputs
+
+        settings = replace(SETTINGS, anchor_batch=40, objective_batch=30)
+        build_ensemble(
+            way, start, digits_mlp, task, settings, folder=tmp_path, augment=augment, seed=0
+        )
+        assert {40, 30} <= seen
+
     def test_a_path_without_objective_goes_on_and_keeps_the_function(self, start, task, tmp_path):
         settings = replace(SETTINGS, straight_away=30, straight_eps=0.1, away=0, between=0)
         ensemble = build_ensemble(
