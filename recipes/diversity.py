@@ -44,6 +44,7 @@ from recipes.ensemble_measures import (
 from recipes.ensembles import (
     BASELINES,
     PATHS,
+    SPENT,
     WAYS,
     Ensemble,
     Settings,
@@ -218,6 +219,7 @@ class _Experiment:
         if not resume:
             for name in ("start", *WAYS):
                 (self.folder(seed) / f"{name}.json").unlink(missing_ok=True)
+                (self.folder(seed) / name / SPENT).unlink(missing_ok=True)
         if resume and all(self.finished(seed, name) for name in ("start", *ways)):
             return
         start = self._start(seed, progress=progress)
@@ -225,7 +227,7 @@ class _Experiment:
         for way in ways:
             if self.finished(seed, way):
                 continue
-            ensemble = self._build(way, start, seed, progress=progress)
+            ensemble = self._build(way, start, seed, resume=resume, progress=progress)
             record = {"config": self.config, **self._measure(ensemble, start, attacked, seed)}
             report.write_json(self.folder(seed) / f"{way}.json", record)
             print(_line(seed, way, record), flush=True)
@@ -281,7 +283,9 @@ class _Experiment:
         report.write_json(self.folder(seed) / "start.json", {**record, "transfer": fooled})
         return made
 
-    def _build(self, way: str, start: nn.Module, seed: int, *, progress: bool) -> Ensemble:
+    def _build(
+        self, way: str, start: nn.Module, seed: int, *, resume: bool, progress: bool
+    ) -> Ensemble:
         walked = [r for w in PATHS if (r := self.finished(seed, w)) is not None]
         if way == "noise" and not walked:
             raise DataError(
@@ -299,6 +303,7 @@ class _Experiment:
                 augment=self.augment,
                 distances=walked[-1]["distances"] if walked else (),
                 seed=seed,
+                resume=resume,
                 progress=show,
             )
 

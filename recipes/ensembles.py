@@ -6,6 +6,7 @@ Every way leaves its members as files in a folder, so that however many there ar
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from recipes.augment import Augment
 from recipes.data import DATASETS, Task
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
 from recipes.withstand import Withstand
+
+SPENT = "seconds.json"  # beside the members
 
 Progress = Callable[[int, str], None]
 Build = Callable[[], nn.Module]
@@ -186,6 +189,7 @@ def build_ensemble(
     augment: Augment | None,
     distances: Sequence[float] = (),
     seed: int,
+    resume: bool = False,
     progress: Progress = lambda steps, text: None,
 ) -> Ensemble:
     """Makes an ensemble.
@@ -196,10 +200,11 @@ def build_ensemble(
         build: Makes the architecture, newly initialised.
         task: What it was trained on.
         settings: How.
-        folder: Where the members go; what an earlier run left there is written over.
+        folder: Where the members go; what an earlier run left there is written over, but for ``resume``.
         augment: What training sees of its inputs; what holds the function, and objectives, see the same.
         distances: For weight noise, how far from the start network each member is.
         seed: Of everything drawn.
+        resume: Keep the independent networks that an interrupted run with the same settings left in ``folder``.
         progress: Called with the number of steps just taken and what is going on.
 
     Raises:
@@ -210,30 +215,47 @@ def build_ensemble(
     if way not in WAYS:
         raise ValueError(f"way: {way!r} is unknown; choose from {', '.join(WAYS)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.safetensors"):
-        old.unlink()
+    spent = _spent(folder) if resume and way == "independent" else []
+    files = [_member(folder, k) for k in range(len(spent))]
+    for old in {*folder.glob("*.safetensors"), folder / SPENT}.difference(files):
+        old.unlink(missing_ok=True)
     torch.manual_seed(seed)
     if WAYS[way].path:
         return _Walk(WAYS[way], start, task, settings, folder, augment, seed, progress).run()
-    seconds, files = 0.0, list[Path]()
 
     def distilled() -> Iterator[dict[str, Tensor]]:
         return _distilled(way, start, task, settings, files, augment, seed, progress)
 
     made = {
-        "independent": lambda: _independent(build, task, settings, augment, seed, progress),
+        "independent": lambda: _independent(
+            build, task, settings, augment, seed, len(spent), progress
+        ),
         "fge": lambda: _geometric(start, task, settings, augment, seed, progress),
         "distillation": distilled,
         "adversarial": distilled,
         "noise": lambda: _noise(start, distances, seed),
     }[way]()
     begun = time.perf_counter()
-    for k, state in enumerate(made):
-        seconds += time.perf_counter() - begun
-        files.append(folder / f"member-{k:03d}.safetensors")
+    for state in made:
+        spent.append(time.perf_counter() - begun)
+        files.append(_member(folder, len(files)))
         report.save_tensors(files[-1], state)
+        report.write_json(folder / SPENT, {"seconds": spent})
         begun = time.perf_counter()
-    return Ensemble(start, files, seconds)
+    return Ensemble(start, files, sum(spent))
+
+
+def _member(folder: Path, k: int) -> Path:
+    return folder / f"member-{k:03d}.safetensors"
+
+
+def _spent(folder: Path) -> list[float]:
+    """Seconds that an interrupted run spent on each member it has left."""
+    file = folder / SPENT
+    found: list[float] = (
+        json.loads(file.read_text(encoding="utf-8"))["seconds"] if file.exists() else []
+    )
+    return found
 
 
 def steps_of(way: str, task: Task, settings: Settings) -> int:
@@ -398,7 +420,7 @@ class _Walk:
                     assert optimizer.last_step is not None
                     self.walked += optimizer.last_step.step_norm
                     self.progress(1, f"drift {optimizer.last_step.drift:.3g}")
-            self.files.append(self.folder / f"member-{member:03d}.safetensors")
+            self.files.append(_member(self.folder, member))
             report.save_tensors(self.files[-1], self.model.state_dict())
             lengths.append(self.walked)
         return Ensemble(self.start, self.files, time.perf_counter() - self.begun, lengths)
@@ -452,9 +474,11 @@ def _independent(
     settings: Settings,
     augment: Augment | None,
     seed: int,
+    first: int,
     progress: Progress,
 ) -> Iterator[dict[str, Tensor]]:
-    for k in range(settings.members):
+    """Members from the ``first`` on, each trained from scratch with a seed of its own."""
+    for k in range(first, settings.members):
         # Seeds far from those of the start networks.
         yield train_network(
             build, task, settings, augment=augment, seed=1000 * (seed + 1) + k, progress=progress

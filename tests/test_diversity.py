@@ -22,9 +22,9 @@ from recipes.ensemble_measures import (
     distance,
     diversity_scores,
 )
-from recipes.ensembles import PATHS, WAYS, Settings, build_ensemble, train_network
+from recipes.ensembles import PATHS, SPENT, WAYS, Settings, build_ensemble, train_network
 from recipes.networks import digits_mlp, vgg_small
-from recipes.training import accuracy
+from recipes.training import accuracy, steps_an_epoch
 from recipes.withstand import Withstand
 
 INFO = DATASETS["digits"]
@@ -233,6 +233,51 @@ class TestEnsembles:
         assert len(set(distances)) == 3
         assert all(torch.equal(t, before[name]) for name, t in start.state_dict().items())
         assert ensemble.seconds > 0
+
+    def test_independent_networks_of_an_interrupted_run_are_kept(self, start, task, tmp_path):
+        def interrupted(after):
+            steps = 0
+
+            def progress(taken, text):
+                nonlocal steps
+                steps += taken
+                if steps == after:
+                    raise KeyboardInterrupt
+
+            return progress
+
+        def build(folder, **options):
+            return build_ensemble(
+                "independent",
+                start,
+                digits_mlp,
+                task,
+                SETTINGS,
+                folder=tmp_path / folder,
+                augment=None,
+                seed=0,
+                **options,
+            )
+
+        each = SETTINGS.epochs * steps_an_epoch(task, SETTINGS.batch_size)
+        with pytest.raises(KeyboardInterrupt):
+            build("cut", progress=interrupted(each + 3))
+
+        def spent():
+            return json.loads((tmp_path / "cut" / SPENT).read_text())["seconds"]
+
+        (first,) = spent()
+        taken: list[int] = []
+        ensemble = build("cut", resume=True, progress=lambda steps, text: taken.append(steps))
+        assert sum(taken) == 2 * each
+        assert spent()[0] == first
+        assert ensemble.seconds == sum(spent())
+        for found, expected in zip(ensemble, build("whole"), strict=True):
+            for name, tensor in expected.state_dict().items():
+                assert torch.equal(found.state_dict()[name], tensor)
+        taken.clear()
+        build("cut", progress=lambda steps, text: taken.append(steps))
+        assert sum(taken) == 3 * each
 
     @pytest.mark.parametrize("way", ["misalign", "withstand", "distillation", "adversarial"])
     def test_anchors_and_objectives_see_what_training_sees(self, way, start, task, tmp_path):
