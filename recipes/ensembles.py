@@ -77,7 +77,7 @@ class Settings:
     straight_away: int = 60
     straight_between: int = 10
     straight_products: int = 8
-    eps: float = 0.5
+    eps: float = 1.5
     away: int = 1000
     between: int = 120
     beta: float = 0.02
