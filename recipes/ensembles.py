@@ -80,7 +80,7 @@ class Settings:
     eps: float = 1.5
     away: int = 1000
     between: int = 120
-    beta: float = 0.02
+    beta: float = 0.004
     withstand_beta: float = 0.3
     withstand_eps: float = 0.1
     output_space: str = "probabilities"
