@@ -191,11 +191,7 @@ class _Experiment:
 
     def finished(self, seed: int, way: str) -> dict[str, Any] | None:
         """The record of a finished run."""
-        path = self.folder(seed) / f"{way}.json"
-        if not path.exists():
-            return None
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record
+        return report.read_json(self.folder(seed) / f"{way}.json")
 
     def check_resumable(self, seeds: Sequence[int]) -> None:
         """Refuses finished runs of another configuration.

@@ -6,7 +6,6 @@ Every way leaves its members as files in a folder, so that however many there ar
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -251,11 +250,8 @@ def _member(folder: Path, k: int) -> Path:
 
 def _spent(folder: Path) -> list[float]:
     """Seconds that an interrupted run spent on each member it has left."""
-    file = folder / SPENT
-    found: list[float] = (
-        json.loads(file.read_text(encoding="utf-8"))["seconds"] if file.exists() else []
-    )
-    return found
+    found = report.read_json(folder / SPENT)
+    return found["seconds"] if found else []
 
 
 def steps_of(way: str, task: Task, settings: Settings) -> int:

@@ -144,6 +144,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     )
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What ``write_json`` left there; None if there is no such file."""
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"

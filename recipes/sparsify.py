@@ -314,11 +314,7 @@ class _Experiment:
 
     def finished(self, seed: int, method: str) -> dict[str, Any] | None:
         """The record of a finished run."""
-        path = self.folder(seed) / f"{method}.json"
-        if not path.exists():
-            return None
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record
+        return report.read_json(self.folder(seed) / f"{method}.json")
 
     def check_resumable(self, seeds: Sequence[int], methods: Sequence[str]) -> None:
         """Refuses finished runs of another configuration.

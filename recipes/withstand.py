@@ -72,7 +72,7 @@ class Withstand:
             seed = int(torch.randint(2**31, (), generator=self.generator))
             eps = self.eps * self._drawn()
             moved = pgd(network, pixels, says, eps, steps=STEPS, seed=seed)
-            found = Pixels(self.model, self.info)(moved).log_softmax(dim=1)
+            found = self.model(self.info.normalized(moved)).log_softmax(dim=1)
         return F.kl_div(found, kept, log_target=True, reduction="batchmean")
 
     def _drawn(self) -> float:
