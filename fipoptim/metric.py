@@ -375,7 +375,8 @@ class AnchorMetric:
             generator: Where the signs are drawn, on the CPU; None is torch's own.
 
         Raises:
-            ValueError: If ``probes`` is not positive.
+            ValueError: If ``probes`` is not positive, or None where an anchor's outputs depend on the other anchors,
+                as with batch norm that keeps no running statistics.
         """
         if probes is not None:
             return self._estimated_diagonal(probes, generator)
@@ -388,12 +389,18 @@ class AnchorMetric:
             single = map_inputs(lambda x: x.unsqueeze(0), inputs)
             return self._function(single)(primals)[0, k]
 
-        gradient = torch.func.vmap(torch.func.grad(output), in_dims=(None, 0, None))
+        gradient = torch.func.vmap(torch.func.grad_and_value(output), in_dims=(None, 0, None))
+        parts = split_inputs(self.sample.inputs, at_once)
         with self._evaluation():
-            for part in split_inputs(self.sample.inputs, at_once):
+            for part, z in zip(parts, self.outputs.split(at_once), strict=True):
                 part = map_inputs(lambda x: x.to(self.anchors.device), part)
                 for k in range(outputs):
-                    rows = gradient(primals, part, k)
+                    rows, alone = gradient(primals, part, k)
+                    if not close(alone, z[:, k], 1e-3):
+                        raise ValueError(
+                            "probes: None takes each anchor by itself, and the model's outputs for one depend on the "
+                            "others (batch norm without running statistics?); give a number of probes."
+                        )
                     total += self.flatten(rows[name].square().sum(dim=0) for name in self.names)
         return total / count
 

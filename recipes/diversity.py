@@ -117,6 +117,7 @@ _CIFAR = Network(
         autocast=True,
         withstand_beta=0.15,
         withstand_eps=6 / 255,
+        batch_statistics=True,
         noise=4 / 255,
     ),
     Attacks((2 / 255, 4 / 255, 6 / 255, 8 / 255, 12 / 255), table_eps=4 / 255),
@@ -744,6 +745,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     setting("--anchor-batch", "of them in each step", **count)
     setting("--output-space", "in which it is held", choices=["logits", "probabilities"])
+    setting(
+        "--batch-statistics",
+        "batch norm by each batch's statistics on the way, measured anew for each member",
+        action=argparse.BooleanOptionalAction,
+    )
     setting("--straight-eps", "length of a step without objective", **rate)
     setting("--straight-away", "steps of that, then those of --away, to the first member", **count)
     setting("--straight-between", "steps of that from one member to the next", **count)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +25,13 @@ from fipoptim.output_space import output_map
 from fipoptim.secondary import Diversity
 from recipes import report
 from recipes.augment import Augment
+from recipes.batch_statistics import by_batch, with_statistics
 from recipes.data import DATASETS, Task
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
 from recipes.withstand import Withstand
 
 SPENT = "seconds.json"  # beside the members
+MEASURED = 100  # batches of an objective's size that a member's running statistics are measured on
 
 Progress = Callable[[int, str], None]
 Build = Callable[[], nn.Module]
@@ -57,6 +60,7 @@ class Settings:
         withstand_beta: Weight of what attacks change, in its place.
         withstand_eps: Largest change of a pixel by these attacks.
         output_space: In which the function is held.
+        batch_statistics: Whether batch norm layers normalise by each batch on the way, as in training.
         objective_batch: Inputs of an objective, each step.
         noise: Largest change of a pixel by noise in inputs whose gradients are compared.
         others: Earlier members that a member is to differ from beside the start network, at most.
@@ -83,6 +87,7 @@ class Settings:
     withstand_beta: float = 0.3
     withstand_eps: float = 0.1
     output_space: str = "probabilities"
+    batch_statistics: bool = False
     objective_batch: int = 64
     noise: float = 0.0
     others: int = 2
@@ -319,6 +324,27 @@ def _objective(
     )
 
 
+def _mover(start: nn.Module, settings: Settings) -> nn.Module:
+    """The copy of the start network that moves."""
+    return by_batch(start) if settings.batch_statistics else copy.deepcopy(start).eval()
+
+
+def _arrived(
+    model: nn.Module,
+    start: nn.Module,
+    task: Task,
+    settings: Settings,
+    augment: Augment | None,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """The member that the network which moves is by now."""
+    if not settings.batch_statistics:
+        return copy.deepcopy(model.state_dict())
+    batches = _Batches(task, settings, augment, generator, noisy=False)
+    some = (x for x, _ in islice(batches, MEASURED))
+    return with_statistics(model, start, some).state_dict()
+
+
 def _weight(way: Way, settings: Settings) -> float:
     """What the objective counts against the squared output change."""
     return settings.withstand_beta if way.objective == "withstand" else settings.beta
@@ -374,7 +400,7 @@ class _Walk:
         self.begun = time.perf_counter()
         self.settings, self.folder, self.augment = settings, folder, augment
         self.way, self.start, self.task, self.progress = way, start, task, progress
-        self.model = copy.deepcopy(start).eval()
+        self.model = _mover(start, settings)
         self.generator = torch.Generator().manual_seed(seed)
         inputs = task.train_inputs
         chosen = torch.randperm(len(inputs), generator=self.generator)[
@@ -417,7 +443,12 @@ class _Walk:
                     self.walked += optimizer.last_step.step_norm
                     self.progress(1, f"drift {optimizer.last_step.drift:.3g}")
             self.files.append(_member(self.folder, member))
-            report.save_tensors(self.files[-1], self.model.state_dict())
+            report.save_tensors(
+                self.files[-1],
+                _arrived(
+                    self.model, self.start, self.task, self.settings, self.augment, self.generator
+                ),
+            )
             lengths.append(self.walked)
         return Ensemble(self.start, self.files, time.perf_counter() - self.begun, lengths)
 
@@ -532,7 +563,7 @@ def _distilled(
 ) -> Iterator[dict[str, Tensor]]:
     """Adam on what the path of the same objective minimises, in as many steps; ``files`` grows as members are saved."""
     way = WAYS[name]
-    model = copy.deepcopy(start).eval()
+    model = _mover(start, settings)
     reference = copy.deepcopy(start).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.distillation_lr)
@@ -556,7 +587,7 @@ def _distilled(
             (_weight(way, settings) * objective() + change).backward()
             optimizer.step()
             progress(1, "distillation")
-        yield copy.deepcopy(model.state_dict())
+        yield _arrived(model, start, task, settings, augment, generator)
 
 
 def _noise(start: nn.Module, distances: Sequence[float], seed: int) -> Iterator[dict[str, Tensor]]:

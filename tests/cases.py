@@ -86,6 +86,10 @@ class Case:
     groups: Callable[[nn.Module], Any] = lambda model: model.parameters()
 
 
+# Where the outputs of an anchor depend on the other anchors: in chunks it is another function.
+TOGETHER = {"batch-statistics"}
+
+
 def _normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
@@ -113,6 +117,18 @@ def _cnn() -> Case:
         nn.Linear(12, 3),
     )
     return Case(model, _normal(4, 1, 6, 6))
+
+
+def _batch_statistics() -> Case:
+    # Normalised by the statistics of the anchors themselves, as in training: they are one function together.
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.Softplus(),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    )
+    return Case(model, _normal(4, 1, 4, 4))
 
 
 def _residual() -> Case:
@@ -160,6 +176,7 @@ BUILDERS: dict[str, Callable[[], Case]] = {
     "full-rank": _many_anchors,
     "one-anchor": _one_anchor,
     "cnn-batch-norm": _cnn,
+    "batch-statistics": _batch_statistics,
     "residual": _residual,
     "transformer": _encoder,
     "tied": _tied,
@@ -177,7 +194,7 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
         case = BUILDERS[name]()
         case.model.to(dtype).train()
         for module in case.model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
                 module.running_mean.normal_(std=0.3)
                 module.running_var.uniform_(0.5, 2.0)
     if dtype == torch.float64:
@@ -194,6 +211,11 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
 def all_cases(function: Callable[..., None]) -> Callable[..., None]:
     """Run a test for every case by name."""
     return pytest.mark.parametrize("name", sorted(BUILDERS))(function)
+
+
+def cases_in_chunks(function: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for every case whose anchors can be taken apart."""
+    return pytest.mark.parametrize("name", sorted(BUILDERS.keys() - TOGETHER))(function)
 
 
 def task_loss(model: nn.Module, inputs: Any) -> Tensor:
