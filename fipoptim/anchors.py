@@ -195,7 +195,9 @@ class AnchorBatch:
             (:math:`2\sqrt{\text{softmax}}`, the Fisher metric; classes in the last dimension), or a callable
             that gets what the model returns and gives a float tensor with one row per anchor.
         batch_size: Anchors drawn for each step, without replacement; None takes all of them at every step.
-        chunk_size: Anchors evaluated at a time: bounds memory. None evaluates the step's anchors at once.
+        chunk_size: Anchors evaluated at a time: bounds memory. None evaluates the step's anchors at once. Where the
+            outputs of an anchor depend on the others (batch norm without running statistics), a chunk is a batch, and
+            so is each block of at most 128 images that the metric takes on a CPU.
         compile: Compile the derivative with ``torch.compile``: tens of seconds for each shape of a step's anchors,
             and faster products after that. On a CPU it needs a C++ compiler.
         progress: Wraps the chunks of every pass over the anchors, as ``tqdm`` does; for passes that take minutes.
