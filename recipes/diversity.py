@@ -115,7 +115,10 @@ _CIFAR = Network(
         epochs=8,
         batch_size=128,
         autocast=True,
-        withstand_beta=0.15,
+        away=1800,
+        between=150,
+        between_share=1 / 3,
+        withstand_beta=0.08,
         withstand_eps=6 / 255,
         batch_statistics=True,
         noise=4 / 255,
@@ -757,6 +760,7 @@ def _parser() -> argparse.ArgumentParser:
     setting("--eps", "length of a step on an objective, or back to the function", **rate)
     setting("--away", "steps of that to the first member", **count)
     setting("--between", "steps of that from one member to the next", **count)
+    setting("--between-share", "of their length, or of the learning rate, there", **rate)
     setting("--beta", "weight of the likeness of input gradients", **rate)
     setting("--withstand-beta", "weight of what attacks change", **rate)
     setting(

@@ -56,6 +56,7 @@ class Settings:
         eps: Length of a step on an objective, or back to the function, in Adam's geometry; falls before each member.
         away: Steps of that to the first member.
         between: Steps of that from one member to the next.
+        between_share: Of the length of a step (or of the learning rate), there.
         beta: Weight of the likeness of input gradients against the squared output change.
         withstand_beta: Weight of what attacks change, in its place.
         withstand_eps: Largest change of a pixel by these attacks.
@@ -83,6 +84,7 @@ class Settings:
     eps: float = 1.5
     away: int = 1000
     between: int = 120
+    between_share: float = 1.0
     beta: float = 0.004
     withstand_beta: float = 0.3
     withstand_eps: float = 0.1
@@ -283,9 +285,10 @@ def _phases(way: Way, settings: Settings, member: int) -> list[tuple[str, int]]:
     return [("turn", turn)]
 
 
-def _share(step: int, steps: int) -> float:
+def _share(settings: Settings, member: int, step: int, steps: int) -> float:
     """Of the length of a step, or of the learning rate: falls to nothing before a member, so that it settles."""
-    return min(1.0, 2 * (1 - step / steps))
+    most = 1.0 if member == 0 else settings.between_share
+    return most * min(1.0, 2 * (1 - step / steps))
 
 
 # --- what is minimised -----------------------------------------------------------------------------------
@@ -437,7 +440,7 @@ class _Walk:
                 for t in range(steps):
                     optimizer.zero_grad()
                     if phase == "turn":
-                        self._turn(optimizer, objective, _share(t, steps))
+                        self._turn(optimizer, objective, _share(self.settings, member, t, steps))
                     optimizer.step()
                     assert optimizer.last_step is not None
                     self.walked += optimizer.last_step.step_norm
@@ -575,7 +578,7 @@ def _distilled(
         ((_, steps),) = _phases(way, settings, member)
         for t in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = settings.distillation_lr * _share(t, steps)
+                group["lr"] = settings.distillation_lr * _share(settings, member, t, steps)
             chosen = torch.randint(held, (settings.anchor_batch,), generator=generator)
             inputs = task.train_inputs[chosen.to(task.train_inputs.device)]
             if augment is not None:
