@@ -27,10 +27,13 @@ from recipes import report
 from recipes.augment import Augment
 from recipes.batch_statistics import by_batch, with_statistics
 from recipes.data import DATASETS, Task
+from recipes.memory import give_back
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
 from recipes.withstand import Withstand
 
 SPENT = "seconds.json"  # beside the members
+AT_ONCE = 500  # inputs whose outputs are computed at a time, where they are many
+GIVE_BACK_EVERY = 100  # steps
 MEASURED = 100  # batches of an objective's size that a member's running statistics are measured on
 
 Progress = Callable[[int, str], None]
@@ -414,6 +417,7 @@ class _Walk:
             inputs[chosen.to(inputs.device)],
             output=settings.output_space,
             batch_size=min(settings.anchor_batch, len(chosen)),
+            chunk_size=max(AT_ONCE, settings.anchor_batch),
             augment=augment,
             generator=self.generator,
         )
@@ -444,6 +448,8 @@ class _Walk:
                     optimizer.step()
                     assert optimizer.last_step is not None
                     self.walked += optimizer.last_step.step_norm
+                    if t % GIVE_BACK_EVERY == 0:
+                        give_back()
                     self.progress(1, f"drift {optimizer.last_step.drift:.3g}")
             self.files.append(_member(self.folder, member))
             report.save_tensors(
@@ -589,6 +595,8 @@ def _distilled(
             change = squared_distance(space(model(inputs)), kept).mean()
             (_weight(way, settings) * objective() + change).backward()
             optimizer.step()
+            if t % GIVE_BACK_EVERY == 0:
+                give_back()
             progress(1, "distillation")
         yield _arrived(model, start, task, settings, augment, generator)
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from recipes.ensemble_measures import (
     diversity_scores,
 )
 from recipes.ensembles import PATHS, SPENT, WAYS, Settings, build_ensemble, train_network
+from recipes.memory import give_back
 from recipes.networks import digits_mlp, vgg_small
 from recipes.training import accuracy, steps_an_epoch
 from recipes.withstand import Withstand
@@ -358,6 +360,17 @@ class TestEnsembles:
             return memory.peak
 
         assert peak(10) == pytest.approx(peak(3), rel=0.01)
+
+    def test_freed_memory_goes_back_to_the_system(self):
+        def resident():
+            return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+        held = [torch.ones(16_000) for _ in range(4000)]  # 256 MB in blocks that the heap keeps
+        before = resident()
+        held = held[::100]
+        assert give_back()
+        assert resident() < before - 2e8
+        assert len(held) == 40
 
     def test_bad_input_is_named(self, start, task, tmp_path):
         def build(way, members):
