@@ -13,17 +13,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-
-def _layers(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+from recipes.training import batch_norms
 
 
 def by_batch(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch norm layers normalise by the statistics of the batch, and keep none."""
     model = copy.deepcopy(model).eval()
-    for layer in _layers(model):
+    for layer in batch_norms(model):
         layer.track_running_stats = False
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     return model
@@ -43,7 +40,7 @@ def with_statistics(model: nn.Module, like: nn.Module, batches: Iterable[Tensor]
     """
     made = copy.deepcopy(like).eval()
     made.load_state_dict(model.state_dict(), strict=False)  # it lacks the statistics
-    layers = _layers(made)
+    layers = batch_norms(made)
     if not layers:
         return made
     momenta = [layer.momentum for layer in layers]

@@ -96,9 +96,13 @@ def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
     """Train mode, in which batch norm layers may stay in eval mode."""
     model.train()
     if freeze_batch_norm:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        for layer in batch_norms(model):
+            layer.eval()
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norm layers of a network, of any dimension."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def accuracy(
