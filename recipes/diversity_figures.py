@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from recipes.ensembles import WAYS
+from recipes.ensemble_settings import WAYS
 from recipes.report import replace
 
 _COLOURS = dict(

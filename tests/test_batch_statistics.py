@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from recipes import diversity
 from recipes.batch_statistics import by_batch, with_statistics
 from recipes.data import load_task
-from recipes.ensembles import build_ensemble, train_network
+from recipes.diversity_networks import NETWORKS
+from recipes.ensemble_baselines import train_network
+from recipes.ensembles import build_ensemble
 from recipes.training import accuracy
 
 SETTINGS = replace(
-    diversity.NETWORKS["digits-mlp"].settings,
+    NETWORKS["digits-mlp"].settings,
     members=2,
     straight_away=10,
     straight_between=2,

@@ -1,0 +1,335 @@
+"""The runs of ``recipes.diversity``: ensembles made, attacked and measured, each kept when it is finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recipes import diversity_figures, diversity_tables, report
+from recipes.attacks import Joint, Pixels, auto_attack, pgd
+from recipes.augment import augmentation
+from recipes.data import DATASETS, DataError, Task
+from recipes.diversity_networks import Attacks, Network
+from recipes.ensemble_baselines import train_network
+from recipes.ensemble_measures import (
+    Votes,
+    activation_norms,
+    coherence,
+    distance,
+    diversity_scores,
+    percent,
+    probabilities,
+)
+from recipes.ensemble_settings import PATHS, WAYS, Settings, steps_of
+from recipes.ensembles import SPENT, Ensemble, build_ensemble
+from recipes.training import accuracy, steps_an_epoch
+
+RECIPE = "diversity"
+SCORED = 1000  # test images of which activations and input gradients are compared
+SHOWN = 6  # attacked images drawn
+BINS = 20  # of the histogram of coherence
+
+
+class Experiment:
+    """The runs of all seeds and ways on one network, and the files that they leave."""
+
+    def __init__(
+        self,
+        network: Network,
+        task: Task,
+        settings: Settings,
+        attacks: Attacks,
+        checkpoint: Path | None,
+        config: Mapping[str, Any],
+        out: Path,
+    ) -> None:
+        self.network, self.task, self.settings, self.attacks = network, task, settings, attacks
+        self.checkpoint, self.config, self.out = checkpoint, config, out
+        self.info = DATASETS[task.name]
+        self.augment = augmentation(task.name) if network.augment else None
+        self.images = self.info.pixels(task.test_inputs)
+        self.labels = task.test_labels
+
+    def folder(self, seed: int) -> Path:
+        """Where a seed's networks and records are."""
+        return self.out / f"seed-{seed}"
+
+    def finished(self, seed: int, way: str) -> dict[str, Any] | None:
+        """The record of a finished run."""
+        return report.read_json(self.folder(seed) / f"{way}.json")
+
+    def check_resumable(self, seeds: Sequence[int]) -> None:
+        """Refuses finished runs of another configuration.
+
+        Raises:
+            DataError: With the differences.
+        """
+        for seed in seeds:
+            for way in ("start", *WAYS):
+                record = self.finished(seed, way)
+                different = report.differences(record["config"], self.config) if record else ""
+                if different:
+                    raise DataError(
+                        f"--resume: {self.folder(seed)}/{way}.json is of another configuration "
+                        f"({different}); choose another --out"
+                    )
+
+    # --- one seed -------------------------------------------------------------------------------------
+
+    def run(self, seed: int, ways: Sequence[str], *, resume: bool, progress: bool) -> None:
+        """All ways of one seed, from one start network."""
+        self.folder(seed).mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in ("start", *WAYS):
+                (self.folder(seed) / f"{name}.json").unlink(missing_ok=True)
+                (self.folder(seed) / name / SPENT).unlink(missing_ok=True)
+        if resume and all(self.finished(seed, name) for name in ("start", *ways)):
+            return
+        start = self._start(seed, progress=progress)
+        attacked = self._transfer(start, seed)
+        for way in ways:
+            if self.finished(seed, way):
+                continue
+            ensemble = self._build(way, start, seed, resume=resume, progress=progress)
+            record = {"config": self.config, **self._measure(ensemble, start, attacked, seed)}
+            report.write_json(self.folder(seed) / f"{way}.json", record)
+            print(diversity_tables.line(seed, way, record), flush=True)
+
+    def _start(self, seed: int, *, progress: bool) -> nn.Module:
+        """The start network: the checkpoint's, what an earlier run trained, or one trained now."""
+        file = self.folder(seed) / "start.safetensors"
+        model = self.network.build().to(self.images.device)
+        # The layout that convolutions on a CPU prefer; all that is made from the start network keeps it.
+        model = model.to(memory_format=torch.channels_last)
+        if self.finished(seed, "start"):
+            model.load_state_dict(load_file(file))
+            return model.eval()
+        seconds = 0.0
+        if self.checkpoint is not None:
+            model.load_state_dict(load_file(self.checkpoint))
+            model.eval()
+        else:
+            steps = self.settings.epochs * steps_an_epoch(self.task, self.settings.batch_size)
+            with _bar(f"seed {seed}, start", steps, progress) as (_, show):
+                begun = time.perf_counter()
+                model = train_network(
+                    self.network.build,
+                    self.task,
+                    self.settings,
+                    augment=self.augment,
+                    seed=seed,
+                    progress=show,
+                )
+                seconds = time.perf_counter() - begun
+        report.save_tensors(file, model.state_dict())
+        clean = accuracy(model, self.task.test_inputs, self.labels, batch_size=500)
+        record = {"config": self.config, "accuracy": clean, "seconds": seconds}
+        (self.folder(seed) / "attacked.safetensors").unlink(missing_ok=True)
+        report.write_json(self.folder(seed) / "start.json", record)
+        return model
+
+    def _transfer(self, start: nn.Module, seed: int) -> dict[float, Tensor]:
+        """What fools the start network, for each size of the attack; made once."""
+        file = self.folder(seed) / "attacked.safetensors"
+        if file.exists():
+            found = load_file(file)
+            return {eps: found[f"{eps:.6g}"].to(self.images) for eps in self.attacks.attack_eps}
+        count = self.attacks.attack_images
+        images, labels = self.images[:count], self.labels[:count]
+        made = {eps: self._pgd(start, images, labels, eps, seed) for eps in self.attacks.attack_eps}
+        report.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()})
+        fooled = {
+            f"{eps:.6g}": percent(self._classes(start, x) == labels) for eps, x in made.items()
+        }
+        record = self.finished(seed, "start")
+        assert record is not None
+        report.write_json(self.folder(seed) / "start.json", {**record, "transfer": fooled})
+        return made
+
+    def _build(
+        self, way: str, start: nn.Module, seed: int, *, resume: bool, progress: bool
+    ) -> Ensemble:
+        walked = [r for w in PATHS if (r := self.finished(seed, w)) is not None]
+        if way == "noise" and not walked:
+            raise DataError(
+                "noise is as long as a path: run a path with it, or before it with --resume"
+            )
+        steps = steps_of(way, self.task, self.settings)
+        with _bar(f"seed {seed}, {WAYS[way].title}", steps, progress) as (_, show):
+            return build_ensemble(
+                way,
+                start,
+                self.network.build,
+                self.task,
+                self.settings,
+                folder=self.folder(seed) / way,
+                augment=self.augment,
+                distances=walked[-1]["distances"] if walked else (),
+                seed=seed,
+                resume=resume,
+                progress=show,
+            )
+
+    def _measure(
+        self, ensemble: Ensemble, start: nn.Module, attacked: Mapping[float, Tensor], seed: int
+    ) -> dict[str, Any]:
+        """Everything about one ensemble; its members are in memory one at a time, but for the attack on them all."""
+        attacks = self.attacks
+        some = self.labels[: attacks.attack_images]
+        few = attacks.white_box_images
+        clean = Votes(self.labels)
+        transfer = {eps: Votes(some) for eps in attacked}
+        alone, norms, cosines, distances = (
+            list[float](),
+            list[Tensor](),
+            list[Tensor](),
+            list[float](),
+        )
+        for member in ensemble:
+            pixels = Pixels(member, self.info)
+            clean.add(probabilities(pixels, self.images))
+            for eps, images in attacked.items():
+                transfer[eps].add(probabilities(pixels, images))
+            found = self._pgd(member, self.images[:few], self.labels[:few], attacks.table_eps, seed)
+            alone.append(percent(self._classes(member, found) == self.labels[:few]))
+            norms.append(activation_norms(pixels, self.images[:SCORED]))
+            cosines.append(
+                coherence(
+                    pixels,
+                    Pixels(start, self.info),
+                    self.images[:SCORED],
+                    self.labels[:SCORED],
+                )
+            )
+            distances.append(distance(member, start))
+        joint = Joint([Pixels(member, self.info) for member in ensemble]).eval()
+        white = pgd(
+            joint,
+            self.images[:few],
+            self.labels[:few],
+            attacks.table_eps,
+            steps=attacks.attack_steps,
+            restarts=attacks.attack_restarts,
+            seed=seed,
+        )
+        record: dict[str, Any] = {
+            "clean": {"joint": clean.joint, "mean": clean.mean, "members": clean.accuracies},
+            "transfer": {
+                f"{eps:.6g}": {"joint": v.joint, "mean": v.mean, "members": v.accuracies}
+                for eps, v in transfer.items()
+            },
+            "white_box_members": alone,
+            "white_box_joint": percent(probabilities(joint, white).argmax(1) == self.labels[:few]),
+            "auto_attack_joint": None,
+            "disagreement": clean.disagreement,
+            "diversity_by_layer": diversity_scores(norms),
+            "coherence": float(torch.cat(cosines).mean()),
+            "coherence_histogram": torch.cat(cosines).float().histc(BINS, -1, 1).tolist(),
+            "distances": distances,
+            "lengths": ensemble.lengths,
+            "seconds": ensemble.seconds,
+            "shown": {
+                "clean": self._joint_classes(joint, self.images[:SHOWN]),
+                "attacked": self._joint_classes(joint, attacked[attacks.table_eps][:SHOWN]),
+            },
+        }
+        if attacks.auto_attack_images:
+            images = self.images[: attacks.auto_attack_images]
+            labels = self.labels[: attacks.auto_attack_images]
+            found = auto_attack(
+                joint, images, labels, attacks.table_eps, classes=self.task.classes, seed=seed
+            )
+            record["auto_attack_joint"] = percent(probabilities(joint, found).argmax(1) == labels)
+        return record
+
+    def _pgd(
+        self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int
+    ) -> Tensor:
+        return pgd(
+            Pixels(network, self.info).eval(),
+            images,
+            labels,
+            eps,
+            steps=self.attacks.attack_steps,
+            restarts=self.attacks.attack_restarts,
+            seed=seed,
+        )
+
+    def _classes(self, network: nn.Module, images: Tensor) -> Tensor:
+        return probabilities(Pixels(network, self.info), images).argmax(dim=1)
+
+    @staticmethod
+    def _joint_classes(joint: nn.Module, images: Tensor) -> list[int]:
+        found: list[int] = probabilities(joint, images).argmax(dim=1).tolist()
+        return found
+
+    # --- what is left ---------------------------------------------------------------------------------
+
+    def report(self, seeds: Sequence[int], ways: Sequence[str], device: torch.device) -> None:
+        """The table, ``results.json`` and the plots."""
+        records = {way: [_known(self.finished(seed, way)) for seed in seeds] for way in ways}
+        starts = [_known(self.finished(seed, "start")) for seed in seeds]
+        print(f"\n{diversity_tables.table(records, starts, self.attacks)}")
+        report.write_results(
+            self.out / "results.json",
+            recipe=RECIPE,
+            config={**self.config, "seeds": list(seeds)},
+            environment=report.environment(device),
+            metrics=diversity_tables.metrics(records, starts),
+        )
+        first = self.folder(seeds[0])
+        diversity_figures.attacks(self.out / "attacks.png", records, starts)
+        diversity_figures.coherence(self.out / "coherence.png", records)
+        diversity_figures.layers(self.out / "layers.png", records)
+        names = {
+            way: [first / way / f"member-{k:03d}.safetensors" for k in range(self.settings.members)]
+            for way in ways
+        }
+        diversity_figures.weight_space(self.out / "weights.png", first / "start.safetensors", names)
+        attacked = load_file(first / "attacked.safetensors")[f"{self.attacks.table_eps:.6g}"]
+        start = self.network.build()
+        start.load_state_dict(load_file(first / "start.safetensors"))
+        start.eval()
+        shown = attacked[:SHOWN].to(self.images)
+        diversity_figures.pictures(
+            self.out / "pictures.png",
+            self.images[:SHOWN].cpu(),
+            attacked[:SHOWN],
+            {
+                "start": {
+                    "clean": self._classes(start.to(shown.device), self.images[:SHOWN]).tolist(),
+                    "attacked": self._classes(start, shown).tolist(),
+                },
+                **{way: found[0]["shown"] for way, found in records.items()},
+            },
+        )
+        print(f"results.json, the members and the plots are in {self.out}")
+
+
+class _bar:
+    """A progress bar and the function that moves it."""
+
+    def __init__(self, title: str, total: int, progress: bool) -> None:
+        self.bar = tqdm(total=total, desc=title, unit="step", disable=not progress)
+
+    def __enter__(self) -> tuple[Any, Callable[[int, str], None]]:
+        def show(steps: int, text: str) -> None:
+            self.bar.update(steps)
+            self.bar.set_postfix_str(text, refresh=False)
+
+        return self.bar, show
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+def _known(record: dict[str, Any] | None) -> dict[str, Any]:
+    assert record is not None
+    return record
