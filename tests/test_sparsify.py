@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fipoptim import AnchorBatch, AnchorMetric
-from recipes import pruning, sparse_export, sparsify
+from recipes import pruning, sparse_export, sparsify, sparsify_experiment
 from recipes.augment import augmentation
 from recipes.data import DATASETS, load_task
 from recipes.masks import MaskedWeights
 from recipes.networks import digits_mlp, lenet_300_100, resnet20
 from recipes.pruning import METHODS, Dense, Settings, softened
+from recipes.sparsify_networks import NETWORKS, Network, load_dense, train_dense
 
 NAMES = ("1.weight", "3.weight", "5.weight")
 TOTAL = 64 * 128 + 128 * 64 + 64 * 10
@@ -42,21 +43,17 @@ def digits():
 @pytest.fixture(scope="module")
 def dense(digits):
     """A start network that has learned a little."""
-    network = sparsify.NETWORKS["digits-mlp"]
-    short = sparsify.Network(
-        network.build, network.data, network.sparsities, 4, 64, network.settings
-    )
-    return sparsify.train_dense(short, digits, augment=None, autocast=False, seed=0)
+    network = NETWORKS["digits-mlp"]
+    short = Network(network.build, network.data, network.sparsities, 4, 64, network.settings)
+    return train_dense(short, digits, augment=None, autocast=False, seed=0)
 
 
 @pytest.fixture
 def short_dense(monkeypatch):
     """The command line's networks, trained for two epochs."""
-    for name, network in sparsify.NETWORKS.items():
+    for name, network in NETWORKS.items():
         values = {f: getattr(network, f) for f in network.__dataclass_fields__}
-        monkeypatch.setitem(
-            sparsify.NETWORKS, name, sparsify.Network(**values | {"dense_epochs": 2})
-        )
+        monkeypatch.setitem(NETWORKS, name, Network(**values | {"dense_epochs": 2}))
 
 
 # Masks
@@ -250,8 +247,8 @@ def small_cnn():
 
 
 def test_a_dense_network_with_convolutions_is_trained_and_resumed(tmp_path, monkeypatch):
-    entry = replace(sparsify.NETWORKS["digits-mlp"], build=small_cnn, dense_epochs=2)
-    monkeypatch.setitem(sparsify.NETWORKS, "digits-mlp", entry)
+    entry = replace(NETWORKS["digits-mlp"], build=small_cnn, dense_epochs=2)
+    monkeypatch.setitem(NETWORKS, "digits-mlp", entry)
     arguments = ["--out", str(tmp_path), *SHORT, "--method"]
     assert sparsify.main([*arguments, "lottery-ticket"]) == 0
     before = load_file(tmp_path / "seed-0" / "dense.safetensors")
@@ -264,8 +261,8 @@ def test_a_checkpoint_with_convolutions_serves_several_seeds(tmp_path, monkeypat
     torch.manual_seed(0)
     model = small_cnn()
     save_file(model.state_dict(), tmp_path / "dense.safetensors")
-    entry = replace(sparsify.NETWORKS["digits-mlp"], build=small_cnn)
-    monkeypatch.setitem(sparsify.NETWORKS, "digits-mlp", entry)
+    entry = replace(NETWORKS["digits-mlp"], build=small_cnn)
+    monkeypatch.setitem(NETWORKS, "digits-mlp", entry)
     arguments = ["--checkpoint", str(tmp_path / "dense.safetensors"), "--out", str(tmp_path)]
     assert sparsify.main([*arguments, *SHORT, "--method", "fip", "--seeds", "0", "1"]) == 0
     for seed in (0, 1):
@@ -344,7 +341,7 @@ def test_resume_keeps_what_is_finished_and_refuses_another_configuration(
     tmp_path, capsys, monkeypatch, short_dense
 ):
     arguments = ["--out", str(tmp_path), *SHORT, "--method", "fip", "gradual"]
-    whole, real = tmp_path.parent / "whole", sparsify.sparsify
+    whole, real = tmp_path.parent / "whole", pruning.sparsify
     assert sparsify.main(["--out", str(whole), *arguments[2:]]) == 0
 
     def interrupted(method, *rest, **keywords):
@@ -352,7 +349,7 @@ def test_resume_keeps_what_is_finished_and_refuses_another_configuration(
             raise KeyboardInterrupt
         return real(method, *rest, **keywords)
 
-    monkeypatch.setattr(sparsify, "sparsify", interrupted)
+    monkeypatch.setattr(sparsify_experiment, "sparsify", interrupted)
     assert sparsify.main(arguments) == 130
     assert "--resume" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
@@ -362,7 +359,7 @@ def test_resume_keeps_what_is_finished_and_refuses_another_configuration(
         taken.append(method)
         return real(method, *rest, **keywords)
 
-    monkeypatch.setattr(sparsify, "sparsify", counting)
+    monkeypatch.setattr(sparsify_experiment, "sparsify", counting)
     assert sparsify.main([*arguments, "--resume"]) == 0
     assert taken == ["gradual"]
     for name in ("fip-0.9", "gradual-0.9"):
@@ -379,7 +376,7 @@ def test_a_checkpoint_is_the_start_network(tmp_path, dense, short_dense):
     save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
     torch.save(dense.model.state_dict(), tmp_path / "dense.pt")
     for name in ("dense.safetensors", "dense.pt"):
-        loaded = sparsify.load_dense(tmp_path / name, digits_mlp())
+        loaded = load_dense(tmp_path / name, digits_mlp())
         assert loaded.early is None
         assert torch.equal(loaded.model[1].weight, dense.model[1].weight)
     arguments = ["--checkpoint", str(tmp_path / "dense.pt"), "--out", str(tmp_path / "out"), *SHORT]
@@ -405,8 +402,8 @@ def untrained(monkeypatch):
     def fail(*args, **keywords):
         raise AssertionError("trained before the arguments were checked")
 
-    monkeypatch.setattr(sparsify, "train_dense", fail)
-    monkeypatch.setattr(sparsify, "sparsify", fail)
+    monkeypatch.setattr(sparsify_experiment, "train_dense", fail)
+    monkeypatch.setattr(sparsify_experiment, "sparsify", fail)
 
 
 @pytest.mark.parametrize(

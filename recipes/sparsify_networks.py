@@ -1,0 +1,173 @@
+"""The dense networks that ``recipes.sparsify`` starts from: built, trained or loaded, with the defaults for each."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from recipes.augment import Augment
+from recipes.data import DataError, Task
+from recipes.networks import digits_mlp, lenet_300_100, resnet20
+from recipes.pruning import Dense, Settings
+from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch
+
+EARLY = 0.05  # of the dense network's training: where the lottery ticket rewinds to
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that can be sparsified here: how it is built, trained, and on what."""
+
+    build: Callable[[], nn.Module]
+    data: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    dense_epochs: int
+    dense_batch_size: int
+    settings: Settings
+
+
+NETWORKS = {
+    "digits-mlp": Network(
+        digits_mlp,
+        data=("digits",),
+        sparsities=(0.9, 0.95, 0.98),
+        dense_epochs=60,
+        dense_batch_size=32,
+        settings=Settings(
+            epochs=60,
+            batch_size=128,
+            lr=2e-3,
+            baseline_epochs=450,
+            baseline_lr=5e-3,
+            products="adaptive",
+            eps=1.5,
+        ),
+    ),
+    "lenet-300-100": Network(
+        lenet_300_100,
+        data=("mnist", "fashion-mnist"),
+        sparsities=(0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.985, 0.989, 0.991, 0.994),
+        dense_epochs=15,
+        dense_batch_size=128,
+        settings=Settings(
+            epochs=5,
+            batch_size=128,
+            lr=2e-3,
+            baseline_epochs=8,
+            baseline_lr=3e-3,
+            mask_every=40,
+            probes=8,
+            metric_batch=500,
+            metric_decay=0.9,
+        ),
+    ),
+    "resnet20": Network(
+        resnet20,
+        data=("cifar10",),
+        sparsities=(0.93, 0.95),
+        dense_epochs=40,
+        dense_batch_size=128,
+        settings=Settings(
+            epochs=8,
+            batch_size=64,
+            lr=1e-3,
+            baseline_epochs=8,
+            baseline_lr=4e-3,
+            mask_every=40,
+            probes=2,
+            augment="labels",
+            autocast=True,
+        ),
+    ),
+}
+
+
+def train_dense(
+    network: Network,
+    task: Task,
+    *,
+    augment: Augment | None,
+    autocast: bool,
+    seed: int,
+    progress: Callable[[int, str], None] = lambda steps, text: None,
+) -> Dense:
+    """Trains the start network on labels.
+
+    Networks with batch norm by SGD with Nesterov momentum, weight decay and augmentation, others by Adam; both on one
+    cycle.
+    """
+    seed_everything(seed)
+    model = network.build().to(task.train_inputs.device)
+    batch_size, epochs = network.dense_batch_size, network.dense_epochs
+    steps = epochs * steps_an_epoch(task, batch_size)
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.4, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        scheduler = OneCycleLR(optimizer, max_lr=0.4, total_steps=steps + 1, cycle_momentum=False)
+    else:
+        augment = None
+        optimizer, scheduler = adam_one_cycle(model, lr=3e-3, steps=steps)
+    early = {}
+    model.train()
+    batches = minibatches(task, batch_size=batch_size, epochs=epochs, seed=seed)
+    for step, (x, y) in enumerate(batches):
+        if step == round(EARLY * steps):
+            early = {name: t.clone() for name, t in model.state_dict().items()}
+        optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(model(augment(x) if augment else x), y)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        progress(1, "dense network")
+    return Dense(model, early)
+
+
+def load_dense(path: Path, model: nn.Module) -> Dense:
+    """A start network from a safetensors file, or a state dict that torch saved.
+
+    Raises:
+        DataError: If the file cannot be read, or its names or shapes are not the model's.
+    """
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read as weights: {reason}") from error
+    own = model.state_dict()
+    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise DataError(f"{path} holds no state dict of tensors; save model.state_dict()")
+    # A safetensors file of a network with batch norm may leave out the counters.
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in state if n not in own]
+    other = [
+        f"{n} is {tuple(state[n].shape)}, not {tuple(t.shape)}"
+        for n, t in own.items()
+        if n in state and state[n].shape != t.shape
+    ]
+    if missing or unknown or other:
+        said = [
+            f"{label} {', '.join(items[:3])}{' and more' if len(items) > 3 else ''}"
+            for label, items in (("lacks", missing), ("has unknown", unknown), ("", other))
+            if items
+        ]
+        raise DataError(f"{path} does not fit the network: {'; '.join(said).strip()}")
+    model.load_state_dict({**own, **state})
+    return Dense(model, None)
