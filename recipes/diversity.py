@@ -33,6 +33,7 @@ from recipes.options import (
     number,
     or_none,
     positive,
+    run_recipe,
     usable_device,
     whole,
 )
@@ -43,14 +44,7 @@ DEFAULT_WAYS = ("withstand", "independent")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe from the command line; returns the exit status."""
-    try:
-        return _main(argv)
-    except KeyboardInterrupt:
-        print(
-            f"\n{PROGRAM}: interrupted; go on with --resume, which keeps the ensembles that were finished",
-            file=sys.stderr,
-        )
-        return 130
+    return run_recipe(lambda: _main(argv), PROGRAM, "keeps the ensembles that were finished")
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -44,7 +44,7 @@ from recipes.learner_options import (
 from recipes.learners import METHODS, Tuning
 from recipes.memory import PeakMemory
 from recipes.networks import network_for
-from recipes.options import add_data_options, add_run_options, usable_device
+from recipes.options import add_data_options, add_run_options, run_recipe, usable_device
 from recipes.report import Curve, Outcome
 from recipes.training import (
     accuracy,
@@ -330,14 +330,7 @@ def _learn_second_task(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe from the command line; returns the exit status."""
-    try:
-        return _main(argv)
-    except KeyboardInterrupt:
-        print(
-            f"\n{PROGRAM}: interrupted; go on with --resume, which loses the method in hand alone",
-            file=sys.stderr,
-        )
-        return 130
+    return run_recipe(lambda: _main(argv), PROGRAM, "loses the method in hand alone")
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,21 @@ def usable_device(parser: argparse.ArgumentParser, name: str) -> torch.device:
             f"argument --device: {name!r} cannot be used here: {str(error).splitlines()[0]}"
         )
     return device
+
+
+def run_recipe(recipe: Callable[[], int], program: str, kept: str) -> int:
+    """Runs a recipe; returns the exit status, 130 and a word on ``--resume`` where it was interrupted.
+
+    Args:
+        recipe: Returns the exit status.
+        program: As it is called.
+        kept: What ``--resume`` keeps, or loses, as a sentence goes on after "which".
+    """
+    try:
+        return recipe()
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; go on with --resume, which {kept}", file=sys.stderr)
+        return 130
 
 
 def add_data_options(group: argparse._ArgumentGroup) -> None:

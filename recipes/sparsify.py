@@ -31,6 +31,7 @@ from recipes.options import (
     or_none,
     positive,
     products,
+    run_recipe,
     usable_device,
     whole,
 )
@@ -44,14 +45,7 @@ DEFAULT_METHODS = ("fip", "gradual-distillation", "one-shot")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe from the command line; returns the exit status."""
-    try:
-        return _main(argv)
-    except KeyboardInterrupt:
-        print(
-            f"\n{PROGRAM}: interrupted; go on with --resume, which keeps the methods that were finished",
-            file=sys.stderr,
-        )
-        return 130
+    return run_recipe(lambda: _main(argv), PROGRAM, "keeps the methods that were finished")
 
 
 def _main(argv: Sequence[str] | None) -> int:

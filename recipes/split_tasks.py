@@ -38,7 +38,7 @@ from recipes.learner_options import (
 )
 from recipes.learners import METHODS, Tuning
 from recipes.networks import digits_mlp, narrow_resnet18, xavier
-from recipes.options import add_data_options, add_run_options, usable_device
+from recipes.options import add_data_options, add_run_options, run_recipe, usable_device
 from recipes.sequence import Record, learn_sequence, within
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
 
@@ -234,14 +234,7 @@ class _Experiment:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe from the command line; returns the exit status."""
-    try:
-        return _main(argv)
-    except KeyboardInterrupt:
-        print(
-            f"\n{PROGRAM}: interrupted; go on with --resume, which loses the task in hand alone",
-            file=sys.stderr,
-        )
-        return 130
+    return run_recipe(lambda: _main(argv), PROGRAM, "loses the task in hand alone")
 
 
 def _main(argv: Sequence[str] | None) -> int:
