@@ -62,6 +62,7 @@ _CIFAR = Network(
         withstand_eps=6 / 255,
         batch_statistics=True,
         noise=4 / 255,
+        distillation_lr=3e-3,
     ),
     Attacks((2 / 255, 4 / 255, 6 / 255, 8 / 255, 12 / 255), table_eps=4 / 255),
     augment=True,
