@@ -29,6 +29,7 @@ from recipes.ensemble_measures import (
 )
 from recipes.ensemble_settings import PATHS, WAYS, Settings, steps_of
 from recipes.ensembles import SPENT, Ensemble, build_ensemble
+from recipes.memory import give_back
 from recipes.training import accuracy, steps_an_epoch
 
 RECIPE = "diversity"
@@ -143,7 +144,10 @@ class Experiment:
             return {eps: found[f"{eps:.6g}"].to(self.images) for eps in self.attacks.attack_eps}
         count = self.attacks.attack_images
         images, labels = self.images[:count], self.labels[:count]
-        made = {eps: self._pgd(start, images, labels, eps, seed) for eps in self.attacks.attack_eps}
+        made = {
+            eps: self._pgd(Pixels(start, self.info), images, labels, eps, seed)
+            for eps in self.attacks.attack_eps
+        }
         report.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()})
         fooled = {
             f"{eps:.6g}": percent(self._classes(start, x) == labels) for eps, x in made.items()
@@ -197,7 +201,7 @@ class Experiment:
             clean.add(probabilities(pixels, self.images))
             for eps, images in attacked.items():
                 transfer[eps].add(probabilities(pixels, images))
-            found = self._pgd(member, self.images[:few], self.labels[:few], attacks.table_eps, seed)
+            found = self._pgd(pixels, self.images[:few], self.labels[:few], attacks.table_eps, seed)
             alone.append(percent(self._classes(member, found) == self.labels[:few]))
             norms.append(activation_norms(pixels, self.images[:SCORED]))
             cosines.append(
@@ -210,15 +214,7 @@ class Experiment:
             )
             distances.append(distance(member, start))
         joint = Joint([Pixels(member, self.info) for member in ensemble]).eval()
-        white = pgd(
-            joint,
-            self.images[:few],
-            self.labels[:few],
-            attacks.table_eps,
-            steps=attacks.attack_steps,
-            restarts=attacks.attack_restarts,
-            seed=seed,
-        )
+        white = self._pgd(joint, self.images[:few], self.labels[:few], attacks.table_eps, seed)
         record: dict[str, Any] = {
             "clean": {"joint": clean.joint, "mean": clean.mean, "members": clean.accuracies},
             "transfer": {
@@ -252,8 +248,8 @@ class Experiment:
     def _pgd(
         self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int
     ) -> Tensor:
-        return pgd(
-            Pixels(network, self.info).eval(),
+        found = pgd(
+            network.eval(),
             images,
             labels,
             eps,
@@ -261,6 +257,8 @@ class Experiment:
             restarts=self.attacks.attack_restarts,
             seed=seed,
         )
+        give_back()
+        return found
 
     def _classes(self, network: nn.Module, images: Tensor) -> Tensor:
         return probabilities(Pixels(network, self.info), images).argmax(dim=1)

@@ -43,10 +43,10 @@ class PeakMemory:
             self.peak = 1024 * int(found[0]) if found else None
 
 
-def give_back(step: int) -> bool:
+def give_back(step: int = 0) -> bool:
     """Returns freed memory of the process to the system, in every hundredth step of a long loop.
 
-    Over thousands of steps with tensors of many sizes the hoard of glibc grows to ten times of what is in use; other C
+    Over many steps with tensors of many sizes the hoard of glibc grows to ten times of what is in use; other C
     libraries hoard none.
 
     Returns:

@@ -372,7 +372,7 @@ class TestEnsembles:
         before = resident()
         held = held[::100]
         assert not give_back(1)
-        assert give_back(0)
+        assert give_back()
         assert resident() < before - 2e8
         assert len(held) == 40
 
