@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from os import PathLike
@@ -15,15 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
+from fipoptim.budget import DriftBudget, displace
 from fipoptim.krylov import norm
 from fipoptim.metric import AnchorMetric, Form, parameter_names, probe
 from fipoptim.path import FIPPath
 from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
 
-# The shares of a step that are tried against the drift budget before the function is restored behind it.
-SHARES = (1.0, 0.5)
-# The most steps that restore the function behind one step of the optimizer, and the most halvings of each.
-RESTORING_STEPS = 4
 # Adam's decay of the squared gradient, and the damping of its root relative to its mean.
 SECOND_MOMENT_DECAY = 0.999
 DAMPING = 1e-2
@@ -510,18 +507,27 @@ class FIPOptimizer(Optimizer):
             raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
         start = [p.clone() for p in params]
         factor, backtracks, drift = 1.0, 0, None
-        every_anchor = metric.sample.inputs is self.anchors.inputs
-        watch = _Watch(self.anchors, tried.outputs if tried and every_anchor else None)
         outputs = tried.outputs if tried else None
         try:
             if self.max_drift is None:
                 torch._foreach_add_(params, metric.unflatten(solution.step))
             else:
-                factor, backtracks, drift = self._hold_drift(
-                    watch, params, start, metric, solution, weight, length
+                every_anchor = metric.sample.inputs is self.anchors.inputs
+                budget = DriftBudget(
+                    self.max_drift,
+                    self.anchors,
+                    params,
+                    self._form(params),
+                    weight=weight,
+                    length=length,
+                    max_products=self.solver.max_products,
                 )
+                held = budget.hold(
+                    start, metric.unflatten(solution.step), outputs if every_anchor else None
+                )
+                factor, backtracks, drift = held.kept, held.backtracks, held.drift
                 if every_anchor:
-                    outputs = watch.outputs
+                    outputs = held.outputs
                 elif backtracks:
                     outputs = None
             if outputs is None:
@@ -532,7 +538,7 @@ class FIPOptimizer(Optimizer):
                     "the weights were put back. Lower eps."
                 )
         except BaseException:
-            _displace(params, start)
+            displace(params, start)
             raise
         solution = _shortened(solution, factor)
         if backtracks:  # the function was restored behind the step
@@ -550,80 +556,6 @@ class FIPOptimizer(Optimizer):
             residual=solution.residual,
             backtracks=backtracks,
         )
-
-    def _hold_drift(
-        self,
-        watch: _Watch,
-        params: list[Tensor],
-        start: list[Tensor],
-        metric: AnchorMetric,
-        solution: SphereSolution,
-        weight: Tensor | None,
-        length: float,
-    ) -> tuple[float, int, float]:
-        """Bring the drift on all anchors within ``max_drift``.
-
-        Returns:
-            The fraction of the step kept, the number of trials that were not, and the drift.
-        """
-        budget = cast(float, self.max_drift)
-        parts = metric.unflatten(solution.step)
-        drifts: dict[float, float] = {}
-        for backtracks, kept in enumerate(SHARES):
-            _displace(params, start, parts, kept)
-            drifts[kept] = watch.drift(known=kept == 1.0)
-            if drifts[kept] <= budget:
-                return kept, backtracks, drifts[kept]
-        backtracks = len(SHARES)
-        # At the edge of the budget: take the step and restore the function behind it, which leaves its part along
-        # the surface of equal function; failing that, restore it from the start, which makes room for the next.
-        for kept in (*SHARES, 0.0):
-            _displace(params, start, parts, kept)
-            drift = drifts[kept] if kept > 0 else watch.drift()
-            for _ in range(RESTORING_STEPS):
-                if not math.isfinite(drift):
-                    break
-                before = drift
-                drift, tried = self._restore(watch, params, before, weight, length)
-                backtracks += tried
-                if drift <= budget:
-                    return kept, backtracks, drift
-                if drift >= before:
-                    break
-        raise RuntimeError(
-            f"max_drift: the drift is {drift:.6g} and cannot be brought below {budget:.6g} by moving the "
-            "weights; they were put back. Did something else change the network (batch norm statistics in "
-            "train mode, another optimizer)? Put batch norm in eval mode, raise max_drift, or refresh() the "
-            "anchors."
-        )
-
-    def _restore(
-        self,
-        watch: _Watch,
-        params: list[Tensor],
-        before: float,
-        weight: Tensor | None,
-        length: float,
-    ) -> tuple[float, int]:
-        """One damped Gauss-Newton step on the drift of all anchors; the drift after it, and failed trials."""
-        if before == 0.0:
-            return before, 0
-        sample = self.anchors.all()
-        metric = AnchorMetric(self.anchors, params, sample=sample, form=self._form(params))
-        residual = metric.outputs - sample.reference.to(metric.outputs.device)
-        linear = metric.vjp(residual * (2.0 / residual.shape[0]))
-        limit = self.solver.max_products
-        step = solve_on_sphere(
-            metric.matvec, linear, length, weight=weight, max_products=limit
-        ).step
-        start = [p.clone() for p in params]
-        for failed in range(RESTORING_STEPS):
-            _displace(params, start, metric.unflatten(step), 0.5**failed)
-            drift = watch.drift()
-            if drift < before:
-                return drift, failed
-        _displace(params, start)
-        return before, RESTORING_STEPS
 
     def _commit(self, params: list[Tensor], new_state: dict[Tensor, dict[str, Tensor]]) -> None:
         for p in params:
@@ -677,23 +609,6 @@ class _Tried:
     outputs: Tensor
 
 
-class _Watch:
-    """Measures the drift on all anchors and remembers the outputs, as they measure the step as well.
-
-    ``outputs`` are those of the full step, where they are known.
-    """
-
-    def __init__(self, anchors: AnchorBatch, outputs: Tensor | None) -> None:
-        self._anchors = anchors
-        self.outputs = outputs
-
-    def drift(self, *, known: bool = False) -> float:
-        """Where ``known``, the outputs are taken as they are, if there are any."""
-        if self.outputs is None or not known:
-            self.outputs = self._anchors.outputs(self._anchors.inputs)
-        return float(squared_distance(self.outputs, self._anchors.reference).mean())
-
-
 def _check_number(name: str, value: Any, *, below: float = math.inf) -> float:
     """``value`` as a float, if it is a number or a tensor of one, finite, not negative and less than ``below``."""
     if not isinstance(value, (Real, Tensor)):
@@ -727,18 +642,6 @@ def _dense(gradient: Tensor) -> Tensor:
 def _rms(change: Tensor) -> float:
     r"""RMS over anchors of :math:`\|\Delta z\|`, for ``change`` of shape ``(N, m)``."""
     return math.sqrt(float(change.double().square().sum()) / change.shape[0])
-
-
-def _displace(
-    params: list[Tensor],
-    start: Iterable[Tensor],
-    step: list[Tensor] | None = None,
-    factor: float = 1.0,
-) -> None:
-    """Set the parameters to ``start + factor * step``; to ``start``, bit for bit, without a step."""
-    torch._foreach_copy_(params, list(start))
-    if step is not None and factor > 0:
-        torch._foreach_add_(params, step, alpha=factor)
 
 
 def _shortened(solution: SphereSolution, factor: float) -> SphereSolution:
