@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +95,7 @@ def _main(argv: Sequence[str] | None) -> int:
         settings,
         attacks,
         arguments.checkpoint,
-        json.loads(json.dumps(config)),  # as it is read back
+        config,
         arguments.out,
     )
     seeds: list[int] = arguments.seeds or [arguments.seed]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from recipes import diversity_figures, diversity_tables, report
 from recipes.attacks import Joint, Pixels, auto_attack, pgd
@@ -28,8 +27,9 @@ from recipes.ensemble_measures import (
     probabilities,
 )
 from recipes.ensemble_settings import PATHS, WAYS, Settings, steps_of
-from recipes.ensembles import SPENT, Ensemble, build_ensemble
+from recipes.ensembles import SPENT, Ensemble, build_ensemble, member_file
 from recipes.memory import give_back
+from recipes.progress import progress_bar
 from recipes.training import accuracy, steps_an_epoch
 
 RECIPE = "diversity"
@@ -64,7 +64,10 @@ class Experiment:
 
     def finished(self, seed: int, way: str) -> dict[str, Any] | None:
         """The record of a finished run."""
-        return report.read_json(self.folder(seed) / f"{way}.json")
+        return report.read_json(self._record(seed, way))
+
+    def _record(self, seed: int, way: str) -> Path:
+        return self.folder(seed) / f"{way}.json"
 
     def check_resumable(self, seeds: Sequence[int]) -> None:
         """Refuses finished runs of another configuration.
@@ -74,13 +77,8 @@ class Experiment:
         """
         for seed in seeds:
             for way in ("start", *WAYS):
-                record = self.finished(seed, way)
-                different = report.differences(record["config"], self.config) if record else ""
-                if different:
-                    raise DataError(
-                        f"--resume: {self.folder(seed)}/{way}.json is of another configuration "
-                        f"({different}); choose another --out"
-                    )
+                if record := self.finished(seed, way):
+                    report.refuse_another(self._record(seed, way), record["config"], self.config)
 
     # --- one seed -------------------------------------------------------------------------------------
 
@@ -89,7 +87,7 @@ class Experiment:
         self.folder(seed).mkdir(parents=True, exist_ok=True)
         if not resume:
             for name in ("start", *WAYS):
-                (self.folder(seed) / f"{name}.json").unlink(missing_ok=True)
+                self._record(seed, name).unlink(missing_ok=True)
                 (self.folder(seed) / name / SPENT).unlink(missing_ok=True)
         if resume and all(self.finished(seed, name) for name in ("start", *ways)):
             return
@@ -100,7 +98,7 @@ class Experiment:
                 continue
             ensemble = self._build(way, start, seed, resume=resume, progress=progress)
             record = {"config": self.config, **self._measure(ensemble, start, attacked, seed)}
-            report.write_json(self.folder(seed) / f"{way}.json", record)
+            report.write_json(self._record(seed, way), record)
             print(diversity_tables.line(seed, way, record), flush=True)
 
     def _start(self, seed: int, *, progress: bool) -> nn.Module:
@@ -118,7 +116,7 @@ class Experiment:
             model.eval()
         else:
             steps = self.settings.epochs * steps_an_epoch(self.task, self.settings.batch_size)
-            with _bar(f"seed {seed}, start", steps, progress) as (_, show):
+            with progress_bar(f"seed {seed}, start", steps, shown=progress) as show:
                 begun = time.perf_counter()
                 model = train_network(
                     self.network.build,
@@ -133,7 +131,7 @@ class Experiment:
         clean = accuracy(model, self.task.test_inputs, self.labels, batch_size=500)
         record = {"config": self.config, "accuracy": clean, "seconds": seconds}
         (self.folder(seed) / "attacked.safetensors").unlink(missing_ok=True)
-        report.write_json(self.folder(seed) / "start.json", record)
+        report.write_json(self._record(seed, "start"), record)
         return model
 
     def _transfer(self, start: nn.Module, seed: int) -> dict[float, Tensor]:
@@ -144,17 +142,14 @@ class Experiment:
             return {eps: found[f"{eps:.6g}"].to(self.images) for eps in self.attacks.attack_eps}
         count = self.attacks.attack_images
         images, labels = self.images[:count], self.labels[:count]
+        pixels = Pixels(start, self.info)
         made = {
-            eps: self._pgd(Pixels(start, self.info), images, labels, eps, seed)
-            for eps in self.attacks.attack_eps
+            eps: self._pgd(pixels, images, labels, eps, seed) for eps in self.attacks.attack_eps
         }
         report.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()})
-        fooled = {
-            f"{eps:.6g}": percent(self._classes(start, x) == labels) for eps, x in made.items()
-        }
-        record = self.finished(seed, "start")
-        assert record is not None
-        report.write_json(self.folder(seed) / "start.json", {**record, "transfer": fooled})
+        fooled = {f"{eps:.6g}": percent(_classes(pixels, x) == labels) for eps, x in made.items()}
+        record = _known(self.finished(seed, "start"))
+        report.write_json(self._record(seed, "start"), {**record, "transfer": fooled})
         return made
 
     def _build(
@@ -166,7 +161,7 @@ class Experiment:
                 "noise is as long as a path: run a path with it, or before it with --resume"
             )
         steps = steps_of(way, self.task, self.settings)
-        with _bar(f"seed {seed}, {WAYS[way].title}", steps, progress) as (_, show):
+        with progress_bar(f"seed {seed}, {WAYS[way].title}", steps, shown=progress) as show:
             return build_ensemble(
                 way,
                 start,
@@ -196,18 +191,19 @@ class Experiment:
             list[Tensor](),
             list[float](),
         )
+        attacked_network = Pixels(start, self.info)
         for member in ensemble:
             pixels = Pixels(member, self.info)
             clean.add(probabilities(pixels, self.images))
             for eps, images in attacked.items():
                 transfer[eps].add(probabilities(pixels, images))
             found = self._pgd(pixels, self.images[:few], self.labels[:few], attacks.table_eps, seed)
-            alone.append(percent(self._classes(member, found) == self.labels[:few]))
+            alone.append(percent(_classes(pixels, found) == self.labels[:few]))
             norms.append(activation_norms(pixels, self.images[:SCORED]))
             cosines.append(
                 coherence(
                     pixels,
-                    Pixels(start, self.info),
+                    attacked_network,
                     self.images[:SCORED],
                     self.labels[:SCORED],
                 )
@@ -222,7 +218,7 @@ class Experiment:
                 for eps, v in transfer.items()
             },
             "white_box_members": alone,
-            "white_box_joint": percent(probabilities(joint, white).argmax(1) == self.labels[:few]),
+            "white_box_joint": percent(_classes(joint, white) == self.labels[:few]),
             "auto_attack_joint": None,
             "disagreement": clean.disagreement,
             "diversity_by_layer": diversity_scores(norms),
@@ -232,8 +228,8 @@ class Experiment:
             "lengths": ensemble.lengths,
             "seconds": ensemble.seconds,
             "shown": {
-                "clean": self._joint_classes(joint, self.images[:SHOWN]),
-                "attacked": self._joint_classes(joint, attacked[attacks.table_eps][:SHOWN]),
+                "clean": _classes(joint, self.images[:SHOWN]).tolist(),
+                "attacked": _classes(joint, attacked[attacks.table_eps][:SHOWN]).tolist(),
             },
         }
         if attacks.auto_attack_images:
@@ -242,7 +238,7 @@ class Experiment:
             found = auto_attack(
                 joint, images, labels, attacks.table_eps, classes=self.task.classes, seed=seed
             )
-            record["auto_attack_joint"] = percent(probabilities(joint, found).argmax(1) == labels)
+            record["auto_attack_joint"] = percent(_classes(joint, found) == labels)
         return record
 
     def _pgd(
@@ -258,14 +254,6 @@ class Experiment:
             seed=seed,
         )
         give_back()
-        return found
-
-    def _classes(self, network: nn.Module, images: Tensor) -> Tensor:
-        return probabilities(Pixels(network, self.info), images).argmax(dim=1)
-
-    @staticmethod
-    def _joint_classes(joint: nn.Module, images: Tensor) -> list[int]:
-        found: list[int] = probabilities(joint, images).argmax(dim=1).tolist()
         return found
 
     # --- what is left ---------------------------------------------------------------------------------
@@ -287,14 +275,13 @@ class Experiment:
         diversity_figures.coherence(self.out / "coherence.png", records)
         diversity_figures.layers(self.out / "layers.png", records)
         names = {
-            way: [first / way / f"member-{k:03d}.safetensors" for k in range(self.settings.members)]
-            for way in ways
+            way: [member_file(first / way, k) for k in range(self.settings.members)] for way in ways
         }
         diversity_figures.weight_space(self.out / "weights.png", first / "start.safetensors", names)
         attacked = load_file(first / "attacked.safetensors")[f"{self.attacks.table_eps:.6g}"]
         start = self.network.build()
         start.load_state_dict(load_file(first / "start.safetensors"))
-        start.eval()
+        pixels = Pixels(start, self.info).eval().to(self.images.device)
         shown = attacked[:SHOWN].to(self.images)
         diversity_figures.pictures(
             self.out / "pictures.png",
@@ -302,8 +289,8 @@ class Experiment:
             attacked[:SHOWN],
             {
                 "start": {
-                    "clean": self._classes(start.to(shown.device), self.images[:SHOWN]).tolist(),
-                    "attacked": self._classes(start, shown).tolist(),
+                    "clean": _classes(pixels, self.images[:SHOWN]).tolist(),
+                    "attacked": _classes(pixels, shown).tolist(),
                 },
                 **{way: found[0]["shown"] for way, found in records.items()},
             },
@@ -311,21 +298,8 @@ class Experiment:
         print(f"results.json, the members and the plots are in {self.out}")
 
 
-class _bar:
-    """A progress bar and the function that moves it."""
-
-    def __init__(self, title: str, total: int, progress: bool) -> None:
-        self.bar = tqdm(total=total, desc=title, unit="step", disable=not progress)
-
-    def __enter__(self) -> tuple[Any, Callable[[int, str], None]]:
-        def show(steps: int, text: str) -> None:
-            self.bar.update(steps)
-            self.bar.set_postfix_str(text, refresh=False)
-
-        return self.bar, show
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
+def _classes(model: nn.Module, images: Tensor) -> Tensor:
+    return probabilities(model, images).argmax(dim=1)
 
 
 def _known(record: dict[str, Any] | None) -> dict[str, Any]:

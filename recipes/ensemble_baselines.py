@@ -17,8 +17,9 @@ from fipoptim.output_space import output_map
 from recipes.augment import Augment
 from recipes.data import Task
 from recipes.ensemble_settings import Settings, Way, cycle, phases, share, weight
-from recipes.ensemble_steps import Given, Member, Progress, arrived, moving, objective_of
+from recipes.ensemble_steps import Given, Member, arrived, moving, objective_of
 from recipes.memory import give_back
+from recipes.progress import Progress
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
 
 Build = Callable[[], nn.Module]
@@ -64,7 +65,7 @@ def independent(build: Build, given: Given, first: int) -> Iterator[Member]:
 
 def geometric(given: Given) -> Iterator[Member]:
     """Fast geometric ensembling (Garipov et al., 2018): SGD, a network each time its learning rate is lowest."""
-    settings, augment = given.settings, given.augment
+    settings = given.settings
     model = copy.deepcopy(given.start)
     steps = cycle(given.task, settings)
     optimizer = torch.optim.SGD(
@@ -83,7 +84,7 @@ def geometric(given: Given) -> Iterator[Member]:
     for _ in range(settings.members):
         train(
             model,
-            ((augment(x), y) if augment else (x, y) for x, y in islice(batches, steps)),
+            ((given.seen(x), y) for x, y in islice(batches, steps)),
             optimizer,
             scheduler,
             autocast=settings.autocast,
@@ -100,7 +101,7 @@ def distilled(way: Way, given: Given, files: Sequence[Path]) -> Iterator[Member]
     generator = torch.Generator().manual_seed(given.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.distillation_lr)
     space = output_map(settings.output_space)
-    held = len(inputs) if settings.anchors is None else settings.anchors
+    held = settings.anchors or len(inputs)
     for member in range(settings.members):
         objective = objective_of(way, model, given, files, generator)
         assert objective is not None
@@ -109,9 +110,7 @@ def distilled(way: Way, given: Given, files: Sequence[Path]) -> Iterator[Member]
             for group in optimizer.param_groups:
                 group["lr"] = settings.distillation_lr * share(settings, member, t, steps)
             chosen = torch.randint(held, (settings.anchor_batch,), generator=generator)
-            seen = inputs[chosen.to(inputs.device)]
-            if given.augment is not None:
-                seen = given.augment(seen)
+            seen = given.seen(inputs[chosen.to(inputs.device)])
             optimizer.zero_grad()
             with torch.no_grad():
                 kept = space(reference(seen))

@@ -17,11 +17,10 @@ from recipes.augment import Augment
 from recipes.batch_statistics import by_batch, with_statistics
 from recipes.data import DATASETS, Task
 from recipes.ensemble_settings import Settings, Way
+from recipes.progress import Progress
 from recipes.withstand import Withstand
 
 MEASURED = 100  # batches of an objective's size that a member's running statistics are measured on
-
-Progress = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class Given:
     augment: Augment | None
     seed: int
     progress: Progress
+
+    def seen(self, inputs: Tensor) -> Tensor:
+        """Inputs as training sees them."""
+        return inputs if self.augment is None else self.augment(inputs)
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,12 @@ class _Batches:
         self.std = torch.tensor(DATASETS[given.task.name].std).view(-1, 1, 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        task, augment = self.given.task, self.given.augment
+        task = self.given.task
         inputs = task.train_inputs
         order = torch.randperm(len(inputs), generator=self.generator)
         for part in order.split(self.given.settings.objective_batch):
             chosen = part.to(inputs.device)
-            x = inputs[chosen]
-            if augment is not None:
-                x = augment(x)
+            x = self.given.seen(inputs[chosen])
             if self.noise > 0:
                 drawn = 2 * torch.rand(x.shape, generator=self.generator).to(x) - 1
                 x = x + self.noise / self.std.to(x) * drawn

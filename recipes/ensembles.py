@@ -21,7 +21,8 @@ from recipes.data import Task
 from recipes.ensemble_baselines import Build, distilled, geometric, independent, noise
 from recipes.ensemble_path import walk
 from recipes.ensemble_settings import WAYS, Settings
-from recipes.ensemble_steps import Given, Progress
+from recipes.ensemble_steps import Given
+from recipes.progress import Progress
 
 SPENT = "seconds.json"  # beside the members
 
@@ -91,7 +92,7 @@ def build_ensemble(
         raise ValueError(f"way: {way!r} is unknown; choose from {', '.join(WAYS)}.")
     folder.mkdir(parents=True, exist_ok=True)
     spent = _spent(folder) if resume and way == "independent" else []
-    files = [_member(folder, k) for k in range(len(spent))]
+    files = [member_file(folder, k) for k in range(len(spent))]
     for old in {*folder.glob("*.safetensors"), folder / SPENT}.difference(files):
         old.unlink(missing_ok=True)
     torch.manual_seed(seed)
@@ -109,7 +110,7 @@ def build_ensemble(
     lengths = []
     begun = time.perf_counter()
     for member in members:
-        files.append(_member(folder, len(files)))
+        files.append(member_file(folder, len(files)))
         report.save_tensors(files[-1], member.state)
         spent.append(time.perf_counter() - begun)
         report.write_json(folder / SPENT, {"seconds": spent})
@@ -119,7 +120,8 @@ def build_ensemble(
     return Ensemble(start, files, sum(spent), lengths or None)
 
 
-def _member(folder: Path, k: int) -> Path:
+def member_file(folder: Path, k: int) -> Path:
+    """Where the ensemble in ``folder`` has its member ``k``."""
     return folder / f"member-{k:03d}.safetensors"
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import math
 import shutil
 import sys
@@ -415,8 +414,8 @@ def _prepare(
 ) -> None:
     """Makes the folder of a seed, and says what it is for; refuses to mix two configurations in it."""
     file, networks = folder / "config.json", folder / "networks"
-    if arguments.resume and file.exists():
-        different = report.differences(json.loads(file.read_text(encoding="utf-8")), config)
+    if arguments.resume and (found := report.read_json(file)) is not None:
+        different = report.differences(found, config)
         if different:
             parser.error(
                 f"argument --resume: {file} is of another configuration ({different}); choose another --out"

@@ -26,6 +26,7 @@ from fipoptim.secondary import SparseProjection
 from recipes.augment import Augment
 from recipes.data import Task
 from recipes.masks import MaskedWeights
+from recipes.progress import Progress
 from recipes.training import accuracy, steps_an_epoch, synchronize
 
 RAMP = 0.5  # the part of the steps in which the sparsity rises
@@ -187,7 +188,7 @@ def sparsify(
     *,
     augment: Augment | None,
     seed: int,
-    progress: Callable[[int, str], None] = lambda steps, text: None,
+    progress: Progress = lambda steps, text: None,
 ) -> Run:
     """Goes from the dense network to each sparsity in turn.
 
@@ -255,7 +256,7 @@ class _Pruning:
         settings: Settings,
         augment: Augment | None,
         seed: int,
-        progress: Callable[[int, str], None],
+        progress: Progress,
     ) -> None:
         start = time.perf_counter()
         self.method, self.task, self.settings = METHODS[method], task, settings

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor
 
+from recipes.data import DataError
+
 
 @dataclass
 class Curve:
@@ -142,6 +144,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     )
+
+
+def refuse_another(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuses to go on from a ``file`` of another configuration.
+
+    Raises:
+        DataError: With the differences.
+    """
+    different = differences(found, wanted)
+    if different:
+        raise DataError(
+            f"--resume: {file} is of another configuration ({different}); choose another --out"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from recipes.augment import Augment
 from recipes.data import Task
 from recipes.learners import Learner, Loss
 from recipes.memory import PeakMemory
+from recipes.progress import Progress
 from recipes.report import replace
 from recipes.training import accuracy, minibatches, scores, steps_an_epoch
 
@@ -97,7 +98,7 @@ def learn_sequence(
     seed: int,
     checkpoint: Path,
     resume: bool,
-    progress: Callable[[int, str], None] = lambda steps, text: None,
+    progress: Progress = lambda steps, text: None,
 ) -> Record:
     """Learns the tasks after the first, in turn.
 
@@ -158,9 +159,7 @@ class _Sequence:
         self.record = Record()
         self.held_out: AnchorBatch | None = None
 
-    def on_the_way(
-        self, k: int, steps: int, progress: Callable[[int, str], None]
-    ) -> Callable[[int], None]:
+    def on_the_way(self, k: int, steps: int, progress: Progress) -> Callable[[int], None]:
         """Tests the earlier tasks on some of the networks on the way."""
 
         def after_step(step: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +91,7 @@ def _main(argv: Sequence[str] | None) -> int:
         sparsities,
         settings,
         augmentation(data),
-        json.loads(json.dumps(config)),  # as it is read back
+        config,
         arguments.out,
         report.environment(device),
     )

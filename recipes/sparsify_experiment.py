@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from tqdm import tqdm
 
 from fipoptim.secondary import SparseProjection
 from recipes import report, sparse_export, sparsify_figures, sparsify_tables
 from recipes.augment import Augment
-from recipes.data import DataError, Task
+from recipes.data import Task
+from recipes.progress import progress_bar
 from recipes.pruning import Dense, Settings, sparsify, total_steps
 from recipes.sparsify_networks import Network, load_dense, train_dense
 from recipes.training import accuracy, steps_an_epoch
@@ -50,7 +50,10 @@ class Experiment:
 
     def finished(self, seed: int, method: str) -> dict[str, Any] | None:
         """The record of a finished run."""
-        return report.read_json(self.folder(seed) / f"{method}.json")
+        return report.read_json(self._record(seed, method))
+
+    def _record(self, seed: int, method: str) -> Path:
+        return self.folder(seed) / f"{method}.json"
 
     def check_resumable(self, seeds: Sequence[int], methods: Sequence[str]) -> None:
         """Refuses finished runs of another configuration.
@@ -60,13 +63,8 @@ class Experiment:
         """
         for seed in seeds:
             for method in methods:
-                record = self.finished(seed, method)
-                different = report.differences(record["config"], self.config) if record else ""
-                if different:
-                    raise DataError(
-                        f"--resume: {self.folder(seed)}/{method}.json is of another configuration "
-                        f"({different}); choose another --out"
-                    )
+                if record := self.finished(seed, method):
+                    report.refuse_another(self._record(seed, method), record["config"], self.config)
 
     def run(
         self,
@@ -88,9 +86,7 @@ class Experiment:
         )
         for method in wanted:
             steps = total_steps(method, self.task, self.sparsities, self.settings)
-            with tqdm(
-                total=steps, desc=f"seed {seed}, {method}", unit="step", disable=not progress
-            ) as bar:
+            with progress_bar(f"seed {seed}, {method}", steps, shown=progress) as show:
                 done = sparsify(
                     method,
                     dense,
@@ -99,7 +95,7 @@ class Experiment:
                     self.settings,
                     augment=self.augment,
                     seed=seed,
-                    progress=_on(bar),
+                    progress=show,
                 )
             for network in done.networks:
                 report.save_tensors(self.file(seed, method, network.wanted), network.state)
@@ -112,7 +108,7 @@ class Experiment:
                 "dense_accuracy": dense_accuracy,
                 "networks": [network.metrics() for network in done.networks],
             }
-            report.write_json(self.folder(seed) / f"{method}.json", record)
+            report.write_json(self._record(seed, method), record)
             print(sparsify_tables.line(seed, method, dense_accuracy, done.networks), flush=True)
 
     def _dense(self, seed: int, checkpoint: Dense | None, *, progress: bool, resume: bool) -> Dense:
@@ -128,16 +124,14 @@ class Experiment:
         else:
             epoch = steps_an_epoch(self.task, self.network.dense_batch_size)
             total = self.network.dense_epochs * epoch
-            with tqdm(
-                total=total, desc=f"seed {seed}, dense", unit="step", disable=not progress
-            ) as bar:
+            with progress_bar(f"seed {seed}, dense", total, shown=progress) as show:
                 dense = train_dense(
                     self.network,
                     self.task,
                     augment=self.augment,
                     autocast=self.settings.autocast,
                     seed=seed,
-                    progress=_on(bar),
+                    progress=show,
                 )
             assert dense.early is not None
             report.save_tensors(early, dense.early)
@@ -162,8 +156,8 @@ class Experiment:
             metrics=sparsify_tables.metrics(records),
         )
         sparsify_figures.accuracies(self.out / "accuracy.png", records)
+        names = SparseProjection(self.network.build(), 0.0, keep=self.settings.keep).names
         if "fip" in methods:
-            names = self._prunable()
             sparsest = [load_file(self.file(s, "fip", self.sparsities[-1])) for s in seeds]
             sparsify_figures.layers(self.out / "layers.png", sparsest, names)
             first = self.folder(seeds[0])
@@ -179,19 +173,8 @@ class Experiment:
                     source = self.file(seeds[0], method, sparsity)
                     sizes = sparse_export.export(
                         load_file(source),
-                        self._prunable(),
+                        names,
                         self.out / "export" / source.stem,
                     )
                     print(f"exported {self.out / 'export' / source.stem}: {sizes}")
         print(f"results.json, the networks and the plots are in {self.out}")
-
-    def _prunable(self) -> tuple[str, ...]:
-        return SparseProjection(self.network.build(), 0.0, keep=self.settings.keep).names
-
-
-def _on(bar: Any) -> Callable[[int, str], None]:
-    def progress(steps: int, text: str) -> None:
-        bar.update(steps)
-        bar.set_postfix_str(text, refresh=False)
-
-    return progress

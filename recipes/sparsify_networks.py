@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from recipes.augment import Augment
 from recipes.data import DataError, Task
 from recipes.networks import digits_mlp, lenet_300_100, resnet20
+from recipes.progress import Progress
 from recipes.pruning import Dense, Settings
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch
 
@@ -98,7 +99,7 @@ def train_dense(
     augment: Augment | None,
     autocast: bool,
     seed: int,
-    progress: Callable[[int, str], None] = lambda steps, text: None,
+    progress: Progress = lambda steps, text: None,
 ) -> Dense:
     """Trains the start network on labels.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from recipes.learner_options import (
 from recipes.learners import METHODS, Tuning
 from recipes.networks import digits_mlp, narrow_resnet18, xavier
 from recipes.options import add_data_options, add_run_options, run_recipe, usable_device
+from recipes.progress import progress_bar
 from recipes.sequence import Record, learn_sequence, within
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
 
@@ -156,13 +156,8 @@ class _Experiment:
         """
         for seed in seeds:
             file = self.folder(seed) / "config.json"
-            if file.exists():
-                found = json.loads(file.read_text(encoding="utf-8"))
-                different = report.differences(found, self.config)
-                if different:
-                    raise DataError(
-                        f"--resume: {file} is of another configuration ({different}); choose another --out"
-                    )
+            if (found := report.read_json(file)) is not None:
+                report.refuse_another(file, found, self.config)
 
     def run(self, seed: int, method: str, *, resume: bool, progress: bool) -> Record:
         """One method from the first task to the last."""
@@ -170,14 +165,7 @@ class _Experiment:
         model = self._start(seed, progress=progress).to(device)
         epochs = settings.epochs_of(method)
         total = sum(epochs * steps_an_epoch(t, settings.batch_size) for t in self.tasks[1:])
-        with tqdm(
-            total=total, desc=f"seed {seed}, {method}", unit="step", disable=not progress
-        ) as bar:
-
-            def show(steps: int, text: str) -> None:
-                bar.update(steps)
-                bar.set_postfix_str(text, refresh=False)
-
+        with progress_bar(f"seed {seed}, {method}", total, shown=progress) as show:
             return learn_sequence(
                 method,
                 model,

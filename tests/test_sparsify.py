@@ -16,7 +16,7 @@ from recipes.data import DATASETS, load_task
 from recipes.masks import MaskedWeights
 from recipes.networks import digits_mlp, lenet_300_100, resnet20
 from recipes.pruning import METHODS, Dense, Settings, softened
-from recipes.sparsify_networks import NETWORKS, Network, load_dense, train_dense
+from recipes.sparsify_networks import NETWORKS, load_dense, train_dense
 
 NAMES = ("1.weight", "3.weight", "5.weight")
 TOTAL = 64 * 128 + 128 * 64 + 64 * 10
@@ -44,7 +44,7 @@ def digits():
 def dense(digits):
     """A start network that has learned a little."""
     network = NETWORKS["digits-mlp"]
-    short = Network(network.build, network.data, network.sparsities, 4, 64, network.settings)
+    short = replace(network, dense_epochs=4, dense_batch_size=64)
     return train_dense(short, digits, augment=None, autocast=False, seed=0)
 
 
@@ -52,8 +52,7 @@ def dense(digits):
 def short_dense(monkeypatch):
     """The command line's networks, trained for two epochs."""
     for name, network in NETWORKS.items():
-        values = {f: getattr(network, f) for f in network.__dataclass_fields__}
-        monkeypatch.setitem(NETWORKS, name, Network(**values | {"dense_epochs": 2}))
+        monkeypatch.setitem(NETWORKS, name, replace(network, dense_epochs=2))
 
 
 # Masks
