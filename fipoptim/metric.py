@@ -6,12 +6,13 @@ over the anchors.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -612,6 +613,22 @@ class _Sum:
 # --- the probe: are the products right? ---------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _whole_float32() -> Iterator[None]:
+    """On a GPU products and convolutions in float32 are not rounded to TF32, which a finite difference drowns in."""
+    backends: Any = torch.backends  # whose layers torch makes at run time
+    layers = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [layer.fp32_precision for layer in layers]
+    try:
+        for layer in layers:
+            layer.fp32_precision = "ieee"
+        yield
+    finally:
+        for layer, precision in zip(layers, before, strict=True):
+            layer.fp32_precision = precision
+
+
+@_whole_float32()
 def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
     """Find the form of Jacobian-vector product that is right for this model, on a few of the anchors.
 

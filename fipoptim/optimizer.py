@@ -356,19 +356,35 @@ class FIPOptimizer(Optimizer):
         new_state: dict[Tensor, dict[str, Tensor]],
     ) -> Tensor:
         """``beta b`` with momentum, flat; written over the flat ``gradient``."""
-        groups = self._groups()
-        for p, part in zip(metric.params, metric.views(gradient), strict=True):
-            group, state = groups[p], self.state.get(p, {})
-            momentum = float(group["momentum"])
-            if momentum > 0:
-                running = state.get("exp_avg", torch.zeros_like(p)) * momentum
-                running.add_(part, alpha=1 - momentum)
-                # The weight that the running mean has seen so far, which a scheduler may change on the way.
-                seen = state.get("exp_avg_weight", p.new_zeros(())) * momentum + (1 - momentum)
-                new_state[p] |= {"exp_avg": running, "exp_avg_weight": seen}
-                part.copy_(running).div_(float(seen))
-            if float(group["beta"]) != 1.0:
-                part.mul_(float(group["beta"]))
+        groups = [self._groups()[p] for p in metric.params]
+        parts = metric.views(gradient)
+        momenta = [float(group["momentum"]) for group in groups]
+        if any(momenta):
+            states = [self.state.get(p, {}) for p in metric.params]
+            running = torch._foreach_mul(
+                [
+                    state["exp_avg"] if "exp_avg" in state else torch.zeros_like(p)
+                    for p, state in zip(metric.params, states, strict=True)
+                ],
+                momenta,
+            )
+            torch._foreach_add_(running, torch._foreach_mul(parts, [1 - m for m in momenta]))
+            # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
+            # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
+            seen = [
+                float(state.get("exp_avg_weight", 0.0)) * m + (1 - m)
+                for state, m in zip(states, momenta, strict=True)
+            ]
+            for p, m, mean, share in zip(metric.params, momenta, running, seen, strict=True):
+                if m > 0:
+                    new_state[p] |= {
+                        "exp_avg": mean,
+                        "exp_avg_weight": torch.tensor(share, dtype=p.dtype),
+                    }
+            torch._foreach_copy_(parts, torch._foreach_div(running, seen))
+        betas = [float(group["beta"]) for group in groups]
+        if any(beta != 1.0 for beta in betas):
+            torch._foreach_mul_(parts, betas)
         return gradient
 
     def _ball(
@@ -560,7 +576,8 @@ class FIPOptimizer(Optimizer):
     def _commit(self, params: list[Tensor], new_state: dict[Tensor, dict[str, Tensor]]) -> None:
         for p in params:
             state = self.state[p]
-            state.setdefault("step", torch.zeros((), dtype=torch.float32))
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
             state["step"] += 1
             state |= new_state[p]
 

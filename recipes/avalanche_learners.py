@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
+from recipes.held_outputs import Held
 from recipes.learners import Batches, Learner, bytes_of
 from recipes.training import synchronize, training_mode
 
@@ -117,7 +118,7 @@ class _FromAvalanche(Learner):
     def plugin(self) -> SupervisedPlugin:
         """What holds the earlier tasks."""
 
-    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+    def remember(self, inputs: Tensor, labels: Tensor, held: Held | None = None) -> None:
         """Shows the plugin these inputs as the task that has just been learnt."""
         start = time.perf_counter()
         self.strategy.train_epochs = 0

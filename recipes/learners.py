@@ -27,6 +27,7 @@ from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.anchors import squared_distance
 from fipoptim.output_space import flatten_outputs, output_map
 from recipes.augment import Augment
+from recipes.held_outputs import Held, HeldOutputs, augmented, with_ranges
 from recipes.training import adam_one_cycle, train
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -145,8 +146,14 @@ class Learner(ABC):
             self.lr, self.strength = tuning.lr, tuning.strength or 0.0
 
     @abstractmethod
-    def remember(self, inputs: Tensor, labels: Tensor) -> None:
-        """Keeps what is to be kept of the task just learnt, from these few of its inputs ``(n, ...)``."""
+    def remember(self, inputs: Tensor, labels: Tensor, held: Held | None = None) -> None:
+        """Keeps what is to be kept of the task just learnt.
+
+        Args:
+            inputs: A few of its inputs, ``(n, ...)``.
+            labels: Theirs, ``(n,)``.
+            held: Which outputs are held on them, where outputs are held; None is all. Be it always None or never.
+        """
 
     @abstractmethod
     def state(self) -> Any:
@@ -185,7 +192,7 @@ class Learner(ABC):
 class Plain(Learner):
     """Adam on the new task alone; the other learners that train by Adam add to its loss."""
 
-    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+    def remember(self, inputs: Tensor, labels: Tensor, held: Held | None = None) -> None:
         """Keeps nothing."""
 
     def state(self) -> Any:
@@ -235,17 +242,19 @@ class _Anchored(Learner):
 
     anchors: AnchorBatch | None = None
 
-    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+    def remember(self, inputs: Tensor, labels: Tensor, held: Held | None = None) -> None:
         """Keeps the inputs and the outputs they have now; labels are not read."""
+        given = inputs if held is None else with_ranges(inputs, held)
         if self.anchors is not None:
-            self.anchors.extend(inputs)
+            self.anchors.extend(given)
             return
+        ranges = held is not None
         self.anchors = AnchorBatch(
-            self.model,
-            inputs,
+            HeldOutputs(self.model) if ranges else self.model,
+            given,
             output=self.settings.output_space,
             batch_size=self.settings.drawn,
-            augment=self.augment,
+            augment=augmented(self.augment) if ranges and self.augment else self.augment,
             generator=self.generator,
         )
 
@@ -255,8 +264,11 @@ class _Anchored(Learner):
 
     def load(self, state: Any) -> None:
         """See :class:`Learner`."""
-        count = self.settings.drawn or 1
-        self.remember(state["anchors"]["inputs"][:count], torch.empty(0))
+        count, kept, held = self.settings.drawn or 1, state["anchors"]["inputs"], None
+        if isinstance(kept, tuple):
+            kept, ranges = kept
+            held = tuple(ranges[0].tolist())
+        self.remember(kept[:count], torch.empty(0), held)
         self.held().load_state_dict(state["anchors"])
         self.generator.set_state(state["generator"])
 
@@ -330,8 +342,8 @@ class Distillation(_Anchored, Plain):
 
         def drift() -> Tensor:
             inputs, reference = anchors.sample(next(draws))
-            assert isinstance(inputs, Tensor)
-            outputs = flatten_outputs(space(self.model(inputs)), len(inputs))
+            given = inputs if isinstance(inputs, tuple) else (inputs,)
+            outputs = flatten_outputs(space(anchors.model(*given)), len(reference))
             return self.strength * squared_distance(outputs, reference).mean()
 
         return drift
@@ -342,7 +354,7 @@ class Replay(Plain):
 
     memory: tuple[Tensor, Tensor] | None = None
 
-    def remember(self, inputs: Tensor, labels: Tensor) -> None:
+    def remember(self, inputs: Tensor, labels: Tensor, held: Held | None = None) -> None:
         """Keeps the inputs and their labels."""
         new = (inputs, labels)
         old = self.memory

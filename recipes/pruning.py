@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.metric import AnchorMetric
+from fipoptim.metric import AnchorMetric, Form
 from fipoptim.secondary import SparseProjection
 from recipes.augment import Augment
 from recipes.data import Task
@@ -298,6 +298,7 @@ class _Pruning:
                 generator=self.generator,
             )
         self.estimates = 0
+        self.form: Form | None = None
         self.pull: list[tuple[Tensor, Tensor]] = []
         self.path: list[Tensor] = []
         self.sparsity = 0.0
@@ -389,7 +390,9 @@ class _Pruning:
             self.metric_anchors,
             [self.model.get_parameter(name) for name in names],
             sample=self.metric_anchors.sample(self.estimates),
+            form=self.form,
         )
+        self.form = metric.form  # found once: the model stays what it is
         before, decay, probes = (
             self.projection.weighting,
             self.settings.metric_decay,

@@ -5,25 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fipoptim import AnchorBatch
+from fipoptim.anchors import squared_distance
 from recipes import learners
 from recipes.augment import Augment
+from recipes.batch_statistics import by_batch, with_statistics
 from recipes.data import Task
+from recipes.held_outputs import Held
 from recipes.learners import Learner, Loss
 from recipes.memory import PeakMemory
 from recipes.progress import Progress
 from recipes.report import replace
-from recipes.training import accuracy, minibatches, scores, steps_an_epoch
+from recipes.training import accuracy, minibatches, outputs, scores, steps_an_epoch
 
 TESTED_STEPS = (1, 3, 10)  # of each task, where a switch does its damage; and the last one
 HELD_OUT = 100  # test inputs of each task on which drift is measured, and accuracy on the way
 SCORED = 8  # test images of each task whose scores are drawn
+MEASURED, AT_ONCE = 500, 100  # remembered inputs, of all tasks alike, on which batch norm's statistics are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(learners.Settings):
+    """How a sequence of tasks is learnt.
+
+    Attributes:
+        hold: Which outputs are held on a remembered input, where outputs are: all of the head, those of the classes
+            known when it was learnt, or those of its own task.
+        batch_norm: Whether batch norm layers keep the statistics of the first task and normalise by them, or normalise
+            by each batch on the way; the network is then tested with statistics of remembered inputs of all tasks so
+            far.
+    """
+
+    hold: Literal["all", "known", "task"] = "known"
+    batch_norm: Literal["frozen", "batch"] = "batch"
+
+    def held(self, task: Task, head: int) -> Held:
+        """The range of outputs that are held on inputs of a task, for a head of so many."""
+        first, end = task.class_range
+        return {"all": (0, head), "known": (0, end), "task": (first, end)}[self.hold]
 
 
 @dataclass
@@ -36,7 +60,7 @@ class Record:
         way: For each network tested on the way: the task being learnt, the step, and the accuracies, task-aware, on
             the first ``HELD_OUT`` test inputs of the earlier tasks.
         drift_held_out: After each task, the mean squared change of the outputs on test inputs of the tasks before it,
-            since each was learnt.
+            since each was learnt; of the outputs of the classes known then.
         scores: After each task, the probability of the right class for ``SCORED`` test images of every task.
         weights: After each task, the parameters, flat.
         seconds: For each task after the first, tests not counted.
@@ -88,7 +112,7 @@ def learn_sequence(
     method: str,
     model: nn.Module,
     tasks: Sequence[Task],
-    settings: learners.Settings,
+    settings: Settings,
     *,
     epochs: int,
     batch_size: int,
@@ -120,10 +144,17 @@ def learn_sequence(
     Returns:
         What was found.
     """
+    moving = by_batch(model) if settings.batch_norm == "batch" else model
     learner = learners.learner(
-        method, model, settings, augment=augment, seed=seed, freeze_batch_norm=True, loss=loss
+        method,
+        moving,
+        settings,
+        augment=augment,
+        seed=seed,
+        freeze_batch_norm=settings.batch_norm == "frozen",
+        loss=loss,
     )
-    run = _Sequence(model, learner, tasks, settings.anchors, seed)
+    run = _Sequence(model, moving, learner, tasks, settings, seed)
     if resume and checkpoint.exists():
         run.load(checkpoint)
     else:
@@ -152,21 +183,39 @@ class _Sequence:
     """A learner on its way through the tasks."""
 
     def __init__(
-        self, model: nn.Module, learner: Learner, tasks: Sequence[Task], anchors: int, seed: int
+        self,
+        model: nn.Module,
+        moving: nn.Module,
+        learner: Learner,
+        tasks: Sequence[Task],
+        settings: Settings,
+        seed: int,
     ) -> None:
-        self.model, self.learner, self.tasks = model, learner, tasks
-        self.anchors, self.seed = anchors, seed
+        self.model, self.moving, self.learner = model, moving, learner
+        self.tasks, self.settings, self.seed = tasks, settings, seed
         self.record = Record()
-        self.held_out: AnchorBatch | None = None
+        self.references: list[Tensor] = []  # outputs on test inputs of each task when it was learnt
+
+    def tested(self, k: int) -> nn.Module:
+        """The network of now, as it is tested while task ``k`` is learnt and after."""
+        if self.moving is self.model:
+            return self.model
+        share = max(1, MEASURED // (k + 1))
+        inputs = torch.cat([self._remembered(j)[0][:share] for j in range(k + 1)])
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.seed))
+        return with_statistics(
+            self.moving, self.model, inputs[order.to(inputs.device)].split(AT_ONCE)
+        )
 
     def on_the_way(self, k: int, steps: int, progress: Progress) -> Callable[[int], None]:
         """Tests the earlier tasks on some of the networks on the way."""
 
         def after_step(step: int) -> None:
             if step in TESTED_STEPS or step == steps:
+                model = self.tested(k)
                 found = [
                     accuracy(
-                        self.model,
+                        model,
                         task.test_inputs[:HELD_OUT],
                         task.test_labels[:HELD_OUT],
                         classes=task.class_range,
@@ -180,34 +229,40 @@ class _Sequence:
 
     def finish_task(self, k: int) -> None:
         """Tests all tasks so far, and remembers some inputs of the last one."""
-        record, task = self.record, self.tasks[k]
+        record, task, model = self.record, self.tasks[k], self.tested(k)
         seen = [(t, t.test_inputs, t.test_labels) for t in self.tasks[: k + 1]]
-        record.within_task.append(
-            [accuracy(self.model, x, y, classes=t.class_range) for t, x, y in seen]
-        )
-        record.all_classes.append([accuracy(self.model, x, y) for _, x, y in seen])
+        record.within_task.append([accuracy(model, x, y, classes=t.class_range) for t, x, y in seen])
+        record.all_classes.append([accuracy(model, x, y) for _, x, y in seen])
         some = [(t.test_inputs[:SCORED], t.test_labels[:SCORED]) for t in self.tasks]
-        record.scores.append(torch.cat([scores(self.model, x, y).cpu() for x, y in some]))
-        flat = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+        record.scores.append(torch.cat([scores(model, x, y).cpu() for x, y in some]))
+        flat = torch.cat([p.detach().flatten() for p in model.parameters()])
         record.weights.append(flat.cpu())
-        if self.held_out is None:
-            self.held_out = AnchorBatch(self.model, task.test_inputs[:HELD_OUT])
-        else:
-            record.drift_held_out.append(self.held_out.drift())
-            self.held_out.extend(task.test_inputs[:HELD_OUT])
+        known = [
+            outputs(model, t.test_inputs[:HELD_OUT])[:, : t.class_range[1]].cpu()
+            for t in self.tasks[: k + 1]
+        ]
+        if self.references:
+            moved = [squared_distance(*pair) for pair in zip(known, self.references, strict=False)]
+            record.drift_held_out.append(float(torch.cat(moved).mean()))
+        self.references.append(known[-1])
+        head = self.tasks[-1].class_range[1]
+        self.learner.remember(*self._remembered(k), self.settings.held(task, head))
+        record.remembered = self.learner.remembered_bytes()
+
+    def _remembered(self, k: int) -> tuple[Tensor, Tensor]:
+        """The inputs of task ``k`` that are remembered, and their labels."""
+        task = self.tasks[k]
         chosen = torch.randperm(
             len(task.train_inputs), generator=torch.Generator().manual_seed(self.seed + k)
-        )[: self.anchors].to(task.train_inputs.device)
-        self.learner.remember(task.train_inputs[chosen], task.train_labels[chosen])
-        record.remembered = self.learner.remembered_bytes()
+        )[: self.settings.anchors].to(task.train_inputs.device)
+        return task.train_inputs[chosen], task.train_labels[chosen]
 
     def save(self, path: Path) -> None:
         """Everything that going on takes, whole or not at all."""
-        assert self.held_out is not None
         state = {
-            "model": self.model.state_dict(),
+            "model": self.tested(len(self.references) - 1).state_dict(),
             "learner": self.learner.state(),
-            "held_out": self.held_out.state_dict(),
+            "references": self.references,
             "record": vars(self.record),
         }
         replace(path, lambda temporary: torch.save(state, temporary))
@@ -216,9 +271,6 @@ class _Sequence:
         """Takes over what :meth:`save` wrote."""
         # Written by this recipe in the user's own folder; what Avalanche keeps are objects, not tensors alone.
         state: Mapping[str, Any] = torch.load(path, weights_only=False)
-        self.model.load_state_dict(state["model"])
-        self.record = Record(**state["record"])
-        first = self.tasks[0].test_inputs[:HELD_OUT]
-        self.held_out = AnchorBatch(self.model, first)
-        self.held_out.load_state_dict(state["held_out"])
+        self.moving.load_state_dict({name: state["model"][name] for name in self.moving.state_dict()})
+        self.record, self.references = Record(**state["record"]), state["references"]
         self.learner.load(state["learner"])

@@ -152,7 +152,7 @@ class Experiment:
             self.out / "results.json",
             recipe=RECIPE,
             config={**self.config, "seeds": list(seeds)},
-            environment=self.environment,
+            environment=_of_the_runs(records),
             metrics=sparsify_tables.metrics(records),
         )
         sparsify_figures.accuracies(self.out / "accuracy.png", records)
@@ -178,3 +178,13 @@ class Experiment:
                     )
                     print(f"exported {self.out / 'export' / source.stem}: {sizes}")
         print(f"results.json, the networks and the plots are in {self.out}")
+
+
+def _of_the_runs(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What the finished runs ran on, which may be another machine than this one; by method where they differ."""
+    found = {
+        method: [run["environment"] for run in runs] for method, runs in records.items() if runs
+    }
+    everything = [environment for runs in found.values() for environment in runs]
+    alike = all(environment == everything[0] for environment in everything)
+    return everything[0] if alike else found

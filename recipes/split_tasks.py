@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from recipes import continual_figures, learners, report
+from recipes import continual_figures, report, sequence
 from recipes.augment import augmentation, many
 from recipes.data import DataError, Task, load_task, split
 from recipes.learner_options import (
@@ -48,7 +48,7 @@ DEFAULT_METHODS = ("fip", "distillation", "naive")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(learners.Settings):
+class Settings(sequence.Settings):
     """What may be tuned; every field is an option of the command line.
 
     Attributes:
@@ -83,9 +83,11 @@ _CIFAR100 = Settings(
     epochs=3,
     baseline_epochs=4,
     batch_size=50,
-    beta=100.0,
-    eps=1.0,
+    beta=10.0,
+    eps=3.0,
+    momentum=0.9,
     max_products=8,
+    radius=10.0,
     shift=True,
     tuning={
         "naive": Tuning(3e-3),
@@ -123,8 +125,13 @@ DEFAULTS = {
 
 
 def network(data: str, classes: int) -> nn.Module:
-    """The network for a data set: the paper's narrow ResNet-18 for photographs."""
-    return digits_mlp(classes) if data == "digits" else xavier(narrow_resnet18(classes))
+    """The network for a data set: the paper's narrow ResNet-18 for photographs.
+
+    Its channels are last: on a CPU it takes 0.7 times as long for batches of 50 (one core).
+    """
+    if data == "digits":
+        return digits_mlp(classes)
+    return xavier(narrow_resnet18(classes)).to(memory_format=torch.channels_last)
 
 
 class _Experiment:
@@ -233,6 +240,11 @@ def _main(argv: Sequence[str] | None) -> int:
     if key not in DEFAULTS:
         parser.error(f"argument --budget: {arguments.data} has the budget short alone")
     settings = settings_from(parser, arguments, DEFAULTS[key])
+    if settings.hold != "all" and settings.output_space != "logits":
+        parser.error(
+            f"argument --hold: {settings.hold} goes with --output-space logits, got "
+            f"{settings.output_space!r}; give --hold all"
+        )
     methods = chosen_methods(parser, arguments)
     try:
         task = load_task(arguments.data, data_root=arguments.data_root, download=arguments.download)
@@ -394,6 +406,18 @@ def _parser() -> argparse.ArgumentParser:
         "--shift",
         "shift (and flip) the batches",
         action=argparse.BooleanOptionalAction,
+    )
+    options.add(
+        learning,
+        "--hold",
+        "outputs held on a remembered input: all, those of known classes, or of its own task",
+        choices=["all", "known", "task"],
+    )
+    options.add(
+        learning,
+        "--batch-norm",
+        "normalise by the first task's statistics, or by each batch's",
+        choices=["frozen", "batch"],
     )
     options.add_learners(parser)
     return parser

@@ -123,18 +123,19 @@ def accuracy(
         batch_size: Inputs at a time.
     """
     first, end = classes or (0, None)
-    z = _outputs(model, inputs, batch_size)[:, first:end]
+    z = outputs(model, inputs, batch_size)[:, first:end]
     return 100.0 * float((z.argmax(dim=1) + first == labels).double().mean())
 
 
 def scores(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     """The probability ``(n,)`` of each input's own label over the whole head, in eval mode."""
-    p = _outputs(model, inputs, len(inputs)).softmax(dim=1)
+    p = outputs(model, inputs, len(inputs)).softmax(dim=1)
     return p.gather(1, labels[:, None])[:, 0]
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+def outputs(model: nn.Module, inputs: Tensor, batch_size: int = 100) -> Tensor:
+    """Outputs ``(n, m)`` in eval mode, ``batch_size`` inputs at a time; the mode of ``model`` is left as it is."""
     # Module by module: train(True) would wake the batch norm layers that are frozen.
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.metric import _TRACES, BLOCK, MOST_STALE, MOST_TRACES
+from fipoptim.metric import _TRACES, BLOCK, MOST_STALE, MOST_TRACES, probe
 
 
 def params_of(model: nn.Module) -> list[Tensor]:
@@ -495,3 +495,21 @@ def test_traces_go_with_their_anchors() -> None:
     del anchors
     gc.collect()
     assert len(_TRACES) == before
+
+
+def test_the_probe_computes_in_whole_float32_and_puts_the_precision_back() -> None:
+    layers = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    seen = []
+
+    class Noting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append([layer.fp32_precision for layer in layers])
+            return super().forward(x)
+
+    before = [layer.fp32_precision for layer in layers]
+    anchors = AnchorBatch(Noting(3, 2), torch.randn(4, 3))
+    seen.clear()
+    probe(anchors, list(anchors.model.parameters()))
+    assert seen
+    assert all(found == ["ieee"] * 3 for found in seen)
+    assert [layer.fp32_precision for layer in layers] == before

@@ -366,6 +366,14 @@ def test_resume_keeps_what_is_finished_and_refuses_another_configuration(
         assert all(
             torch.equal(a[k], b[k]) for k in a
         )  # the same result as without the interruption
+    # What was run on another machine says so.
+    record = tmp_path / "seed-0" / "gradual.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "environment": {"cpu": "x"}}))
+    assert sparsify.main([*arguments, "--resume"]) == 0
+    assert taken == ["gradual"]
+    found = json.loads((tmp_path / "results.json").read_text())["environment"]
+    assert found["gradual"] == [{"cpu": "x"}]
+    assert found["fip"][0]["torch"] == torch.__version__
     with pytest.raises(SystemExit):
         sparsify.main([*arguments, "--resume", "--beta", "7"])
     assert "beta 1.0 there, 7.0 asked for" in capsys.readouterr().err
