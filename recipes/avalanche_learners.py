@@ -31,7 +31,9 @@ from torch.utils.data import TensorDataset
 
 from recipes.held_outputs import Held
 from recipes.learners import Batches, Learner, bytes_of
-from recipes.training import synchronize, training_mode
+from recipes.training import batch_norms, synchronize, training_mode
+
+LEAST = 10  # remembered inputs of each task in a constraint of GEM
 
 
 class _Course(SupervisedPlugin):
@@ -95,10 +97,6 @@ class _FromAvalanche(Learner):
     which it computes or keeps what it needs.
     """
 
-    memory_batch = (
-        100  # remembered inputs at a time, where the plugin goes through them at the end of a task
-    )
-
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         model = _FrozenBatchNorm(self.model) if self.freeze_batch_norm else self.model
@@ -113,6 +111,11 @@ class _FromAvalanche(Learner):
             plugins=[self.holding],
             evaluator=EvaluationPlugin(loggers=[BaseLogger()]),  # without a logger it warns
         )
+
+    @property
+    def memory_batch(self) -> int:
+        """Remembered inputs at a time, where the plugin goes through them at the end of a task."""
+        return 100
 
     @abstractmethod
     def plugin(self) -> SupervisedPlugin:
@@ -164,7 +167,36 @@ class _EWCPlugin(_Remembers, EWCPlugin):
 
 
 class _GEMPlugin(_Remembers, GEMPlugin):
-    pass
+    """Its constraints may be taken on a draw from each task's memory, where all of it would take too long.
+
+    Args:
+        drawn: Inputs of each step, of all earlier tasks together but no fewer than ``LEAST`` of each; None is all.
+        generator: Of the draws.
+        options: Avalanche's.
+    """
+
+    def __init__(self, drawn: int | None, generator: torch.Generator, **options: Any) -> None:
+        super().__init__(**options)
+        self.drawn, self.generator = drawn, generator
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if self.drawn is None or not self.memory_x:
+            super().before_training_iteration(strategy, **kwargs)
+            return
+        names = ("memory_x", "memory_y", "memory_tid")
+        whole = {name: getattr(self, name) for name in names}
+        each = max(LEAST, self.drawn // len(self.memory_x))
+        chosen = {
+            task: torch.randperm(len(x), generator=self.generator)[:each]
+            for task, x in self.memory_x.items()
+        }
+        try:
+            for name, memory in whole.items():
+                setattr(self, name, {task: kept[chosen[task]] for task, kept in memory.items()})
+            super().before_training_iteration(strategy, **kwargs)
+        finally:
+            for name, memory in whole.items():
+                setattr(self, name, memory)
 
 
 class _LwFPlugin(_Remembers, LwFPlugin):
@@ -174,7 +206,10 @@ class _LwFPlugin(_Remembers, LwFPlugin):
 class EWC(_FromAvalanche):
     """Elastic weight consolidation (Kirkpatrick et al., 2017), one penalty for each earlier task."""
 
-    memory_batch = 1  # squared gradients are those of single inputs
+    @property
+    def memory_batch(self) -> int:
+        """1, as squared gradients are those of single inputs; where batch norm goes by the batch, there must be one."""
+        return 50 if batch_norms(self.model) and not self.freeze_batch_norm else 1
 
     def plugin(self) -> SupervisedPlugin:
         """Its importances are taken on the remembered inputs, with their labels."""
@@ -192,8 +227,13 @@ class GEM(_FromAvalanche):
     """Gradient episodic memory (Lopez-Paz and Ranzato, 2017)."""
 
     def plugin(self) -> SupervisedPlugin:
-        """All remembered inputs of every earlier task are in each step's constraints."""
-        return _GEMPlugin(patterns_per_experience=sys.maxsize, memory_strength=self.strength)
+        """Remembered inputs of every earlier task are in each step's constraints."""
+        return _GEMPlugin(
+            self.settings.anchor_batch,
+            self.generator,
+            patterns_per_experience=sys.maxsize,
+            memory_strength=self.strength,
+        )
 
     def remembered_bytes(self) -> int:
         """The inputs and their labels."""

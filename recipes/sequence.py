@@ -26,7 +26,10 @@ from recipes.training import accuracy, minibatches, outputs, scores, steps_an_ep
 TESTED_STEPS = (1, 3, 10)  # of each task, where a switch does its damage; and the last one
 HELD_OUT = 100  # test inputs of each task on which drift is measured, and accuracy on the way
 SCORED = 8  # test images of each task whose scores are drawn
-MEASURED, AT_ONCE = 500, 100  # remembered inputs, of all tasks alike, on which batch norm's statistics are measured
+MEASURED, AT_ONCE = (
+    500,
+    100,
+)  # remembered inputs, of all tasks alike, on which batch norm's statistics are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +234,9 @@ class _Sequence:
         """Tests all tasks so far, and remembers some inputs of the last one."""
         record, task, model = self.record, self.tasks[k], self.tested(k)
         seen = [(t, t.test_inputs, t.test_labels) for t in self.tasks[: k + 1]]
-        record.within_task.append([accuracy(model, x, y, classes=t.class_range) for t, x, y in seen])
+        record.within_task.append(
+            [accuracy(model, x, y, classes=t.class_range) for t, x, y in seen]
+        )
         record.all_classes.append([accuracy(model, x, y) for _, x, y in seen])
         some = [(t.test_inputs[:SCORED], t.test_labels[:SCORED]) for t in self.tasks]
         record.scores.append(torch.cat([scores(model, x, y).cpu() for x, y in some]))
@@ -271,6 +276,8 @@ class _Sequence:
         """Takes over what :meth:`save` wrote."""
         # Written by this recipe in the user's own folder; what Avalanche keeps are objects, not tensors alone.
         state: Mapping[str, Any] = torch.load(path, weights_only=False)
-        self.moving.load_state_dict({name: state["model"][name] for name in self.moving.state_dict()})
+        self.moving.load_state_dict(
+            {name: state["model"][name] for name in self.moving.state_dict()}
+        )
         self.record, self.references = Record(**state["record"]), state["references"]
         self.learner.load(state["learner"])

@@ -1,6 +1,7 @@
 """The ways to learn the next task: same batches for all, limiting cases, and what each keeps of the earlier tasks."""
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -198,3 +199,71 @@ def test_without_an_affine_map_two_images_are_mixed(monkeypatch):
     own = (found * x).sum(dim=(1, 2, 3)) / x.square().sum(dim=(1, 2, 3))
     assert bool((own >= 0.5 - 1e-5).all())
     assert torch.allclose(found.sum(dim=(1, 2, 3)), x.sum(dim=(1, 2, 3)), atol=1e-5)
+
+
+# Anchors of which some outputs are held
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("method", ["fip", "distillation"])
+def test_outputs_that_are_not_held_are_free(method, augmented, tasks):
+    low, high = tasks
+    model = network()
+    made = learner(
+        method,
+        model,
+        settings(),
+        augment=many("digits", 2) if augmented else None,
+        seed=0,
+        freeze_batch_norm=True,
+    )
+    held = made.remember(low.train_inputs[:30], low.train_labels[:30], (0, 5)) or made.held()
+    with torch.no_grad():
+        model[-1].bias[5:] += 3.0
+    assert held.drift() == 0
+    inputs, reference = held.sample(0)
+    assert torch.equal(held.model(*inputs)[:, 5:], torch.zeros(len(reference), 5))
+    torch.testing.assert_close(held.model(*inputs)[:, :5], model(inputs[0])[:, :5])
+    with torch.no_grad():
+        model[-1].bias[:5] += 1.0
+    assert held.drift() == pytest.approx(5.0, rel=1e-4)
+    # Of later anchors other outputs are held.
+    made.remember(high.train_inputs[:30], high.train_labels[:30], (5, 10))
+    with torch.no_grad():
+        model[-1].bias[5:] += 1.0
+    assert held.drift("none")[30:].tolist() == pytest.approx([5.0] * 30, rel=1e-4)
+    before = copy.deepcopy(model)
+    made.learn(
+        minibatches(high, batch_size=BATCH, epochs=1, seed=2), steps=steps_an_epoch(high, BATCH)
+    )
+    assert not same(model, before)
+
+
+def test_what_is_held_is_saved(tasks):
+    low, _ = tasks
+    first, second = (
+        learner("fip", network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
+        for _ in range(2)
+    )
+    first.remember(low.train_inputs[:10], low.train_labels[:10], (0, 5))
+    first.remember(low.train_inputs[10:20], low.train_labels[10:20], (0, 10))
+    second.load(first.state())
+    for a, b in zip(first.held().sample(0).inputs, second.held().sample(0).inputs, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(first.held().reference, second.held().reference)
+
+
+def test_gem_may_draw_from_its_memory(tasks):
+    low, high = tasks
+    model = network()
+    drawing = dataclasses.replace(settings(), anchor_batch=30)
+    made = learner("gem", model, drawing, augment=None, seed=0, freeze_batch_norm=True)
+    for task in (low, high):
+        made.remember(task.train_inputs[:60], task.train_labels[:60])
+    seen = []
+    hook = model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    steps = steps_an_epoch(low, BATCH)
+    made.learn(minibatches(low, batch_size=BATCH, epochs=1, seed=2), steps=steps)
+    hook.remove()
+    assert seen == [15, 15, BATCH] * steps  # 30 of both together, then the batch
+    assert [len(x) for x in made.holding.memory_x.values()] == [60, 60]

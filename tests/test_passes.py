@@ -183,3 +183,47 @@ def test_a_product_reads_its_vector_in_place() -> None:
     assert all(p.untyped_storage().data_ptr() == v.untyped_storage().data_ptr() for p in parts)
     weights = metric._weights.parameters
     assert all(weights[k].data_ptr() == p.data_ptr() for k, p in model.named_parameters())
+
+
+def test_momentum_and_adam_s_geometry_read_nothing_a_parameter_but_what_is_kept_on_the_cpu() -> (
+    None
+):
+    def reads(depth: int) -> int:
+        torch.manual_seed(0)
+        layers = [nn.Linear(4, 4) for _ in range(depth)]
+        model = nn.Sequential(*layers)
+        anchors = AnchorBatch(model, torch.randn(6, 4))
+        optimizer = FIPOptimizer(
+            model.parameters(), anchors, precondition="adam", momentum=0.9, eps=0.01
+        )
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().sum().backward()
+            # Where the parameters are on a GPU these are not: see what is read of everything else.
+            kept = {
+                state[name].data_ptr()
+                for state in optimizer.state.values()
+                for name in ("step", "exp_avg_weight")
+            }
+            assert all(
+                state["exp_avg_weight"].device.type == "cpu" for state in optimizer.state.values()
+            )
+            counter = _Read()
+            with counter:
+                optimizer.step()
+        return len([pointer for pointer in counter.pointers if pointer not in kept])
+
+    assert reads(2) == reads(9)
+
+
+class _Read(TorchDispatchMode):
+    """Where the numbers are that were read from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pointers: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.pointers.append(args[0].data_ptr())
+        return func(*args, **(kwargs or {}))

@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
 
 from recipes import sequence, split_tasks
 from recipes.data import DataError, load_task, split
 from recipes.learners import METHODS
 from recipes.memory import PeakMemory
 from recipes.sequence import Record, within
+from recipes.training import accuracy
 
 SHORT = ["--first-epochs", "3", "--epochs", "1", "--baseline-epochs", "2", "--anchors", "10"]
 SHORT += ["--no-progress"]
@@ -200,3 +203,73 @@ def test_bad_input_is_told_before_anything_runs(options, message, tmp_path, caps
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# Batch norm by each batch
+
+
+def small(classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, classes),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batch_norm_by_the_batch_is_tested_with_statistics_of_all_tasks(
+    method, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(split_tasks, "network", lambda data, classes: small(classes))
+    assert run(tmp_path, "--method", method, "--batch-norm", "batch") == 0
+    state = torch.load(tmp_path / "seed-0" / f"{method}.pt", weights_only=False)
+    first = load_file(tmp_path / "seed-0" / "first-task.safetensors")
+    tasks = split(load_task("digits"), 2)
+    remembered = torch.cat(
+        [
+            task.train_inputs[
+                torch.randperm(len(task.train_inputs), generator=torch.Generator().manual_seed(k))[
+                    :10
+                ]
+            ]
+            for k, task in enumerate(tasks)
+        ]
+    )
+    model = small(10)
+    model.load_state_dict(state["model"])
+    assert not torch.equal(model[0].weight, first["0.weight"])
+    torch.testing.assert_close(model[1].running_mean, model[0](remembered).mean(dim=(0, 2, 3)))
+    found = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    rows = (found if method == "fip" else found["baselines"][method])["after_each_task"][0]
+    last = [accuracy(model, t.test_inputs, t.test_labels, classes=t.class_range) for t in tasks]
+    assert rows[-1] == pytest.approx(last)
+
+
+def test_an_interrupted_run_with_batch_norm_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(split_tasks, "network", lambda data, classes: small(classes))
+    options = ("--method", "fip", "--batch-norm", "batch", "--hold", "task")
+    assert run(tmp_path / "whole", *options) == 0
+    learn, begun = sequence._Sequence.on_the_way, []
+
+    def interrupted(self, k, *rest):
+        begun.append(k)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return learn(self, k, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sequence._Sequence, "on_the_way", interrupted)
+        assert run(tmp_path / "parts", *options) == 130
+    assert run(tmp_path / "parts", *options, "--resume") == 0
+    there, here = (results(tmp_path / name)["metrics"] for name in ("whole", "parts"))
+    assert here["after_each_task"] == there["after_each_task"]
+    # Derivatives are traced once they pay, here at another step: batch norm is then rounded otherwise.
+    assert here["drift_held_out"] == pytest.approx(there["drift_held_out"], rel=1e-3)
+
+
+def test_what_is_held_goes_with_logits(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--hold", "task", "--output-space", "probabilities")
+    assert "--hold: task goes with --output-space logits" in capsys.readouterr().err
