@@ -18,7 +18,7 @@ from recipes.batch_statistics import by_batch, with_statistics
 from recipes.data import Task
 from recipes.held_outputs import Held
 from recipes.learners import Learner, Loss
-from recipes.memory import PeakMemory
+from recipes.memory import PeakMemory, give_back
 from recipes.progress import Progress
 from recipes.report import replace
 from recipes.training import accuracy, minibatches, outputs, scores, steps_an_epoch
@@ -226,6 +226,7 @@ class _Sequence:
                     for task in self.tasks[:k]
                 ]
                 self.record.way.append((k, step, found))
+            give_back(step)
             progress(1, f"task {k + 1} of {len(self.tasks)}")
 
         return after_step
