@@ -254,10 +254,13 @@ class AnchorMetric:
         self._versions = self._weight_versions()
         self._kept: list[_Chunk] | None = None
         with evaluation(model, anchors.device):
+            new = not any(self._traces.by_shape.values())
             self._linearize()
             if self._is_stale():
+                # A trace of now differs on a few anchors only where their outputs depend on the others (batch norm by
+                # the batch): then no trace could ever be checked, and none is made again.
                 self._traces.by_shape.clear()
-                self._traces.stale += 1
+                self._traces.stale = MOST_STALE if new else self._traces.stale + 1
                 self._linearize()
         if not bool(torch.isfinite(self.outputs).all()):
             raise RuntimeError(
