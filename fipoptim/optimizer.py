@@ -356,7 +356,8 @@ class FIPOptimizer(Optimizer):
         new_state: dict[Tensor, dict[str, Tensor]],
     ) -> Tensor:
         """``beta b`` with momentum, flat; written over the flat ``gradient``."""
-        groups = [self._groups()[p] for p in metric.params]
+        group_of = self._groups()
+        groups = [group_of[p] for p in metric.params]
         parts = metric.views(gradient)
         momenta = [float(group["momentum"]) for group in groups]
         if any(momenta):
