@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-Progress = Callable[
-    [int, str], None
-]  # called with the number of steps just taken and what is going on
+# Called with the number of steps just taken and what is going on.
+Progress = Callable[[int, str], None]
 
 
 @contextmanager

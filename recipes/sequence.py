@@ -197,6 +197,7 @@ class _Sequence:
         self.model, self.moving, self.learner = model, moving, learner
         self.tasks, self.settings, self.seed = tasks, settings, seed
         self.record = Record()
+        self.finished = model  # as it was tested after the last task
         self.references: list[Tensor] = []  # outputs on test inputs of each task when it was learnt
 
     def tested(self, k: int) -> nn.Module:
@@ -234,6 +235,7 @@ class _Sequence:
     def finish_task(self, k: int) -> None:
         """Tests all tasks so far, and remembers some inputs of the last one."""
         record, task, model = self.record, self.tasks[k], self.tested(k)
+        self.finished = model
         seen = [(t, t.test_inputs, t.test_labels) for t in self.tasks[: k + 1]]
         record.within_task.append(
             [accuracy(model, x, y, classes=t.class_range) for t, x, y in seen]
@@ -266,7 +268,7 @@ class _Sequence:
     def save(self, path: Path) -> None:
         """Everything that going on takes, whole or not at all."""
         state = {
-            "model": self.tested(len(self.references) - 1).state_dict(),
+            "model": self.finished.state_dict(),
             "learner": self.learner.state(),
             "references": self.references,
             "record": vars(self.record),
