@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fipoptim.anchors import AnchorBatch, squared_distance
+from fipoptim.geometry import Geometry
 from fipoptim.metric import AnchorMetric, Form
 from fipoptim.subproblem import solve_on_sphere
 
@@ -44,7 +45,7 @@ class DriftBudget:
         anchors: All of them count.
         params: The parameters that move, in place.
         form: How the metric's products over them are taken.
-        weight: The diagonal of the step's geometry, None for the identity.
+        geometry: Of the steps; None is the Euclidean one.
         length: Of a restoring step, at most.
         max_products: Of a restoring step.
     """
@@ -56,12 +57,12 @@ class DriftBudget:
         params: list[Tensor],
         form: Form,
         *,
-        weight: Tensor | None,
+        geometry: Geometry | None,
         length: float,
         max_products: int,
     ) -> None:
         self._most, self._anchors, self._params, self._form = most, anchors, params, form
-        self._weight, self._length, self._max_products = weight, length, max_products
+        self._geometry, self._length, self._max_products = geometry, length, max_products
         self._outputs: Tensor  # of all anchors, as last measured
 
     def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> Held:
@@ -117,7 +118,7 @@ class DriftBudget:
             metric.matvec,
             linear,
             self._length,
-            weight=self._weight,
+            geometry=self._geometry,
             max_products=self._max_products,
         ).step
         start = [p.clone() for p in params]

@@ -16,14 +16,13 @@ from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
 from fipoptim.budget import DriftBudget, displace
+from fipoptim.geometry import DAMPING, Diagonal, Geometry, Layer, Layers, is_matrix, orthogonalizing
 from fipoptim.krylov import norm
 from fipoptim.metric import AnchorMetric, Form, parameter_names, probe
 from fipoptim.path import FIPPath
 from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
 
-# Adam's decay of the squared gradient, and the damping of its root relative to its mean.
-SECOND_MOMENT_DECAY = 0.999
-DAMPING = 1e-2
+SECOND_MOMENT_DECAY = 0.999  # Adam's, of the squared gradient
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,16 @@ class FIPOptimizer(Optimizer):
         secondary: A callable without arguments that returns the secondary loss; see :mod:`fipoptim.secondary`.
         beta: Weight of the secondary objective. May differ by group.
         eps: Length of a step.
-        momentum: Decay of the running mean of ``b`` (bias-corrected); 0 takes ``b`` as it is. May differ by group.
+        momentum: Decay of the running mean of ``b`` (bias-corrected); 0 takes ``b`` as it is. May differ by group. With
+            ``precondition="muon"`` the mean is that of all of ``c``, with Nesterov's look-ahead.
         drift_correction: Pull back to the reference outputs rather than preserve those of the step before.
         max_drift: A promise: after every step ``anchor_batch.drift() <= max_drift``, on all anchors. Steps are
             shortened, or spent on restoring the function, until it holds.
         precondition: ``"adam"`` measures the step in the geometry of Adam, ``P`` proportional to the damped root of
-            the running mean of :math:`c^2`, scaled to a mean of 1 so that ``eps`` keeps its meaning.
+            the running mean of :math:`c^2`, scaled to a mean of 1 so that ``eps`` keeps its meaning. ``"muon"``
+            measures the weights of a linear or convolutional layer as a matrix: ``P`` is :math:`(C C^\top)^{1/2}` of
+            its linear term on the shorter side, so that a step without products is orthogonal, as Muon's. Biases, and
+            matrices whose shorter side is beyond 256, are as with ``"adam"``.
         solver: A :class:`Solver`; None is the adaptive default.
         generator: Where the seed of the random directions comes from; None takes ``torch.initial_seed()``.
 
@@ -153,8 +156,8 @@ class FIPOptimizer(Optimizer):
         _check_number("momentum", momentum, below=1.0)
         if max_drift is not None:
             _check_number("max_drift", max_drift)
-        if precondition not in (None, "adam"):
-            raise ValueError(f"precondition: choose None or 'adam', got {precondition!r}.")
+        if precondition not in (None, "adam", "muon"):
+            raise ValueError(f"precondition: choose None, 'adam' or 'muon', got {precondition!r}.")
         if solver is not None and not isinstance(solver, Solver):
             raise TypeError(
                 f"solver: must be a fipoptim.Solver or None, got {type(solver).__name__}."
@@ -305,7 +308,7 @@ class FIPOptimizer(Optimizer):
         residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
         restoring = self._restoring_term(metric, residual_outputs)
         new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
-        linear, stationary = restoring, False
+        linear, raw, stationary = restoring, restoring, False
         if gradients is not None:
             gradient = metric.flatten(gradients)
             size = norm(gradient)
@@ -316,21 +319,21 @@ class FIPOptimizer(Optimizer):
                 )
             # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
             stationary = size == 0.0
-            weighted = self._weighted(metric, gradient, new_state)
-            linear = weighted if linear is None else weighted.add_(linear)
-        if linear is None:
-            linear = metric.flatten(torch.zeros_like(p) for p in params)
-        weight, length = self._ball(metric, linear, new_state)
+            linear, raw = self._linear_term(metric, gradient, restoring, new_state)
+        if linear is None or raw is None:
+            linear = raw = metric.flatten(torch.zeros_like(p) for p in params)
+        geometry, length = self._ball(metric, linear, raw, new_state)
+        del raw
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
         may_wander = not stationary or idle
-        tried = self._try(metric, linear, weight, length)
+        tried = self._try(metric, linear, geometry, length)
         solution = (
             tried.solution
             if tried is not None
             else self._solve(
                 metric,
                 linear,
-                weight,
+                geometry,
                 length,
                 (lambda: self._direction(metric, count)) if may_wander else None,
                 onward=gradients is None or idle,
@@ -340,7 +343,7 @@ class FIPOptimizer(Optimizer):
             velocity = metric.unflatten(solution.step)
             for p, part in zip(params, velocity, strict=True):
                 new_state[p]["velocity"] = part.clone()
-        self._apply(loss, metric, solution, weight, length, tried)
+        self._apply(loss, metric, solution, geometry, length, tried)
         self._commit(params, new_state)
 
     def _restoring_term(self, metric: AnchorMetric, residual: Tensor) -> Tensor | None:
@@ -349,93 +352,158 @@ class FIPOptimizer(Optimizer):
             return None
         return metric.vjp(residual * (2.0 / residual.shape[0]))
 
-    def _weighted(
+    def _linear_term(
+        self,
+        metric: AnchorMetric,
+        gradient: Tensor,
+        restoring: Tensor | None,
+        new_state: dict[Tensor, dict[str, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """``c`` with momentum, and ``c`` of which the geometry takes second moments; written over ``gradient``."""
+        if self.precondition == "muon":
+            # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
+            raw = self._weighted(metric, gradient)
+            raw = raw if restoring is None else raw.add_(restoring)
+            return self._averaged(metric, raw.clone(), new_state, look_ahead=True), raw
+        linear = self._weighted(metric, self._averaged(metric, gradient, new_state))
+        linear = linear if restoring is None else linear.add_(restoring)
+        return linear, linear
+
+    def _weighted(self, metric: AnchorMetric, gradient: Tensor) -> Tensor:
+        """The flat ``gradient`` times ``beta``, in place."""
+        group_of = self._groups()
+        betas = [float(group_of[p]["beta"]) for p in metric.params]
+        if any(beta != 1.0 for beta in betas):
+            torch._foreach_mul_(metric.views(gradient), betas)
+        return gradient
+
+    def _averaged(
         self,
         metric: AnchorMetric,
         gradient: Tensor,
         new_state: dict[Tensor, dict[str, Tensor]],
+        *,
+        look_ahead: bool = False,
     ) -> Tensor:
-        """``beta b`` with momentum, flat; written over the flat ``gradient``."""
+        """The running mean of the flat ``gradient``, in place; with ``look_ahead`` the next one, if it came again."""
         group_of = self._groups()
-        groups = [group_of[p] for p in metric.params]
+        momenta = [float(group_of[p]["momentum"]) for p in metric.params]
+        if not any(momenta):
+            return gradient
         parts = metric.views(gradient)
-        momenta = [float(group["momentum"]) for group in groups]
-        if any(momenta):
-            states = [self.state.get(p, {}) for p in metric.params]
-            running = torch._foreach_mul(
-                [
-                    state["exp_avg"] if "exp_avg" in state else torch.zeros_like(p)
-                    for p, state in zip(metric.params, states, strict=True)
-                ],
-                momenta,
-            )
-            torch._foreach_add_(running, torch._foreach_mul(parts, [1 - m for m in momenta]))
-            # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
-            # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
-            seen = [
-                float(state.get("exp_avg_weight", 0.0)) * m + (1 - m)
-                for state, m in zip(states, momenta, strict=True)
-            ]
-            for p, m, mean, share in zip(metric.params, momenta, running, seen, strict=True):
-                if m > 0:
-                    new_state[p] |= {
-                        "exp_avg": mean,
-                        "exp_avg_weight": torch.tensor(share, dtype=p.dtype),
-                    }
-            torch._foreach_copy_(parts, torch._foreach_div(running, seen))
-        betas = [float(group["beta"]) for group in groups]
-        if any(beta != 1.0 for beta in betas):
-            torch._foreach_mul_(parts, betas)
+        states = [self.state.get(p, {}) for p in metric.params]
+        running = torch._foreach_mul(
+            [
+                state["exp_avg"] if "exp_avg" in state else torch.zeros_like(p)
+                for p, state in zip(metric.params, states, strict=True)
+            ],
+            momenta,
+        )
+        torch._foreach_add_(running, torch._foreach_mul(parts, [1 - m for m in momenta]))
+        # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
+        # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
+        seen = [
+            float(state.get("exp_avg_weight", 0.0)) * m + (1 - m)
+            for state, m in zip(states, momenta, strict=True)
+        ]
+        for p, m, mean, share in zip(metric.params, momenta, running, seen, strict=True):
+            if m > 0:
+                new_state[p] |= {
+                    "exp_avg": mean,
+                    "exp_avg_weight": torch.tensor(share, dtype=p.dtype),
+                }
+        means = torch._foreach_div(running, seen)
+        if look_ahead:
+            torch._foreach_mul_(parts, [1 - m for m in momenta])
+            torch._foreach_add_(parts, torch._foreach_mul(means, momenta))
+        else:
+            torch._foreach_copy_(parts, means)
         return gradient
 
     def _ball(
-        self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
-    ) -> tuple[Tensor | None, float]:
-        """The geometry of the step: the diagonal of P (None for the identity) and the length."""
+        self,
+        metric: AnchorMetric,
+        linear: Tensor,
+        raw: Tensor,
+        new_state: dict[Tensor, dict[str, Tensor]],
+    ) -> tuple[Geometry | None, float]:
+        """The geometry of the step (None for the Euclidean one) and its length."""
         params, groups = metric.params, self._groups()
         rates = [float(groups[p]["lr"]) for p in params]
-        length = rates[0]
+        # Only the ratios matter: measure lengths in units of the largest.
+        length = max(rates)
+        # Bounded, so that a rate of almost nothing does not overflow float32.
+        stretch = [min(length / rate, 1e15) for rate in rates]
+        if self.precondition == "muon":
+            return self._muon(metric, linear, raw, new_state, stretch), length
         weight = None
         if self.precondition == "adam":
-            weight = self._adam_weight(metric, linear, new_state)
-        if any(rate != length for rate in rates):
-            # Only the ratios matter: measure lengths in units of the largest.
-            length = max(rates)
-            # Bounded, so that a rate of almost nothing does not overflow float32.
+            weight = self._adam_weight(metric, raw, new_state)
+        if any(factor != 1.0 for factor in stretch):
             ratios = metric.flatten(
-                torch.full_like(p, min(length / rate, 1e15) ** 2)
-                for p, rate in zip(params, rates, strict=True)
+                torch.full_like(p, factor**2) for p, factor in zip(params, stretch, strict=True)
             )
             weight = ratios if weight is None else weight * ratios
-        return weight, length
+        return None if weight is None else Diagonal(weight), length
 
-    def _adam_weight(
-        self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
-    ) -> Tensor:
-        r"""P of Adam's geometry: the damped root of the running mean of :math:`c^2`, with a mean of 1."""
-        params, decay = metric.params, SECOND_MOMENT_DECAY
+    def _mean_squares(
+        self, params: list[Tensor], parts: list[Tensor], new_state: dict[Tensor, dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[float]]:
+        """The running means of the squares of ``parts``, and how much weight each has seen so far."""
         states = [self.state.get(p, {}) for p in params]
         running = torch._foreach_mul(
             [
                 state["exp_avg_sq"] if "exp_avg_sq" in state else torch.zeros_like(p)
                 for p, state in zip(params, states, strict=True)
             ],
-            decay,
+            SECOND_MOMENT_DECAY,
         )
-        parts = metric.unflatten(linear)
-        torch._foreach_addcmul_(running, parts, parts, value=1 - decay)
+        torch._foreach_addcmul_(running, parts, parts, value=1 - SECOND_MOMENT_DECAY)
         seen = []
         for p, state, mean_square in zip(params, states, running, strict=True):
             new_state[p]["exp_avg_sq"] = mean_square
             steps = float(state["step"]) + 1 if "step" in state else 1.0
-            seen.append(1 - decay**steps)
+            seen.append(1 - SECOND_MOMENT_DECAY**steps)
+        return list(running), seen
+
+    def _adam_weight(
+        self, metric: AnchorMetric, raw: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
+    ) -> Tensor:
+        r"""P of Adam's geometry: the damped root of the running mean of :math:`c^2`, with a mean of 1."""
+        running, seen = self._mean_squares(metric.params, metric.unflatten(raw), new_state)
         if len(set(seen)) > 1:  # else the bias correction goes with the mean
-            running = torch._foreach_div(running, seen)
+            running = list(torch._foreach_div(running, seen))
         root = metric.flatten(running).sqrt_()
         mean = float(root.mean())
         if mean == 0.0:
             return torch.ones_like(root)
         return root.mul_(1 / (mean * (1 + DAMPING))).add_(DAMPING / (1 + DAMPING))
+
+    def _muon(
+        self,
+        metric: AnchorMetric,
+        linear: Tensor,
+        raw: Tensor,
+        new_state: dict[Tensor, dict[str, Tensor]],
+        stretch: list[float],
+    ) -> Layers:
+        """P of Muon's geometry: of matrices from the linear term of now, of all else as Adam's."""
+        if not math.isfinite(norm(linear)):
+            raise RuntimeError(
+                "gradient: with the restoring term it is not finite; no weight was changed. Lower eps or beta."
+            )
+        parts = metric.unflatten(raw)
+        others = [k for k, p in enumerate(metric.params) if not is_matrix(p)]
+        layers: dict[int, Layer] = {}
+        if others:
+            params = [metric.params[k] for k in others]
+            running, seen = self._mean_squares(params, [parts[k] for k in others], new_state)
+            roots = torch._foreach_sqrt(torch._foreach_div(running, seen))
+            layers = {k: Layer(root.shape, root) for k, root in zip(others, roots, strict=True)}
+        for k, c in enumerate(metric.views(linear)):
+            if k not in layers:
+                layers[k] = orthogonalizing(c)
+        return Layers([layers[k] for k in range(len(parts))], linear, stretch)
 
     def _direction(self, metric: AnchorMetric, count: int) -> Tensor:
         """The direction of the hard case: the previous velocity, or a seeded random one."""
@@ -453,7 +521,7 @@ class FIPOptimizer(Optimizer):
         self,
         metric: AnchorMetric,
         linear: Tensor,
-        weight: Tensor | None,
+        geometry: Geometry | None,
         length: float,
         direction: Callable[[], Tensor] | None,
         *,
@@ -466,7 +534,7 @@ class FIPOptimizer(Optimizer):
             metric.matvec,
             linear,
             length,
-            weight=weight,
+            geometry=geometry,
             direction=direction,
             # To go on takes one product for the direction and one for what restores.
             max_products=max(
@@ -482,7 +550,7 @@ class FIPOptimizer(Optimizer):
         return solution
 
     def _try(
-        self, metric: AnchorMetric, linear: Tensor, weight: Tensor | None, length: float
+        self, metric: AnchorMetric, linear: Tensor, geometry: Geometry | None, length: float
     ) -> _Tried | None:
         r"""The step without products, where what it would do to the outputs is good enough; None where it is not.
 
@@ -491,7 +559,7 @@ class FIPOptimizer(Optimizer):
         adaptive = self.solver.products == "adaptive"
         if not adaptive and self.solver.products != 0:
             return None
-        step, gain = first_order_step(linear, length, weight)
+        step, gain = first_order_step(linear, length, geometry)
         if gain == 0.0 or not math.isfinite(gain):
             return None
         outputs = metric.outputs_after(step)
@@ -513,7 +581,7 @@ class FIPOptimizer(Optimizer):
         loss: Any,
         metric: AnchorMetric,
         solution: SphereSolution,
-        weight: Tensor | None,
+        geometry: Geometry | None,
         length: float,
         tried: _Tried | None,
     ) -> None:
@@ -535,7 +603,7 @@ class FIPOptimizer(Optimizer):
                     self.anchors,
                     params,
                     self._form(params),
-                    weight=weight,
+                    geometry=geometry,
                     length=length,
                     max_products=self.solver.max_products,
                 )

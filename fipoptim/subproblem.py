@@ -2,9 +2,9 @@ r"""Eq. 4 on the sphere, from a product :math:`v \mapsto g v` alone; nothing abo
 
 The step is the minimiser of :math:`v^\top g v + c^\top v` over :math:`\|v\|_P = \varepsilon`, where ``g`` is symmetric
 positive semi-definite, ``c`` the linear term (:math:`\beta b`, and :math:`2 J^\top r / N` with drift correction) and
-``P`` diagonal. In the coordinates :math:`y = P^{1/2} v` the geometry is Euclidean. There, a Krylov space of
-:math:`P^{-1/2} g P^{-1/2}` reduces the problem to a small one with the same form, which is solved to machine
-precision. With the multiplier :math:`\mu`, the solution satisfies :math:`2 (g + \mu P) v + c = 0` and
+``P`` the geometry (see ``fipoptim.geometry``). In the coordinates :math:`y = P^{1/2} v` it is Euclidean. There, a
+Krylov space of :math:`P^{-1/2} g P^{-1/2}` reduces the problem to a small one with the same form, which is solved to
+machine precision. With the multiplier :math:`\mu`, the solution satisfies :math:`2 (g + \mu P) v + c = 0` and
 :math:`\mu \ge -\lambda_{\min}` (Conn, Gould, Toint, *Trust-Region Methods*, 2000, chapters 5 and 7).
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fipoptim.geometry import Geometry
 from fipoptim.krylov import KrylovSpace, MatVec, norm
 
 
@@ -85,18 +86,16 @@ class SphereSolution:
 
 
 def first_order_step(
-    linear: Tensor, length: float, weight: Tensor | None = None
+    linear: Tensor, length: float, geometry: Geometry | None = None
 ) -> tuple[Tensor, float]:
     r"""The step for ``g = 0``, :math:`v = -\varepsilon P^{-1} c / \|c\|_{P^{-1}}`, and its gain :math:`-c^\top v`.
 
     Both are zero if ``c`` is.
     """
-    if weight is None:
-        direction, size = linear.clone(), norm(linear)
-    else:
-        direction = weight.rsqrt().mul_(linear)
-        size = norm(direction)
-        torch.div(linear, weight, out=direction)
+    direction = linear.clone() if geometry is None else geometry.inverse_root(linear)
+    size = norm(direction)
+    if geometry is not None:
+        geometry.inverse_root(direction, out=direction)
     if size == 0.0:
         return direction, 0.0
     return direction.mul_(-length / size), length * size
@@ -107,7 +106,7 @@ def solve_on_sphere(
     linear: Tensor,
     length: float,
     *,
-    weight: Tensor | None = None,
+    geometry: Geometry | None = None,
     direction: Callable[[], Tensor] | None = None,
     max_products: int = 16,
     tol: float = 1e-6,
@@ -121,7 +120,7 @@ def solve_on_sphere(
         matvec: The product with ``g``; vectors have shape ``(n,)``. What it returns is written to.
         linear: The linear term ``c``, shape ``(n,)``.
         length: The radius :math:`\varepsilon` of the sphere.
-        weight: The diagonal of ``P``, positive, shape ``(n,)``; None is the identity.
+        geometry: ``P``; None is the identity.
         direction: Gives, when it is needed, where the step goes when ``c`` alone does not fill the sphere (the
             hard case: ``c = 0``, or ``c`` in the range of ``g`` and small); of it, the part in the directions
             that change the outputs least is taken. None lets the step stay inside the ball then.
@@ -141,11 +140,10 @@ def solve_on_sphere(
     Raises:
         RuntimeError: If ``linear`` or a product is not finite.
     """
-    scale = None if weight is None else weight.rsqrt()
-    room = None if scale is None else torch.empty_like(scale)
+    room = None if geometry is None else torch.empty_like(linear)
 
     def scaled(v: Tensor, out: Tensor | None = None) -> Tensor:
-        return v if scale is None else torch.mul(scale, v, out=out)
+        return v if geometry is None else geometry.inverse_root(v, out)
 
     def product(y: Tensor) -> Tensor:
         result = matvec(scaled(y, room))
@@ -169,7 +167,7 @@ def solve_on_sphere(
     def use_fill() -> None:
         nonlocal fill
         if direction is not None:
-            fill = direction() if scale is None else direction() / scale
+            fill = direction() if geometry is None else geometry.root(direction())
             space.add_start(fill)
 
     if c_norm > 0:

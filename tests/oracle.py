@@ -59,6 +59,14 @@ def metric(jac: np.ndarray) -> np.ndarray:
     return stacked.T @ stacked / jac.shape[0]
 
 
+def roots(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The root of P and its inverse, dense; of P or its diagonal."""
+    if weight.ndim == 1:
+        return np.diag(np.sqrt(weight)), np.diag(1 / np.sqrt(weight))
+    values, vectors = scipy.linalg.eigh(weight)
+    return (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
+
+
 def sphere_step(
     g: np.ndarray,
     c: np.ndarray,
@@ -66,10 +74,10 @@ def sphere_step(
     weight: np.ndarray | None = None,
     direction: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-    """The minimiser of ``v g v + c v`` on ``||v||_P = length`` and its multiplier."""
-    root = np.sqrt(np.ones(len(c)) if weight is None else weight)
-    a = c / root / 2
-    eigenvalues, vectors = scipy.linalg.eigh(g / np.outer(root, root))
+    """The minimiser of ``v g v + c v`` on ``||v||_P = length`` and its multiplier; ``weight`` is P or its diagonal."""
+    root, inverse = roots(np.ones(len(c)) if weight is None else weight)
+    a = inverse @ c / 2
+    eigenvalues, vectors = scipy.linalg.eigh(inverse @ g @ inverse)
     eigenvalues = np.maximum(eigenvalues, 0)
     alpha = vectors.T @ a
     lowest = eigenvalues[0]
@@ -82,10 +90,10 @@ def sphere_step(
     if pole < 1e-13 * max(np.linalg.norm(alpha), 1e-300):
         if np.linalg.norm(rest) <= length:
             assert direction is not None, "the hard case needs a direction"
-            filling = np.where(null, vectors.T @ (direction * root), 0.0)
+            filling = np.where(null, vectors.T @ (root @ direction), 0.0)
             missing = np.sqrt(length**2 - np.linalg.norm(rest) ** 2)
             y = vectors @ (rest + filling / np.linalg.norm(filling) * missing)
-            return y / root, -lowest
+            return inverse @ y, -lowest
         alpha = np.where(null, 0.0, alpha)
         pole = np.linalg.norm(alpha[~null]) * 1e-12
 
@@ -96,7 +104,7 @@ def sphere_step(
     low, high = np.log(pole / length) - 1e-9, np.log(np.linalg.norm(alpha) / length) + 1e-9
     shift = np.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=8.9e-16, maxiter=500))
     y = vectors @ (-alpha / (gap + shift))
-    return y * (length / np.linalg.norm(y)) / root, shift - lowest
+    return inverse @ y * (length / np.linalg.norm(y)), shift - lowest
 
 
 def objective(g: np.ndarray, c: np.ndarray, v: np.ndarray) -> float:

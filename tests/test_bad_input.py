@@ -34,7 +34,7 @@ def test_numbers_out_of_range(name: str, value: float) -> None:
         (
             {"precondition": "rmsprop"},
             ValueError,
-            "^precondition: choose None or 'adam', got 'rmsprop'",
+            "^precondition: choose None, 'adam' or 'muon', got 'rmsprop'",
         ),
         ({"solver": 3}, TypeError, "^solver: must be a fipoptim.Solver"),
         ({"secondary": 3.0}, TypeError, "^secondary: must be callable"),
@@ -102,7 +102,7 @@ def unchanged_after(model: nn.Module, opt: FIPOptimizer, message: str, closure: 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("solver", [None, Solver(products=3), Solver(products=0)])
-@pytest.mark.parametrize("precondition", [None, "adam"])
+@pytest.mark.parametrize("precondition", [None, "adam", "muon"])
 def test_a_gradient_that_is_not_finite(
     value: float, solver: Solver, precondition: str | None
 ) -> None:

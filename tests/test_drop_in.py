@@ -117,6 +117,8 @@ def optim_inputs(device: Any, dtype: Any = None) -> list[OptimizerInput]:
         "drift budget": {"max_drift": 0.5},
         "Adam's geometry": {"precondition": "adam"},
         "Adam's geometry and momentum": {"precondition": "adam", "momentum": 0.9},
+        "Muon's geometry": {"precondition": "muon"},
+        "Muon's geometry and momentum": {"precondition": "muon", "momentum": 0.9},
         "exact": {"solver": Solver(products=8)},
         "output ball": {"solver": Solver(radius=0.05)},
         "seeded": {"generator": torch.Generator().manual_seed(1)},

@@ -22,6 +22,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "momentum": {"momentum": 0.9},
     "adam": {"precondition": "adam", "momentum": 0.5},
+    "muon": {"precondition": "muon", "momentum": 0.5},
     "exact": {"solver": Solver(products=6), "drift_correction": False},
     "max_drift": {"max_drift": 0.01},
     "groups": {"groups": True, "momentum": 0.9},
@@ -29,6 +30,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "secondary": {"secondary": True, "momentum": 0.9},
     "mixed dtypes": {"mixed": True, "momentum": 0.9, "precondition": "adam"},
     "free path": {"free": True},
+    "muon, mixed dtypes": {"mixed": True, "momentum": 0.9, "precondition": "muon"},
+    "muon in groups": {"groups": True, "momentum": 0.9, "precondition": "muon"},
     "free path in groups": {"free": True, "groups": True, "precondition": "adam"},
 }
 

@@ -19,18 +19,33 @@ EXACT = Solver(products=10_000, tol=1e-14)
 def dense_geometry(
     opt: FIPOptimizer, params: list[Tensor], linear: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """The diagonal of P and the radius, from the definition in the documentation."""
+    """P, dense, and the radius, from the definition in the documentation, at the first step."""
     group_of = {p: g for g in opt.param_groups for p in g["params"]}
     rate = np.concatenate([np.full(p.numel(), group_of[p]["lr"]) for p in params])
-    weight = 1 / rate**2
-    if opt.precondition == "adam":
-        # After one step the running mean of c^2, corrected for its start, is c^2.
-        root = np.abs(linear)
-        weight = weight * (root / root.mean() + 0.01) / 1.01
-    return weight, 1.0
+    # After one step the running mean of c^2, corrected for its start, is c^2.
+    geometry = np.eye(len(linear)) if opt.precondition is None else np.diag(np.abs(linear))
+    if opt.precondition == "muon":
+        start = 0
+        for p in params:
+            block = slice(start, start + p.numel())
+            if p.dim() >= 2 and min(len(p), p[0].numel()) > 1:
+                geometry[block, block] = of_matrix(linear[block].reshape(len(p), -1))
+            start += p.numel()
+    if opt.precondition is not None:
+        geometry = (geometry / geometry.diagonal().mean() + 0.01 * np.eye(len(linear))) / 1.01
+    return geometry / np.outer(rate, rate), 1.0
 
 
-@pytest.mark.parametrize("precondition", [None, "adam"])
+def of_matrix(c: np.ndarray) -> np.ndarray:
+    """P of Muon's geometry for one matrix, in which its polar factor is 5 times as long as Adam's step."""
+    rows, columns = c.shape
+    u, s, vt = np.linalg.svd(c, full_matrices=False)
+    if rows <= columns:
+        return 5 * np.kron((u * s) @ u.T / np.sqrt(columns), np.eye(columns))
+    return 5 * np.kron(np.eye(rows), (vt.T * s) @ vt / np.sqrt(rows))
+
+
+@pytest.mark.parametrize("precondition", [None, "adam", "muon"])
 @pytest.mark.parametrize("space", sorted(oracle.SPACES))
 @all_cases
 def test_the_step_is_the_dense_solution(name: str, space: str, precondition: str | None) -> None:
@@ -65,16 +80,18 @@ def test_the_step_is_the_dense_solution(name: str, space: str, precondition: str
     opt.step()
     v = oracle.flat(params) - start
 
-    assert np.sqrt(v @ (weight * v)) == pytest.approx(length, rel=1e-9)
+    # Singular values that come from a Gram matrix are known to the root of rounding.
+    assert np.sqrt(v @ weight @ v) == pytest.approx(
+        length, rel=1e-7 if precondition == "muon" else 1e-9
+    )
     info = opt.last_step
     assert info is not None
     assert info.residual is not None
     assert info.residual < 1e-9
-    root = np.sqrt(weight)
-    low = np.linalg.eigvalsh(g / np.outer(root, root))[0]
-    null_free = (
-        np.linalg.norm(np.linalg.pinv(g / np.outer(root, root), rcond=1e-12) @ (c / root)) / 2
-    )
+    root, inverse = oracle.roots(weight)
+    scaled = inverse @ g @ inverse
+    low = np.linalg.eigvalsh(scaled)[0]
+    null_free = np.linalg.norm(np.linalg.pinv(scaled, rcond=1e-12) @ inverse @ c) / 2
     if null_free < length and low < 1e-9:
         # The hard case: any filling from the null space is a solution; compare what the equation fixes.
         expected, multiplier = oracle.sphere_step(g, c, length, weight, direction=v)
@@ -83,7 +100,7 @@ def test_the_step_is_the_dense_solution(name: str, space: str, precondition: str
         )
     else:
         expected, multiplier = oracle.sphere_step(g, c, length, weight, direction=v)
-    error = np.linalg.norm(root * (v - expected)) / np.linalg.norm(root * expected)
+    error = np.linalg.norm(root @ (v - expected)) / np.linalg.norm(root @ expected)
     assert error < 1e-6
     # One group measures lengths in Euclidean units; several in units of the largest rate.
     unit = max(float(group["lr"]) for group in opt.param_groups) ** 2
@@ -199,7 +216,7 @@ def test_without_an_objective_the_path_does_not_stand_still(beta: float) -> None
 
 
 @pytest.mark.parametrize("products", [1, 2, 4, 8])
-@pytest.mark.parametrize("precondition", [None, "adam"])
+@pytest.mark.parametrize("precondition", [None, "adam", "muon"])
 def test_without_an_objective_few_products_lead_on_and_not_back(
     products: int, precondition: str | None
 ) -> None:

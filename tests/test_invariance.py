@@ -36,7 +36,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
             "eps": 10.0 ** draw(st.floats(-4, 0)),
             "momentum": draw(st.sampled_from([0.0, 0.9])),
             "drift_correction": draw(st.booleans()),
-            "precondition": draw(st.sampled_from([None, "adam"])),
+            "precondition": draw(st.sampled_from([None, "adam", "muon"])),
             "solver": draw(
                 st.sampled_from([None, Solver(products=0), Solver(products=3), Solver(radius=0.01)])
             ),

@@ -43,7 +43,8 @@ class Passes(TorchDispatchMode):
                 self.passes["check" if rows == 2 else "forward"] += 1
             if name == "aten::mm" and b.shape == (IN, HIDDEN):
                 self.passes["tangent"] += 1
-            if name == "aten::mm" and tuple(result.shape) == (HIDDEN, IN):
+            # On a gradient's shorter side P of Muon's geometry is multiplied too.
+            if name == "aten::mm" and tuple(result.shape) == (HIDDEN, IN) and a.shape[1] != IN:
                 self.passes["pullback"] += 1
         return result
 
@@ -104,10 +105,11 @@ def test_chunks_multiply_the_passes_and_evaluate_the_model_again_for_each() -> N
     assert passes == {"check": 1, "forward": 2 * (1 + 3 + 1), "tangent": 2 * 3, "pullback": 2 * 2}
 
 
-def test_adam_s_geometry_and_momentum_take_no_further_pass() -> None:
+@pytest.mark.parametrize("precondition", ["adam", "muon"])
+def test_a_geometry_and_momentum_take_no_further_pass(precondition: str) -> None:
     options: dict[str, Any] = {"solver": Solver(products=3, tol=0.0)}
     plain = count_of_a_step(**options)
-    rich = count_of_a_step(**options, precondition="adam", momentum=0.9)
+    rich = count_of_a_step(**options, precondition=precondition, momentum=0.9)
     assert rich.passes == plain.passes
 
 
@@ -141,7 +143,7 @@ def test_a_product_itself_reads_none() -> None:
     assert counter.reads == 0
 
 
-@pytest.mark.parametrize(("precondition", "further"), [(None, 4), ("adam", 8)])
+@pytest.mark.parametrize(("precondition", "further"), [(None, 4), ("adam", 8), ("muon", 8)])
 @pytest.mark.parametrize("products", [1, 3, 8])
 def test_a_step_needs_a_vector_a_product_and_few_more(
     products: int, precondition: str | None, further: int
@@ -185,16 +187,17 @@ def test_a_product_reads_its_vector_in_place() -> None:
     assert all(weights[k].data_ptr() == p.data_ptr() for k, p in model.named_parameters())
 
 
-def test_momentum_and_adam_s_geometry_read_nothing_a_parameter_but_what_is_kept_on_the_cpu() -> (
-    None
-):
+@pytest.mark.parametrize("precondition", ["adam", "muon"])
+def test_momentum_and_a_geometry_read_nothing_a_parameter_but_what_is_kept_on_the_cpu(
+    precondition: str,
+) -> None:
     def reads(depth: int) -> int:
         torch.manual_seed(0)
         layers = [nn.Linear(4, 4) for _ in range(depth)]
         model = nn.Sequential(*layers)
         anchors = AnchorBatch(model, torch.randn(6, 4))
         optimizer = FIPOptimizer(
-            model.parameters(), anchors, precondition="adam", momentum=0.9, eps=0.01
+            model.parameters(), anchors, precondition=precondition, momentum=0.9, eps=0.01
         )
         for _ in range(2):
             optimizer.zero_grad()

@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fipoptim.geometry import Diagonal
 from fipoptim.krylov import KrylovSpace
 from fipoptim.subproblem import Solver, first_order_step, small_problem, solve_on_sphere
 
@@ -27,6 +28,10 @@ def psd(n: int, rank: int, seed: int, scale: float = 1.0) -> torch.Tensor:
 
 def vector(n: int, seed: int) -> torch.Tensor:
     return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def diagonal(weight: torch.Tensor | None) -> Diagonal | None:
+    return None if weight is None else Diagonal(weight)
 
 
 def solve(g: torch.Tensor, c: torch.Tensor, length: float, **options: object) -> object:
@@ -54,7 +59,7 @@ def test_the_solution_is_the_dense_one(
     g = psd(n, round(rank_share * n), seed, scale)
     c = vector(n, seed + 1) * scale * 10.0**log_beta
     weight = vector(n, seed + 2).abs() + 0.1 if weighted else None
-    solution = solve(g, c, 0.5, weight=weight)
+    solution = solve(g, c, 0.5, geometry=diagonal(weight))
     w = np.ones(n) if weight is None else weight.numpy()
     v = solution.step.numpy()
     assert math.sqrt(v @ (w * v)) == pytest.approx(0.5, rel=1e-12)
@@ -102,7 +107,7 @@ def test_the_degenerate_cases_give_a_step_of_the_right_length(
     for length in (1e-8, 1.0, 1e8):
         for products in (1, 2, 3, 100):
             solution = solve_on_sphere(
-                lambda v: g @ v, c, length, weight=weight,
+                lambda v: g @ v, c, length, geometry=diagonal(weight),
                 direction=lambda: vector(n, 7).to(dtype), max_products=products, tol=0.0,
             )  # fmt: skip
             v = solution.step.double()
@@ -224,7 +229,7 @@ def test_what_is_not_finite_raises() -> None:
 
 def test_the_first_order_step() -> None:
     c, weight = vector(6, 0), vector(6, 1).abs() + 0.1
-    v, gain = first_order_step(c, 0.3, weight)
+    v, gain = first_order_step(c, 0.3, Diagonal(weight))
     assert gain == pytest.approx(-float(c @ v), rel=1e-12)
     assert float((weight * v * v).sum().sqrt()) == pytest.approx(0.3, rel=1e-12)
     torch.testing.assert_close(v / v.norm(), -(c / weight) / (c / weight).norm())

@@ -1,0 +1,163 @@
+"""The geometries of the step: P from its roots, and Muon's against singular value decompositions and torch's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_exactness import of_matrix
+from torch import Tensor, nn
+
+from fipoptim import AnchorBatch, FIPOptimizer, Solver
+from fipoptim.geometry import DAMPING, Layer, Layers, orthogonalizing
+
+
+def gaussian(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    log_scale=st.integers(-12, 12),
+    stretch=st.sampled_from([None, (1.0, 8.0)]),
+    seed=st.integers(0, 1000),
+)
+def test_the_roots_are_those_of_one_matrix(
+    rows: int, columns: int, log_scale: int, stretch: tuple[float, float] | None, seed: int
+) -> None:
+    c, biases = gaussian(rows, columns, seed=seed) * 10.0**log_scale, gaussian(3, seed=seed + 1)
+    layers = [orthogonalizing(c), Layer(biases.shape, biases.abs())]
+    size = c.numel() + 3
+    geometry = Layers(layers, c, stretch)
+    identity = torch.eye(size, dtype=torch.float64)
+    root = torch.stack([geometry.root(v) for v in identity]).numpy()
+    inverse = torch.stack([geometry.inverse_root(v) for v in identity]).numpy()
+    np.testing.assert_allclose(root, root.T, rtol=1e-12, atol=1e-12 * np.abs(root).max())
+    np.testing.assert_allclose(root @ inverse, np.eye(size), atol=1e-9)
+    expected = np.zeros((size, size))
+    expected[:-3, :-3], expected[-3:, -3:] = of_matrix(c.numpy()), np.diag(biases.abs().numpy())
+    expected = expected / expected.diagonal().mean() + DAMPING * np.eye(size)
+    factor = np.repeat(stretch or (1.0, 1.0), (c.numel(), 3))
+    expected = expected / (1 + DAMPING) * np.outer(factor, factor)
+    np.testing.assert_allclose(root @ root, expected, rtol=1e-6, atol=1e-6 * expected.max())
+
+
+def test_what_it_is_given_may_be_written_over() -> None:
+    geometry = Layers([orthogonalizing(gaussian(3, 4, seed=0))], torch.zeros(1).double())
+    v = gaussian(12, seed=1)
+    expected = geometry.inverse_root(v)
+    assert geometry.inverse_root(v, out=v) is v
+    assert torch.equal(v, expected)
+
+
+def test_without_a_linear_term_it_is_euclidean() -> None:
+    geometry = Layers(
+        [orthogonalizing(torch.zeros(2, 3)), Layer(torch.Size([2]), torch.zeros(2))], torch.zeros(1)
+    )
+    v = torch.arange(8.0)
+    torch.testing.assert_close(geometry.root(v), v)
+    torch.testing.assert_close(geometry.inverse_root(v), v)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (5, 5)])
+def test_a_step_without_products_is_orthogonal_as_that_of_torch_s_muon(
+    shape: tuple[int, int],
+) -> None:
+    def network() -> nn.Linear:
+        torch.manual_seed(0)
+        return nn.Linear(shape[1], shape[0], bias=False)
+
+    x = torch.randn(20, shape[1], generator=torch.Generator().manual_seed(1))
+    moved = []
+    for ours in (True, False):
+        model = network()
+        start = model.weight.detach().clone()
+        optimizer: torch.optim.Optimizer
+        if ours:
+            anchors = AnchorBatch(model, x[:3])
+            optimizer = FIPOptimizer(
+                model.parameters(), anchors, eps=0.1, precondition="muon", solver=Solver(products=0)
+            )
+        else:
+            optimizer = torch.optim.Muon(model.parameters(), lr=0.1, weight_decay=0.0)
+        model(x).square().sum().backward()
+        gradient = model.weight.grad
+        assert gradient is not None
+        optimizer.step()
+        moved.append((model.weight.detach() - start, gradient.clone()))
+    (v, gradient), (theirs, _) = moved
+    u, _, vt = torch.linalg.svd(gradient, full_matrices=False)
+    polar = -u @ vt
+    # Damping leaves small singular directions a little behind.
+    assert float((v * polar).sum() / v.norm() / polar.norm()) > 0.995
+    assert float((v * theirs).sum() / v.norm() / theirs.norm()) > 0.95
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_several_steps_are_those_worked_out_by_hand(momentum: float) -> None:
+    """Momentum over all of c with Nesterov's look-ahead, P of matrices from it, of biases from the squares of c."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(8, 4).double(), torch.randn(8, 3).double()
+    inputs = torch.randn(6, 4).double()
+    anchors = AnchorBatch(model, inputs)
+    beta, eps = 3.0, 0.2
+    optimizer = FIPOptimizer(
+        model.parameters(),
+        anchors,
+        beta=beta,
+        eps=eps,
+        momentum=momentum,
+        precondition="muon",
+        solver=Solver(products=0),
+    )
+    params = list(model.parameters())
+    means = [torch.zeros_like(p) for p in params]
+    squares = [torch.zeros_like(p) for p in params]
+    for step in range(1, 5):
+        drift = (model(inputs) - anchors.reference).square().sum(dim=1).mean()
+        loss = beta * (model(x) - y).square().mean() + drift
+        blocks, terms = [], []
+        for p, c, mean, square in zip(
+            params, torch.autograd.grad(loss, params), means, squares, strict=True
+        ):
+            mean.mul_(momentum).add_(c, alpha=1 - momentum)
+            square.mul_(0.999).addcmul_(c, c, value=1 - 0.999)
+            term = momentum * mean / (1 - momentum**step) + (1 - momentum) * c
+            terms.append(term.flatten())
+            root = (square / (1 - 0.999**step)).sqrt()
+            blocks.append(of_matrix(term.numpy()) if p.dim() == 2 else np.diag(root.numpy()))
+        c = torch.cat(terms).numpy()
+        geometry = np.zeros((len(c), len(c)))
+        start = 0
+        for block in blocks:
+            end = start + len(block)
+            geometry[start:end, start:end] = block
+            start = end
+        geometry = (geometry / geometry.diagonal().mean() + 0.01 * np.eye(len(c))) / 1.01
+        direction = np.linalg.solve(geometry, c)
+        expected = -eps * direction / np.sqrt(c @ direction)
+        before = torch.cat([p.detach().flatten().clone() for p in params])
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        now = torch.cat([p.detach().flatten() for p in params])
+        np.testing.assert_allclose((now - before).numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_matrix_with_a_long_shorter_side_is_measured_as_adam_does() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 280, bias=False), nn.Linear(280, 2, bias=False))
+    anchors = AnchorBatch(model, torch.randn(3, 300))
+    optimizer = FIPOptimizer(
+        model.parameters(), anchors, eps=0.1, precondition="muon", solver=Solver(products=0)
+    )
+    model(torch.randn(4, 300)).square().sum().backward()
+    optimizer.step()
+    large, small = model[0].weight, model[1].weight
+    assert "exp_avg_sq" in optimizer.state[large]
+    assert "exp_avg_sq" not in optimizer.state[small]
