@@ -125,8 +125,8 @@ class SettingOptions:
             "--precondition",
             "geometry of the step",
             type=or_none(str),
-            choices=["adam", None],
-            metavar="{adam,none}",
+            choices=["adam", "muon", None],
+            metavar="{adam,muon,none}",
         )
         self.add(
             path,
@@ -162,7 +162,8 @@ def settings_from(parser: argparse.ArgumentParser, arguments: argparse.Namespace
     given = {name: value for name, value in values.items() if name in names}
     tuning = {}
     for method, tuned in defaults.tuning.items():
-        parts = {part: values.get(f"{method}_{part}") for part in ("lr", "strength")}
+        option = method.replace("-", "_")
+        parts = {part: values.get(f"{option}_{part}") for part in ("lr", "strength")}
         changed = {part: value for part, value in parts.items() if value is not None}
         tuning[method] = dataclasses.replace(tuned, **changed)
     settings = dataclasses.replace(defaults, **given, tuning=tuning)

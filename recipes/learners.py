@@ -1,7 +1,8 @@
 """Ways to learn one task after another with a few remembered inputs of the earlier ones.
 
 Every learner gets the same remembered inputs, the same batches and the same tests on the way; ``recipes.new_task`` and
-``recipes.split_tasks`` run them side by side. EWC, GEM and LwF are Avalanche's, in ``recipes.avalanche_learners``.
+``recipes.split_tasks`` run them side by side. EWC, GEM and LwF are Avalanche's, in ``recipes.avalanche_learners``,
+distillation by Muon takes timm's, in ``recipes.muon_learner``.
 """
 
 from __future__ import annotations
@@ -210,6 +211,10 @@ class Plain(Learner):
         """What is added to the loss of each step to hold the earlier tasks, if anything."""
         return None
 
+    def optimizer(self, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """What takes the steps, and the schedule of its learning rate."""
+        return adam_one_cycle(self.model, lr=self.lr, steps=steps)
+
     def learn(
         self,
         batches: Batches,
@@ -219,7 +224,7 @@ class Plain(Learner):
         record: tuple[int, Path] | None = None,
     ) -> float:
         """See :class:`Learner`."""
-        optimizer, scheduler = adam_one_cycle(self.model, lr=self.lr, steps=steps)
+        optimizer, scheduler = self.optimizer(steps)
         holding = self.holding()
 
         def held(z: Tensor, labels: Tensor) -> Tensor:
@@ -415,6 +420,12 @@ METHODS = {
     "naive": Method("plain training", (_HERE, "Plain")),
     "distillation": Method(
         "distillation", (_HERE, "Distillation"), strength="weight of the squared output change"
+    ),
+    "distillation-muon": Method(
+        "distillation, Muon",
+        ("recipes.muon_learner", "OrthogonalDistillation"),
+        strength="weight of the squared output change",
+        needs="timm",
     ),
     "replay": Method(
         "replay, labels", (_HERE, "Replay"), strength="weight of the remembered inputs' loss"

@@ -103,6 +103,7 @@ DEFAULTS = {
         tuning={
             "naive": Tuning(3e-3),
             "distillation": Tuning(1e-2, 0.03),
+            "distillation-muon": Tuning(1e-2, 0.03),
             "replay": Tuning(3e-3, 1.0),
             "ewc": Tuning(3e-3, 100.0),
             "gem": Tuning(3e-3, 0.5),
@@ -125,6 +126,7 @@ DEFAULTS = {
         tuning={
             "naive": Tuning(3e-3),
             "distillation": Tuning(3e-3, 0.015),
+            "distillation-muon": Tuning(3e-3, 0.015),
             "replay": Tuning(3e-3, 1.0),
             "ewc": Tuning(1e-3, 100.0),
             "gem": Tuning(3e-3, 0.5),
