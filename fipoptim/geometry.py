@@ -93,7 +93,7 @@ class Layers(Geometry):
         self._stretch = list(stretch or [1.0] * len(layers))
         self._sizes = [layer.shape.numel() for layer in layers]
         diagonal = [
-            layer.values.double().mean() * size
+            layer.values.mean(dtype=torch.float64) * size
             for layer, size in zip(layers, self._sizes, strict=True)
         ]
         mean = torch.stack(diagonal).sum() / sum(self._sizes)
@@ -115,8 +115,8 @@ class Layers(Geometry):
         r""":math:`P^{\pm 1/2}`, block by block."""
         found = []
         for layer, factor in zip(self._layers, self._stretch, strict=True):
-            damped = (layer.values.double() / self._unit + self._damping) / self._whole
-            values = (damped.sqrt() * factor) ** sign
+            damped = layer.values.div(self._unit).add_(self._damping).div_(self._whole)
+            values = damped.sqrt_().mul_(factor) if sign > 0 else damped.rsqrt_().div_(factor)
             q = layer.vectors
             found.append((values if q is None else (q * values) @ q.T).to(self._like))
         return found
