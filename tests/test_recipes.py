@@ -392,7 +392,9 @@ def test_all_methods_run_side_by_side(tmp_path):
     assert new_task.main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     baselines = results["metrics"]["baselines"]
-    assert list(baselines) == ["naive", "distillation", "replay", "ewc", "gem", "lwf"]
+    assert list(baselines) == [
+        *("naive", "distillation", "distillation-muon", "replay", "ewc", "gem", "lwf")
+    ]
     for metrics in baselines.values():
         assert metrics["task1_before"] == results["metrics"]["task1_before"]
         assert metrics["steps"] == 42
@@ -406,10 +408,12 @@ def test_all_methods_run_side_by_side(tmp_path):
 
 def test_tuning_reaches_its_method_alone(tmp_path):
     arguments = ["--method", "distillation", "--distillation-strength", "0", "--replay-lr", "1"]
+    arguments += ["--distillation-muon-lr", "0.5"]
     assert new_task.main(["--out", str(tmp_path), *SHORT, *arguments]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["config"]["tuning"]["distillation"] == {"lr": 1e-2, "strength": 0.0}
     assert results["config"]["tuning"]["replay"]["lr"] == 1.0
+    assert results["config"]["tuning"]["distillation-muon"]["lr"] == 0.5
     assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20  # nothing holds it
 
 
