@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from timm.optim.muon import Muon
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from fipoptim.geometry import is_matrix
-from recipes.learners import Distillation
+from recipes.learners import SCHEDULES, Distillation
 
 
 class OrthogonalDistillation(Distillation):
@@ -31,6 +31,4 @@ class OrthogonalDistillation(Distillation):
             betas=(0.9, 0.999),
             nesterov=True,
         )
-        return optimizer, OneCycleLR(
-            optimizer, max_lr=self.lr, total_steps=steps + 1, cycle_momentum=False
-        )
+        return optimizer, SCHEDULES["one-cycle"](optimizer, self.lr, steps)

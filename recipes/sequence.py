@@ -26,10 +26,9 @@ from recipes.training import accuracy, minibatches, outputs, scores, steps_an_ep
 TESTED_STEPS = (1, 3, 10)  # of each task, where a switch does its damage; and the last one
 HELD_OUT = 100  # test inputs of each task on which drift is measured, and accuracy on the way
 SCORED = 8  # test images of each task whose scores are drawn
-MEASURED = (
-    500  # remembered inputs, of all tasks alike, on which batch norm's statistics are measured
-)
-AT_ONCE = 100  # of them
+# Remembered inputs, of all tasks alike, on which batch norm's statistics are measured; and how many at a time.
+MEASURED = 500
+AT_ONCE = 100
 
 
 @dataclass(frozen=True, kw_only=True)

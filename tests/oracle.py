@@ -67,6 +67,20 @@ def roots(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
 
 
+def of_matrix(c: np.ndarray) -> np.ndarray:
+    """P of Muon's geometry for one matrix, in which its polar factor is 5 times as long as Adam's step."""
+    rows, columns = c.shape
+    u, s, vt = np.linalg.svd(c, full_matrices=False)
+    if rows <= columns:
+        return 5 * np.kron((u * s) @ u.T / np.sqrt(columns), np.eye(columns))
+    return 5 * np.kron(np.eye(rows), (vt.T * s) @ vt / np.sqrt(rows))
+
+
+def damped(geometry: np.ndarray) -> np.ndarray:
+    """P with a mean of 1 on its diagonal, of which a hundredth part is the identity's."""
+    return (geometry / geometry.diagonal().mean() + 0.01 * np.eye(len(geometry))) / 1.01
+
+
 def sphere_step(
     g: np.ndarray,
     c: np.ndarray,

@@ -29,20 +29,11 @@ def dense_geometry(
         for p in params:
             block = slice(start, start + p.numel())
             if p.dim() >= 2 and min(len(p), p[0].numel()) > 1:
-                geometry[block, block] = of_matrix(linear[block].reshape(len(p), -1))
+                geometry[block, block] = oracle.of_matrix(linear[block].reshape(len(p), -1))
             start += p.numel()
     if opt.precondition is not None:
-        geometry = (geometry / geometry.diagonal().mean() + 0.01 * np.eye(len(linear))) / 1.01
+        geometry = oracle.damped(geometry)
     return geometry / np.outer(rate, rate), 1.0
-
-
-def of_matrix(c: np.ndarray) -> np.ndarray:
-    """P of Muon's geometry for one matrix, in which its polar factor is 5 times as long as Adam's step."""
-    rows, columns = c.shape
-    u, s, vt = np.linalg.svd(c, full_matrices=False)
-    if rows <= columns:
-        return 5 * np.kron((u * s) @ u.T / np.sqrt(columns), np.eye(columns))
-    return 5 * np.kron(np.eye(rows), (vt.T * s) @ vt / np.sqrt(rows))
 
 
 @pytest.mark.parametrize("precondition", [None, "adam", "muon"])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import oracle
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_exactness import of_matrix
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.geometry import DAMPING, Layer, Layers, orthogonalizing
+from fipoptim.geometry import Layer, Layers, orthogonalizing
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:
@@ -38,11 +39,9 @@ def test_the_roots_are_those_of_one_matrix(
     inverse = torch.stack([geometry.inverse_root(v) for v in identity]).numpy()
     np.testing.assert_allclose(root, root.T, rtol=1e-12, atol=1e-12 * np.abs(root).max())
     np.testing.assert_allclose(root @ inverse, np.eye(size), atol=1e-9)
-    expected = np.zeros((size, size))
-    expected[:-3, :-3], expected[-3:, -3:] = of_matrix(c.numpy()), np.diag(biases.abs().numpy())
-    expected = expected / expected.diagonal().mean() + DAMPING * np.eye(size)
+    expected = scipy.linalg.block_diag(oracle.of_matrix(c.numpy()), np.diag(biases.abs().numpy()))
     factor = np.repeat(stretch or (1.0, 1.0), (c.numel(), 3))
-    expected = expected / (1 + DAMPING) * np.outer(factor, factor)
+    expected = oracle.damped(expected) * np.outer(factor, factor)
     np.testing.assert_allclose(root @ root, expected, rtol=1e-6, atol=1e-6 * expected.max())
 
 
@@ -130,15 +129,9 @@ def test_several_steps_are_those_worked_out_by_hand(momentum: float) -> None:
             term = momentum * mean / (1 - momentum**step) + (1 - momentum) * c
             terms.append(term.flatten())
             root = (square / (1 - 0.999**step)).sqrt()
-            blocks.append(of_matrix(term.numpy()) if p.dim() == 2 else np.diag(root.numpy()))
+            blocks.append(oracle.of_matrix(term.numpy()) if p.dim() == 2 else np.diag(root.numpy()))
         c = torch.cat(terms).numpy()
-        geometry = np.zeros((len(c), len(c)))
-        start = 0
-        for block in blocks:
-            end = start + len(block)
-            geometry[start:end, start:end] = block
-            start = end
-        geometry = (geometry / geometry.diagonal().mean() + 0.01 * np.eye(len(c))) / 1.01
+        geometry = oracle.damped(scipy.linalg.block_diag(*blocks))
         direction = np.linalg.solve(geometry, c)
         expected = -eps * direction / np.sqrt(c @ direction)
         before = torch.cat([p.detach().flatten().clone() for p in params])
