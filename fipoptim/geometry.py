@@ -92,47 +92,72 @@ class Layers(Geometry):
         self._layers, self._like = list(layers), like.new_empty(())
         self._stretch = list(stretch or [1.0] * len(layers))
         self._sizes = [layer.shape.numel() for layer in layers]
-        diagonal = [
-            layer.values.mean(dtype=torch.float64) * size
-            for layer, size in zip(layers, self._sizes, strict=True)
-        ]
-        mean = torch.stack(diagonal).sum() / sum(self._sizes)
+        self._diagonal = [k for k, layer in enumerate(layers) if layer.vectors is None]
+        self._by_side: dict[int, list[int]] = {}
+        for k, layer in enumerate(layers):
+            if layer.vectors is not None:
+                self._by_side.setdefault(len(layer.values), []).append(k)
+        # An eigenvalue is on the diagonal as often as the other side of its matrix is long.
+        sums = torch._foreach_norm([layer.values for layer in layers], 1, dtype=torch.float64)
+        times = [n / layer.values.numel() for n, layer in zip(self._sizes, layers, strict=True)]
+        mean = torch.stack(torch._foreach_mul(sums, times)).sum() / sum(self._sizes)
         # Where there is no linear term there is nothing to measure by: P is the identity.
-        self._unit = torch.where(mean > 0, mean, 1.0)
-        self._damping = torch.where(mean > 0, DAMPING, 1.0)
-        self._whole = torch.where(mean > 0, 1.0 + DAMPING, 1.0)
+        some = mean > 0
+        whole = torch.where(some, 1.0 + DAMPING, 1.0)
+        self._unit = torch.where(some, mean, 1.0) * whole
+        self._damping = torch.where(some, DAMPING, 1.0) / whole
         self._inverse_roots = self._power(-1)
 
     def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         """See :class:`Geometry`."""
-        return self._times(self._inverse_roots, v, torch.empty_like(v) if out is None else out)
+        return self._times(self._inverse_roots, v.clone() if out is None else out.copy_(v))
 
     def root(self, v: Tensor) -> Tensor:
         """See :class:`Geometry`."""
-        return self._times(self._power(1), v, torch.empty_like(v))
+        return self._times(self._power(1), v.clone())
 
     def _power(self, sign: int) -> list[Tensor]:
-        r""":math:`P^{\pm 1/2}`, block by block."""
-        found = []
-        for layer, factor in zip(self._layers, self._stretch, strict=True):
-            damped = layer.values.div(self._unit).add_(self._damping).div_(self._whole)
-            values = damped.sqrt_().mul_(factor) if sign > 0 else damped.rsqrt_().div_(factor)
-            q = layer.vectors
-            found.append((values if q is None else (q * values) @ q.T).to(self._like))
+        r""":math:`P^{\pm 1/2}`, block by block; a flat diagonal, or a matrix."""
+        found: list[Tensor] = [self._like] * len(self._layers)
+        if self._diagonal:
+            diagonals = [self._layers[k].values.view(-1).to(self._like) for k in self._diagonal]
+            for k, power in zip(self._diagonal, self._raised(diagonals, sign), strict=True):
+                found[k] = power
+        for members in self._by_side.values():
+            blocks = [self._layers[k] for k in members]
+            [values] = self._raised([torch.stack([b.values for b in blocks])], sign)
+            q = torch.stack([b.vectors for b in blocks if b.vectors is not None])
+            powers = ((q * values[:, None]) @ q.mT).to(self._like)
+            for k, power in zip(members, powers, strict=True):
+                found[k] = power
+        if any(factor != 1.0 for factor in self._stretch):
+            torch._foreach_mul_(found, [factor**sign for factor in self._stretch])
         return found
 
-    def _times(self, factors: list[Tensor], v: Tensor, out: Tensor) -> Tensor:
-        parts = zip(
-            self._layers, factors, v.split(self._sizes), out.split(self._sizes), strict=True
-        )
-        for layer, factor, part, result in parts:
-            if layer.vectors is None:
-                torch.mul(factor.view(-1), part, out=result)
-                continue
-            matrix = part.view(matrix_shape(layer.shape))
-            product = factor @ matrix if layer.on_rows else matrix @ factor
-            result.copy_(product.view(-1))
-        return out
+    def _raised(self, values: list[Tensor], sign: int) -> list[Tensor]:
+        """Eigenvalues, scaled and damped, to the power of a half."""
+        damped = torch._foreach_div(values, self._unit.to(values[0]))
+        torch._foreach_add_(damped, self._damping.to(values[0]))
+        torch._foreach_sqrt_(damped) if sign > 0 else torch._foreach_rsqrt_(damped)
+        return list(damped)
+
+    def _times(self, powers: list[Tensor], v: Tensor) -> Tensor:
+        """``v`` multiplied in place."""
+        parts = v.split(self._sizes)
+        if self._diagonal:
+            torch._foreach_mul_(
+                [parts[k] for k in self._diagonal], [powers[k] for k in self._diagonal]
+            )
+        matrices, products = [], []
+        for members in self._by_side.values():
+            for k in members:
+                matrix = parts[k].view(matrix_shape(self._layers[k].shape))
+                on_rows = self._layers[k].on_rows
+                products.append(powers[k] @ matrix if on_rows else matrix @ powers[k])
+                matrices.append(matrix)
+        if matrices:
+            torch._foreach_copy_(matrices, products)
+        return v
 
 
 def matrix_shape(shape: torch.Size) -> tuple[int, int]:
@@ -145,14 +170,23 @@ def is_matrix(weights: Tensor) -> bool:
     return weights.dim() >= 2 and 1 < min(matrix_shape(weights.shape)) <= LONGEST_SIDE
 
 
-def orthogonalizing(linear: Tensor) -> Layer:
-    r"""P of a matrix of weights, :math:`(C C^\top / \text{columns})^{1/2}` on its shorter side.
+def orthogonalizing(linears: Sequence[Tensor]) -> list[Layer]:
+    r"""P of matrices of weights, :math:`(C C^\top / \text{columns})^{1/2}` on the shorter side of each.
 
     Its diagonal is in the units of ``c``, as is that of Adam's geometry, the root of the mean of :math:`c^2`.
     """
-    rows, columns = matrix_shape(linear.shape)
-    c = linear.reshape(rows, columns).double()
-    gram = c @ c.T / columns if rows <= columns else c.T @ c / rows
-    values, vectors = torch.linalg.eigh(gram)
-    values = values.clamp_min(0).sqrt() / ADAM_RMS
-    return Layer(linear.shape, values, vectors)
+    by_side: dict[int, list[tuple[int, Tensor]]] = {}
+    for k, linear in enumerate(linears):
+        rows, columns = matrix_shape(linear.shape)
+        c = linear.reshape(rows, columns).double()
+        gram = c @ c.T / columns if rows <= columns else c.T @ c / rows
+        by_side.setdefault(len(gram), []).append((k, gram))
+    layers: dict[int, Layer] = {}
+    for members in by_side.values():  # those of one size at once
+        grams = torch.stack([gram for _, gram in members])
+        # By LAPACK: cuSOLVER takes longer for a few matrices of this size, and much longer on a shared GPU.
+        values, vectors = (t.to(grams.device) for t in torch.linalg.eigh(grams.cpu()))
+        values = values.clamp_min_(0).sqrt_().div_(ADAM_RMS)
+        for (k, _), e, q in zip(members, values, vectors, strict=True):
+            layers[k] = Layer(linears[k].shape, e, q)
+    return [layers[k] for k in range(len(linears))]

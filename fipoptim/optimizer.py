@@ -373,8 +373,9 @@ class FIPOptimizer(Optimizer):
         """The flat ``gradient`` times ``beta``, in place."""
         group_of = self._groups()
         betas = [float(group_of[p]["beta"]) for p in metric.params]
-        if any(beta != 1.0 for beta in betas):
-            torch._foreach_mul_(metric.views(gradient), betas)
+        if len(set(betas)) == 1:
+            return gradient.mul_(betas[0])
+        torch._foreach_mul_(metric.views(gradient), betas)
         return gradient
 
     def _averaged(
@@ -500,9 +501,9 @@ class FIPOptimizer(Optimizer):
             running, seen = self._mean_squares(params, [parts[k] for k in others], new_state)
             roots = torch._foreach_sqrt(torch._foreach_div(running, seen))
             layers = {k: Layer(root.shape, root) for k, root in zip(others, roots, strict=True)}
-        for k, c in enumerate(metric.views(linear)):
-            if k not in layers:
-                layers[k] = orthogonalizing(c)
+        matrices = [k for k in range(len(parts)) if k not in layers]
+        views = metric.views(linear)
+        layers |= zip(matrices, orthogonalizing([views[k] for k in matrices]), strict=True)
         return Layers([layers[k] for k in range(len(parts))], linear, stretch)
 
     def _direction(self, metric: AnchorMetric, count: int) -> Tensor:

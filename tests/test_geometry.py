@@ -31,7 +31,7 @@ def test_the_roots_are_those_of_one_matrix(
     rows: int, columns: int, log_scale: int, stretch: tuple[float, float] | None, seed: int
 ) -> None:
     c, biases = gaussian(rows, columns, seed=seed) * 10.0**log_scale, gaussian(3, seed=seed + 1)
-    layers = [orthogonalizing(c), Layer(biases.shape, biases.abs())]
+    layers = [*orthogonalizing([c]), Layer(biases.shape, biases.abs())]
     size = c.numel() + 3
     geometry = Layers(layers, c, stretch)
     identity = torch.eye(size, dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_the_roots_are_those_of_one_matrix(
 
 
 def test_what_it_is_given_may_be_written_over() -> None:
-    geometry = Layers([orthogonalizing(gaussian(3, 4, seed=0))], torch.zeros(1).double())
+    geometry = Layers(orthogonalizing([gaussian(3, 4, seed=0)]), torch.zeros(1).double())
     v = gaussian(12, seed=1)
     expected = geometry.inverse_root(v)
     assert geometry.inverse_root(v, out=v) is v
@@ -55,7 +55,7 @@ def test_what_it_is_given_may_be_written_over() -> None:
 
 def test_without_a_linear_term_it_is_euclidean() -> None:
     geometry = Layers(
-        [orthogonalizing(torch.zeros(2, 3)), Layer(torch.Size([2]), torch.zeros(2))], torch.zeros(1)
+        [*orthogonalizing([torch.zeros(2, 3)]), Layer(torch.Size([2]), torch.zeros(2))], torch.zeros(1)
     )
     v = torch.arange(8.0)
     torch.testing.assert_close(geometry.root(v), v)
