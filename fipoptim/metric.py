@@ -254,13 +254,14 @@ class AnchorMetric:
         self._versions = self._weight_versions()
         self._kept: list[_Chunk] | None = None
         with evaluation(model, anchors.device):
-            new = not any(self._traces.by_shape.values())
+            traces = self._traces
+            untried = self.traced and not traces.by_shape and traces.stale < MOST_STALE
+            if untried and self._mixes_anchors():
+                traces.stale = MOST_STALE  # no trace could be checked on a few of them
             self._linearize()
             if self._is_stale():
-                # A trace of now differs on a few anchors only where their outputs depend on the others (batch norm by
-                # the batch): then no trace could ever be checked, and none is made again.
-                self._traces.by_shape.clear()
-                self._traces.stale = MOST_STALE if new else self._traces.stale + 1
+                traces.by_shape.clear()
+                traces.stale += 1
                 self._linearize()
         if not bool(torch.isfinite(self.outputs).all()):
             raise RuntimeError(
@@ -462,11 +463,12 @@ class AnchorMetric:
         return {name: self._weights.parameters[name] for name in self.names}
 
     def _function(self, inputs: Inputs) -> Function:
-        weights = self._weights
+        # Not through self, which keeps what this function gives: a cycle would hold all that until it is found.
+        anchors, weights = self.anchors, self._weights
 
         def function(primals: Parameters) -> Tensor:
             # Aliases of tied parameters are found by functional_call; the names given here are unique.
-            return self.anchors.call(inputs, Weights(weights.parameters | primals, weights.buffers))
+            return anchors.call(inputs, Weights(weights.parameters | primals, weights.buffers))
 
         return function
 
@@ -582,10 +584,20 @@ class AnchorMetric:
         """Whether the model itself now gives other outputs than the traces: checked on the first two anchors."""
         if not (self.traced and any(self._traces.by_shape.values())):
             return False
+        return not self._agrees_with_the_first(self.outputs)
+
+    def _mixes_anchors(self) -> bool:
+        """Whether the outputs of an anchor depend on the others, as by batch norm that normalises by the batch."""
+        with torch.no_grad():
+            z = self.anchors.call(self._blocks()[0], self._weights)
+        return not self._agrees_with_the_first(z)
+
+    def _agrees_with_the_first(self, outputs: Tensor) -> bool:
+        """Whether ``outputs`` ``(N, m)`` begin as those of the model on the first two anchors alone."""
         few = map_inputs(lambda x: x[:2], self.sample.inputs)
         with torch.no_grad():
             z = self.anchors.call(few, self._weights)
-        return not close(self.outputs[: len(z)], z, 1e-4 if z.dtype == torch.float32 else 1e-9)
+        return close(outputs[: len(z)], z, 1e-4 if z.dtype == torch.float32 else 1e-9)
 
     def _weight_versions(self) -> list[int]:
         return [p._version for p in self.anchors.model.parameters()]

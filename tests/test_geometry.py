@@ -55,7 +55,8 @@ def test_what_it_is_given_may_be_written_over() -> None:
 
 def test_without_a_linear_term_it_is_euclidean() -> None:
     geometry = Layers(
-        [*orthogonalizing([torch.zeros(2, 3)]), Layer(torch.Size([2]), torch.zeros(2))], torch.zeros(1)
+        [*orthogonalizing([torch.zeros(2, 3)]), Layer(torch.Size([2]), torch.zeros(2))],
+        torch.zeros(1),
     )
     v = torch.arange(8.0)
     torch.testing.assert_close(geometry.root(v), v)

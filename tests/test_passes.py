@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -230,3 +232,40 @@ class _Read(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             self.pointers.append(args[0].data_ptr())
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize(
+    "options", [{"solver": Solver(products=0)}, {"solver": Solver(products=2)}, {"max_drift": 1e-9}]
+)
+def test_a_step_gives_its_evaluation_back_without_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch, traced: bool, options: dict[str, Any]
+) -> None:
+    # It holds what every layer computed: a gigabyte for a few hundred images, until cycles are next looked for.
+    model = nn.Sequential(
+        nn.Linear(IN, HIDDEN),
+        nn.BatchNorm1d(HIDDEN, track_running_stats=traced),
+        nn.Linear(HIDDEN, OUT),
+    ).eval()
+    made = []
+    take = AnchorMetric.__init__
+
+    def remembered(self: AnchorMetric, *args: Any, **kwargs: Any) -> None:
+        take(self, *args, **kwargs)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(AnchorMetric, "__init__", remembered)
+    opt = FIPOptimizer(model.parameters(), AnchorBatch(model, torch.randn(ANCHORS, IN)), **options)
+    made.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            opt.zero_grad()
+            model(torch.randn(8, IN)).square().sum().backward()
+            opt.step()
+        left = [metric() is not None for metric in made]
+    finally:
+        gc.enable()
+    assert len(left) >= 2
+    assert not any(left)
