@@ -41,7 +41,7 @@ from recipes.training import accuracy, minibatches, seed_everything
 STEPS = (10, 30, 100, 300)  # of the path; distillation takes as many as fit into their time
 # The paths' (eps, beta), and distillation's (learning rate, strength).
 GRID = {
-    "fip": ((0.5, 1.0, 2.0), (50.0, 200.0)),
+    "fip": ((0.5, 1.0, 2.0), (20.0, 80.0)),
     "distillation": ((1e-3, 3e-3, 1e-2), (0.005, 0.02)),
 }
 ON_THE_WAY = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # networks tested, and the last one

@@ -121,8 +121,15 @@ DEFAULTS = {
         },
     ),
     ("cifar100", "short"): _CIFAR100,
+    # For a GPU, where a network this small takes no longer for five times as many images at once, and a step of the
+    # path three times as long as the others' for its launches.
     ("cifar100", "full"): dataclasses.replace(
-        _CIFAR100, first_epochs=60, epochs=30, baseline_epochs=45
+        _CIFAR100,
+        anchor_batch=250,
+        batch_size=250,
+        first_epochs=60,
+        epochs=18,
+        baseline_epochs=54,
     ),
 }
 
