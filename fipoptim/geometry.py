@@ -70,12 +70,6 @@ class Layer:
     values: Tensor
     vectors: Tensor | None = None
 
-    @property
-    def on_rows(self) -> bool:
-        """Whether a matrix is multiplied from the left."""
-        rows, columns = matrix_shape(self.shape)
-        return rows <= columns
-
 
 class Layers(Geometry):
     """P block by block, a block for each tensor of weights, damped and scaled so that its diagonal has a mean of 1.
@@ -148,21 +142,29 @@ class Layers(Geometry):
             torch._foreach_mul_(
                 [parts[k] for k in self._diagonal], [powers[k] for k in self._diagonal]
             )
-        matrices, products = [], []
-        for members in self._by_side.values():
-            for k in members:
-                matrix = parts[k].view(matrix_shape(self._layers[k].shape))
-                on_rows = self._layers[k].on_rows
-                products.append(powers[k] @ matrix if on_rows else matrix @ powers[k])
-                matrices.append(matrix)
+        matrices = {
+            k: parts[k].view(matrix_shape(self._layers[k].shape))
+            for members in self._by_side.values()
+            for k in members
+        }
         if matrices:
-            torch._foreach_copy_(matrices, products)
+            products = [
+                powers[k] @ matrix if on_rows(self._layers[k].shape) else matrix @ powers[k]
+                for k, matrix in matrices.items()
+            ]
+            torch._foreach_copy_(list(matrices.values()), products)
         return v
 
 
 def matrix_shape(shape: torch.Size) -> tuple[int, int]:
     """Rows and columns of a tensor of weights seen as a matrix: outputs, and all the rest."""
     return shape[0], shape.numel() // shape[0]
+
+
+def on_rows(shape: torch.Size) -> bool:
+    """Whether P of a matrix acts on its rows, as the shorter side, or on its columns."""
+    rows, columns = matrix_shape(shape)
+    return rows <= columns
 
 
 def is_matrix(weights: Tensor) -> bool:
@@ -179,7 +181,7 @@ def orthogonalizing(linears: Sequence[Tensor]) -> list[Layer]:
     for k, linear in enumerate(linears):
         rows, columns = matrix_shape(linear.shape)
         c = linear.reshape(rows, columns).double()
-        gram = c @ c.T / columns if rows <= columns else c.T @ c / rows
+        gram = c @ c.T / columns if on_rows(linear.shape) else c.T @ c / rows
         by_side.setdefault(len(gram), []).append((k, gram))
     layers: dict[int, Layer] = {}
     for members in by_side.values():  # those of one size at once
