@@ -10,7 +10,7 @@ matrix: with :math:`P = (C C^\top)^{1/2} \otimes I` for a layer whose linear ter
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,10 +87,9 @@ class Layers(Geometry):
         self._stretch = list(stretch or [1.0] * len(layers))
         self._sizes = [layer.shape.numel() for layer in layers]
         self._diagonal = [k for k, layer in enumerate(layers) if layer.vectors is None]
-        self._by_side: dict[int, list[int]] = {}
-        for k, layer in enumerate(layers):
-            if layer.vectors is not None:
-                self._by_side.setdefault(len(layer.values), []).append(k)
+        self._groups = _of_one_size(
+            {k: layer.vectors for k, layer in enumerate(layers) if layer.vectors is not None}
+        )
         # An eigenvalue is on the diagonal as often as the other side of its matrix is long.
         sums = torch._foreach_norm([layer.values for layer in layers], 1, dtype=torch.float64)
         times = [n / layer.values.numel() for n, layer in zip(self._sizes, layers, strict=True)]
@@ -117,7 +116,7 @@ class Layers(Geometry):
             diagonals = [self._layers[k].values.view(-1).to(self._like) for k in self._diagonal]
             for k, power in zip(self._diagonal, self._raised(diagonals, sign), strict=True):
                 found[k] = power
-        for members in self._by_side.values():
+        for members in self._groups:
             blocks = [self._layers[k] for k in members]
             [values] = self._raised([torch.stack([b.values for b in blocks])], sign)
             q = torch.stack([b.vectors for b in blocks if b.vectors is not None])
@@ -144,7 +143,7 @@ class Layers(Geometry):
             )
         matrices = {
             k: parts[k].view(matrix_shape(self._layers[k].shape))
-            for members in self._by_side.values()
+            for members in self._groups
             for k in members
         }
         if matrices:
@@ -177,18 +176,25 @@ def orthogonalizing(linears: Sequence[Tensor]) -> list[Layer]:
 
     Its diagonal is in the units of ``c``, as is that of Adam's geometry, the root of the mean of :math:`c^2`.
     """
-    by_side: dict[int, list[tuple[int, Tensor]]] = {}
+    grams = {}
     for k, linear in enumerate(linears):
         rows, columns = matrix_shape(linear.shape)
         c = linear.reshape(rows, columns).double()
-        gram = c @ c.T / columns if on_rows(linear.shape) else c.T @ c / rows
-        by_side.setdefault(len(gram), []).append((k, gram))
+        grams[k] = c @ c.T / columns if on_rows(linear.shape) else c.T @ c / rows
     layers: dict[int, Layer] = {}
-    for members in by_side.values():  # those of one size at once
-        grams = torch.stack([gram for _, gram in members])
+    for members in _of_one_size(grams):
+        stacked = torch.stack([grams[k] for k in members])
         # By LAPACK: cuSOLVER takes longer for a few matrices of this size, and much longer on a shared GPU.
-        values, vectors = (t.to(grams.device) for t in torch.linalg.eigh(grams.cpu()))
+        values, vectors = (t.to(stacked.device) for t in torch.linalg.eigh(stacked.cpu()))
         values = values.clamp_min_(0).sqrt_().div_(ADAM_RMS)
-        for (k, _), e, q in zip(members, values, vectors, strict=True):
+        for k, e, q in zip(members, values, vectors, strict=True):
             layers[k] = Layer(linears[k].shape, e, q)
     return [layers[k] for k in range(len(linears))]
+
+
+def _of_one_size(squares: Mapping[int, Tensor]) -> list[list[int]]:
+    """The keys of square matrices, those of one size together, as they can be taken at once."""
+    groups: dict[int, list[int]] = {}
+    for k, square in squares.items():
+        groups.setdefault(len(square), []).append(k)
+    return list(groups.values())
