@@ -359,12 +359,12 @@ class FIPOptimizer(Optimizer):
         restoring: Tensor | None,
         new_state: dict[Tensor, dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """``c`` with momentum, and ``c`` of which the geometry takes second moments; written over ``gradient``."""
+        """``c`` with momentum, and ``c`` as the geometry squares it; ``gradient`` may be written over."""
         if self.precondition == "muon":
             # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
             raw = self._weighted(metric, gradient)
             raw = raw if restoring is None else raw.add_(restoring)
-            return self._averaged(metric, raw.clone(), new_state, look_ahead=True), raw
+            return self._averaged(metric, raw, new_state, look_ahead=True), raw
         linear = self._weighted(metric, self._averaged(metric, gradient, new_state))
         linear = linear if restoring is None else linear.add_(restoring)
         return linear, linear
@@ -386,21 +386,18 @@ class FIPOptimizer(Optimizer):
         *,
         look_ahead: bool = False,
     ) -> Tensor:
-        """The running mean of the flat ``gradient``, in place; with ``look_ahead`` the next one, if it came again."""
+        """The running mean of the flat ``gradient``; with ``look_ahead`` the next one, if it came again."""
         group_of = self._groups()
         momenta = [float(group_of[p]["momentum"]) for p in metric.params]
         if not any(momenta):
             return gradient
-        parts = metric.views(gradient)
+        parts, fresh = metric.unflatten(gradient), [1 - m for m in momenta]
         states = [self.state.get(p, {}) for p in metric.params]
-        running = torch._foreach_mul(
-            [
-                state["exp_avg"] if "exp_avg" in state else torch.zeros_like(p)
-                for p, state in zip(metric.params, states, strict=True)
-            ],
-            momenta,
-        )
-        torch._foreach_add_(running, torch._foreach_mul(parts, [1 - m for m in momenta]))
+        before = [
+            state["exp_avg"] if "exp_avg" in state else torch.zeros_like(p)
+            for p, state in zip(metric.params, states, strict=True)
+        ]
+        running = torch._foreach_lerp(before, parts, fresh)
         # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
         # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
         seen = [
@@ -415,11 +412,8 @@ class FIPOptimizer(Optimizer):
                 }
         means = torch._foreach_div(running, seen)
         if look_ahead:
-            torch._foreach_mul_(parts, [1 - m for m in momenta])
-            torch._foreach_add_(parts, torch._foreach_mul(means, momenta))
-        else:
-            torch._foreach_copy_(parts, means)
-        return gradient
+            torch._foreach_lerp_(means, parts, fresh)
+        return metric.flatten(means)
 
     def _ball(
         self,
@@ -499,7 +493,8 @@ class FIPOptimizer(Optimizer):
         if others:
             params = [metric.params[k] for k in others]
             running, seen = self._mean_squares(params, [parts[k] for k in others], new_state)
-            roots = torch._foreach_sqrt(torch._foreach_div(running, seen))
+            roots = torch._foreach_sqrt(running)
+            torch._foreach_mul_(roots, [share**-0.5 for share in seen])
             layers = {k: Layer(root.shape, root) for k, root in zip(others, roots, strict=True)}
         matrices = [k for k in range(len(parts)) if k not in layers]
         views = metric.views(linear)
