@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
@@ -23,6 +24,11 @@ from fipoptim.path import FIPPath
 from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
 
 SECOND_MOMENT_DECAY = 0.999  # Adam's, of the squared gradient
+# What is smaller is 0: with factors down to the precision it would give subnormal numbers.
+_SMALLEST = {
+    dtype: torch.finfo(dtype).tiny / torch.finfo(dtype).eps
+    for dtype in (torch.float32, torch.float64)
+}
 
 
 @dataclass(frozen=True)
@@ -397,7 +403,12 @@ class FIPOptimizer(Optimizer):
             state["exp_avg"] if "exp_avg" in state else torch.zeros_like(p)
             for p, state in zip(metric.params, states, strict=True)
         ]
-        running = torch._foreach_lerp(before, parts, fresh)
+        # The mean of a gradient that stays zero, as a dead unit's, would decay into subnormal numbers and never reach
+        # zero, and a CPU computes with those many times slower.
+        running = [
+            F.hardshrink(mean, _SMALLEST[mean.dtype])
+            for mean in torch._foreach_lerp(before, parts, fresh)
+        ]
         # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
         # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
         seen = [

@@ -143,6 +143,33 @@ def test_several_steps_are_those_worked_out_by_hand(momentum: float) -> None:
         np.testing.assert_allclose((now - before).numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("precondition", [None, "adam", "muon"])
+def test_the_running_mean_of_a_dead_unit_becomes_zero_and_not_subnormal(
+    precondition: str | None,
+) -> None:
+    """A CPU computes with subnormal numbers many times slower."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].bias[0] = 10.0  # alive at first
+    x, anchors = torch.randn(8, 3), AnchorBatch(model, torch.randn(5, 3))
+    optimizer = FIPOptimizer(
+        model.parameters(), anchors, eps=1e-3, momentum=0.5, precondition=precondition
+    )
+    for step in range(200):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        if step == 0:
+            assert optimizer.state[model[0].weight]["exp_avg"][0].any()
+            with torch.no_grad():
+                model[0].bias[0] = -1e6
+        for state in optimizer.state.values():
+            size = state["exp_avg"].abs()
+            assert not ((size > 0) & (size < torch.finfo(size.dtype).tiny)).any()
+    assert not optimizer.state[model[0].weight]["exp_avg"][0].any()
+
+
 def test_a_matrix_with_a_long_shorter_side_is_measured_as_adam_does() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, 280, bias=False), nn.Linear(280, 2, bias=False))
