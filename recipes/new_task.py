@@ -129,9 +129,9 @@ DEFAULTS = {
             "distillation": Tuning(3e-3, 0.015),
             "distillation-muon": Tuning(3e-3, 0.015),
             "replay": Tuning(3e-3, 1.0),
-            "ewc": Tuning(1e-3, 1e4),
+            "ewc": Tuning(1e-3, 1e5),
             "gem": Tuning(3e-3, 0.5),
-            "lwf": Tuning(1e-3, 10.0),
+            "lwf": Tuning(1e-3, 30.0),
         },
     ),
 }
