@@ -399,10 +399,7 @@ class FIPOptimizer(Optimizer):
             return gradient
         parts, fresh = metric.unflatten(gradient), [1 - m for m in momenta]
         states = [self.state.get(p, {}) for p in metric.params]
-        before = [
-            state["exp_avg"] if "exp_avg" in state else torch.zeros_like(p)
-            for p, state in zip(metric.params, states, strict=True)
-        ]
+        before = self._kept("exp_avg", metric.params)
         # The mean of a gradient that stays zero, as a dead unit's, would decay into subnormal numbers and never reach
         # zero, and a CPU computes with those many times slower.
         running = [
@@ -425,6 +422,14 @@ class FIPOptimizer(Optimizer):
         if look_ahead:
             torch._foreach_lerp_(means, parts, fresh)
         return metric.flatten(means)
+
+    def _kept(self, name: str, params: list[Tensor]) -> list[Tensor]:
+        """The running means kept under ``name``, of each parameter; zeros before its first step."""
+        states = [self.state.get(p, {}) for p in params]
+        return [
+            state[name] if name in state else torch.zeros_like(p)
+            for p, state in zip(params, states, strict=True)
+        ]
 
     def _ball(
         self,
@@ -457,13 +462,7 @@ class FIPOptimizer(Optimizer):
     ) -> tuple[list[Tensor], list[float]]:
         """The running means of the squares of ``parts``, and how much weight each has seen so far."""
         states = [self.state.get(p, {}) for p in params]
-        running = torch._foreach_mul(
-            [
-                state["exp_avg_sq"] if "exp_avg_sq" in state else torch.zeros_like(p)
-                for p, state in zip(params, states, strict=True)
-            ],
-            SECOND_MOMENT_DECAY,
-        )
+        running = torch._foreach_mul(self._kept("exp_avg_sq", params), SECOND_MOMENT_DECAY)
         torch._foreach_addcmul_(running, parts, parts, value=1 - SECOND_MOMENT_DECAY)
         seen = []
         for p, state, mean_square in zip(params, states, running, strict=True):
