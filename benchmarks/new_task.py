@@ -31,6 +31,7 @@ from recipes.training import (
     minibatches,
     seed_everything,
     steps_an_epoch,
+    steps_of,
     train,
     training_mode,
 )
@@ -63,7 +64,7 @@ def main() -> None:
     train(model, batches, *adam_one_cycle(model, lr=settings.task1_lr, steps=steps))
 
     inputs = mnist.train_inputs[: settings.anchors]
-    steps = settings.epochs * steps_an_epoch(fashion, settings.batch_size)
+    steps = steps_of(fashion, settings.batch_size, settings.epochs)
     models = {name: copy.deepcopy(model) for name in ("fipoptim", "distillation", "adam")}
     anchors = AnchorBatch(models["distillation"], inputs, batch_size=settings.anchor_batch)
     path = InvariantPath(

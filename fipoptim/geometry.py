@@ -91,7 +91,7 @@ class Layers(Geometry):
             {k: layer.vectors for k, layer in enumerate(layers) if layer.vectors is not None}
         )
         # An eigenvalue is on the diagonal as often as the other side of its matrix is long.
-        sums = [s.double() for s in torch._foreach_norm([layer.values for layer in layers], 1)]
+        sums = [layer.values.sum().double() for layer in layers]
         times = [n / layer.values.numel() for n, layer in zip(self._sizes, layers, strict=True)]
         mean = torch.stack(torch._foreach_mul(sums, times)).sum() / sum(self._sizes)
         # Where there is no linear term there is nothing to measure by: P is the identity.

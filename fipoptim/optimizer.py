@@ -10,8 +10,8 @@ from os import PathLike
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -316,8 +316,7 @@ class FIPOptimizer(Optimizer):
         new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
         linear, raw, stationary = restoring, restoring, False
         if gradients is not None:
-            gradient = metric.flatten(gradients)
-            size = norm(gradient)
+            size = _size(gradients)
             if not math.isfinite(size):
                 raise RuntimeError(
                     "gradient: holds NaN or infinite values; no weight was changed. "
@@ -325,7 +324,7 @@ class FIPOptimizer(Optimizer):
                 )
             # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
             stationary = size == 0.0
-            linear, raw = self._linear_term(metric, gradient, restoring, new_state)
+            linear, raw = self._linear_term(metric, gradients, restoring, new_state)
         if linear is None or raw is None:
             linear = raw = metric.flatten(torch.zeros_like(p) for p in params)
         geometry, length = self._ball(metric, linear, raw, new_state)
@@ -361,51 +360,54 @@ class FIPOptimizer(Optimizer):
     def _linear_term(
         self,
         metric: AnchorMetric,
-        gradient: Tensor,
+        gradients: list[Tensor],
         restoring: Tensor | None,
         new_state: dict[Tensor, dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """``c`` with momentum, and ``c`` as the geometry squares it; ``gradient`` may be written over."""
+        """``c`` with momentum, and ``c`` as the geometry squares it; ``restoring`` may be written over."""
         if self.precondition == "muon":
             # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
-            raw = self._weighted(metric, gradient)
-            raw = raw if restoring is None else raw.add_(restoring)
-            return self._averaged(metric, raw, new_state, look_ahead=True), raw
-        linear = self._weighted(metric, self._averaged(metric, gradient, new_state))
-        linear = linear if restoring is None else linear.add_(restoring)
+            raw = self._combined(metric, gradients, restoring)
+            means = self._averaged(metric, metric.unflatten(raw), new_state, look_ahead=True)
+            return raw if means is None else metric.flatten(means), raw
+        means = self._averaged(metric, gradients, new_state)
+        linear = self._combined(metric, gradients if means is None else means, restoring)
         return linear, linear
 
-    def _weighted(self, metric: AnchorMetric, gradient: Tensor) -> Tensor:
-        """The flat ``gradient`` times ``beta``, in place."""
+    def _combined(
+        self, metric: AnchorMetric, gradients: list[Tensor], restoring: Tensor | None
+    ) -> Tensor:
+        r""":math:`\beta b + \frac2N J^\top r`, flat; the restoring term is written over."""
         group_of = self._groups()
         betas = [float(group_of[p]["beta"]) for p in metric.params]
-        if len(set(betas)) == 1:
-            return gradient.mul_(betas[0])
-        torch._foreach_mul_(metric.views(gradient), betas)
-        return gradient
+        if len(set(betas)) > 1:
+            gradients, betas = list(torch._foreach_mul(gradients, betas)), [1.0]
+        if restoring is None:
+            return metric.flatten(gradients).mul_(betas[0])
+        given = [g.to(restoring.device) for g in gradients]
+        torch._foreach_add_(metric.views(restoring), given, alpha=betas[0])
+        return restoring
 
     def _averaged(
         self,
         metric: AnchorMetric,
-        gradient: Tensor,
+        gradients: list[Tensor],
         new_state: dict[Tensor, dict[str, Tensor]],
         *,
         look_ahead: bool = False,
-    ) -> Tensor:
-        """The running mean of the flat ``gradient``; with ``look_ahead`` the next one, if it came again."""
+    ) -> list[Tensor] | None:
+        """Running means of ``gradients``, None without momentum; with ``look_ahead`` the next, if they came again."""
         group_of = self._groups()
         momenta = [float(group_of[p]["momentum"]) for p in metric.params]
         if not any(momenta):
-            return gradient
-        parts, fresh = metric.unflatten(gradient), [1 - m for m in momenta]
+            return None
+        fresh = [1 - m for m in momenta]
         states = [self.state.get(p, {}) for p in metric.params]
-        before = self._kept("exp_avg", metric.params)
-        # The mean of a gradient that stays zero, as a dead unit's, would decay into subnormal numbers and never reach
-        # zero, and a CPU computes with those many times slower.
-        running = [
-            F.hardshrink(mean, _SMALLEST[mean.dtype])
-            for mean in torch._foreach_lerp(before, parts, fresh)
-        ]
+        running = torch._foreach_lerp(self._kept("exp_avg", metric.params), gradients, fresh)
+        for mean in running:
+            # The mean of a gradient that stays zero, as a dead unit's, would decay into subnormal numbers and never
+            # reach zero, and a CPU computes with those many times slower.
+            torch.hardshrink(mean, _SMALLEST[mean.dtype], out=mean)
         # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
         # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
         seen = [
@@ -418,10 +420,10 @@ class FIPOptimizer(Optimizer):
                     "exp_avg": mean,
                     "exp_avg_weight": torch.tensor(share, dtype=p.dtype),
                 }
-        means = torch._foreach_div(running, seen)
+        means = list(torch._foreach_div(running, seen))
         if look_ahead:
-            torch._foreach_lerp_(means, parts, fresh)
-        return metric.flatten(means)
+            torch._foreach_lerp_(means, gradients, fresh)
+        return means
 
     def _kept(self, name: str, params: list[Tensor]) -> list[Tensor]:
         """The running means kept under ``name``, of each parameter; zeros before its first step."""
@@ -596,9 +598,9 @@ class FIPOptimizer(Optimizer):
         moved = norm(solution.step)
         if not math.isfinite(moved):
             raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
-        start = [p.clone() for p in params]
         factor, backtracks, drift = 1.0, 0, None
         outputs = tried.outputs if tried else None
+        start = [p.clone() for p in params]
         try:
             if self.max_drift is None:
                 torch._foreach_add_(params, metric.unflatten(solution.step))
@@ -729,6 +731,15 @@ def _dense(gradient: Tensor) -> Tensor:
             "gradient: is sparse; FIPOptimizer needs dense gradients (build embeddings with sparse=False)."
         )
     return gradient.detach()
+
+
+def _size(parts: list[Tensor]) -> float:
+    """The Euclidean length of all parts together; NaN or infinite if, and only if, an entry is."""
+    result = float(get_total_norm(parts))
+    if 1e-15 < result < math.inf:
+        return result
+    # Also where the squares of float32 overflow or underflow.
+    return float(get_total_norm([p.double() for p in parts]))
 
 
 def _rms(change: Tensor) -> float:

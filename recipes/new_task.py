@@ -52,6 +52,7 @@ from recipes.training import (
     scores,
     seed_everything,
     steps_an_epoch,
+    steps_of,
     train,
 )
 
@@ -79,12 +80,12 @@ class Settings(learners.Settings):
     """
 
     task1_epochs: int
-    epochs: int
-    baseline_epochs: int
+    epochs: float
+    baseline_epochs: float
     batch_size: int
     task1_lr: float = 3e-3
 
-    def epochs_of(self, method: str) -> int:
+    def epochs_of(self, method: str) -> float:
         """Passes of a method over task 2."""
         return self.epochs if method == "fip" else self.baseline_epochs
 
@@ -266,7 +267,7 @@ def _learn_second_task(
     anchors = AnchorBatch(model, inputs, output=settings.output_space)
     held_out = AnchorBatch(model, task1.test_inputs[:HELD_OUT], output=settings.output_space)
     epochs = settings.epochs_of(method)
-    steps = epochs * steps_an_epoch(task2, settings.batch_size)
+    steps = steps_of(task2, settings.batch_size, epochs)
     # The function to keep is the one in eval mode, running statistics included. Were these to follow task 2's
     # inputs, outputs on the anchors would change with no weight moving.
     learner = learners.learner(
@@ -517,8 +518,8 @@ def _parser() -> argparse.ArgumentParser:
 
     learning, options = parser.add_argument_group("training"), SettingOptions(DEFAULTS.values())
     options.add(learning, "--task1-epochs", "epochs on task 1", **COUNT)
-    options.add(learning, "--epochs", "epochs of the path on task 2", **COUNT)
-    options.add(learning, "--baseline-epochs", "epochs of the other methods on task 2", **COUNT)
+    options.add(learning, "--epochs", "epochs of the path on task 2", **RATE)
+    options.add(learning, "--baseline-epochs", "epochs of the other methods on task 2", **RATE)
     options.add(learning, "--batch-size", "inputs of a training step", **COUNT)
     options.add(learning, "--task1-lr", "Adam's highest learning rate on task 1", **RATE)
     options.add_learners(parser)

@@ -28,15 +28,21 @@ def steps_an_epoch(task: Task, batch_size: int) -> int:
     return max(1, len(task.train_inputs) // batch_size)
 
 
+def steps_of(task: Task, batch_size: int, epochs: float) -> int:
+    """How many batches ``minibatches`` yields for that many epochs, of which the last may be a part."""
+    return max(1, round(epochs * steps_an_epoch(task, batch_size)))
+
+
 def minibatches(
-    task: Task, *, batch_size: int, epochs: int, seed: int
+    task: Task, *, batch_size: int, epochs: float, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled training batches of ``batch_size``; what does not fill a batch sits that epoch out."""
     generator = torch.Generator().manual_seed(seed)
     device = task.train_inputs.device
-    for _ in range(epochs):
+    steps, whole = steps_of(task, batch_size, epochs), steps_an_epoch(task, batch_size)
+    for done in range(0, steps, whole):
         order = torch.randperm(len(task.train_inputs), generator=generator).to(device)
-        for k in range(steps_an_epoch(task, batch_size)):
+        for k in range(min(whole, steps - done)):
             chosen = order[k * batch_size : (k + 1) * batch_size]
             yield task.train_inputs[chosen], task.train_labels[chosen]
 

@@ -19,6 +19,7 @@ from recipes.training import (
     minibatches,
     scores,
     seed_everything,
+    steps_of,
     train,
     training_mode,
 )
@@ -171,6 +172,14 @@ def test_minibatches_are_full_and_repeatable():
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
     assert len(torch.cat([first[0][0], first[1][0]]).unique(dim=0)) == 40  # no input twice
     assert [len(x) for x, _ in minibatches(task, batch_size=80, epochs=2, seed=1)] == [50, 50]
+
+
+def test_the_last_epoch_may_be_a_part():
+    task = blobs(50)
+    whole, part = (list(minibatches(task, batch_size=10, epochs=e, seed=1)) for e in (3, 2.4))
+    assert len(part) == steps_of(task, 10, 2.4) == 12
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, part, strict=False))
+    assert len(list(minibatches(task, batch_size=10, epochs=0.01, seed=1))) == 1
 
 
 def test_frozen_batch_norm_keeps_its_statistics():
@@ -346,7 +355,7 @@ def test_the_paper_network_runs_on_torchvision_data(image_root, capsys):
         (["--anchors", "100000"], "argument --anchors: 100000 is more than"),
         (["--anchors", "5", "--anchor-batch", "6"], "argument --anchor-batch"),
         (["--epochs", "-1"], "argument --epochs"),
-        (["--epochs", "1.5"], "not a whole number"),
+        (["--task1-epochs", "1.5"], "not a whole number"),
         (["--beta", "nan"], "argument --beta"),
         (["--method", "dropout"], "choose from"),
         (["--ewc-strength", "much"], "argument --ewc-strength"),
