@@ -304,7 +304,13 @@ class AnchorMetric:
     def outputs_after(self, v: Tensor) -> Tensor:
         """The outputs ``(N, m)`` that a step ``v`` ``(n,)`` would lead to; no weight is moved."""
         weights = self.anchors.weights()
-        moved = torch._foreach_add(self.params, self.unflatten(v))
+        moved = [
+            # A sum may come out in the step's layout, in which a convolution can be much slower.
+            total if total.stride() == p.stride() else torch.empty_like(p).copy_(total)
+            for p, total in zip(
+                self.params, torch._foreach_add(self.params, self.unflatten(v)), strict=True
+            )
+        ]
         parameters = {**weights.parameters, **dict(zip(self.names, moved, strict=True))}
         return self._outputs_at(weights._replace(parameters=parameters))
 

@@ -308,9 +308,11 @@ class FIPOptimizer(Optimizer):
     @torch.no_grad()
     def _move(self, loss: Any, params: list[Tensor], gradients: list[Tensor] | None) -> None:
         count = self._steps_taken()
-        metric = AnchorMetric(
-            self.anchors, params, sample=self.anchors.sample(count), form=self._form(params)
-        )
+        sample, form = self.anchors.sample(count), self._form(params)
+        # A trace pays where products are taken; a step that may do without runs the model, as distillation does.
+        first_order = gradients is not None and self.solver.products in ("adaptive", 0)
+        trace = not first_order or self.anchors.compile
+        metric = AnchorMetric(self.anchors, params, sample=sample, form=form, trace=trace)
         residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
         restoring = self._restoring_term(metric, residual_outputs)
         new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
@@ -332,6 +334,9 @@ class FIPOptimizer(Optimizer):
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
         may_wander = not stationary or idle
         tried = self._try(metric, linear, geometry, length)
+        if tried is None and not trace and form == "forward":
+            del metric  # with all that it kept of the evaluation
+            metric = AnchorMetric(self.anchors, params, sample=sample, form=form)
         solution = (
             tried.solution
             if tried is not None

@@ -43,6 +43,16 @@ def test_the_outputs_after_a_step_are_told_before_any_weight_moves(name: str) ->
     torch.testing.assert_close(told, anchors.outputs(anchors.inputs), rtol=1e-12, atol=1e-12)
 
 
+def test_a_step_is_measured_in_the_layout_of_the_weights() -> None:
+    # PyTorch sums this weight and a contiguous step into a third layout, in which pooling took six times as long.
+    model = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
+    anchors, layouts = AnchorBatch(model, torch.randn(2, 1, 5, 5)), []
+    model.register_forward_pre_hook(lambda module, _: layouts.append(module.weight.stride()))
+    metric = AnchorMetric(anchors, trace=False)
+    metric.outputs_after(torch.ones(metric.size))
+    assert layouts[-1] == model.weight.stride()
+
+
 @pytest.mark.parametrize("space", sorted(oracle.SPACES))
 @pytest.mark.parametrize(
     ("form", "trace"), [("forward", True), ("forward", False), ("double-vjp", False)]
