@@ -603,9 +603,9 @@ class FIPOptimizer(Optimizer):
         moved = norm(solution.step)
         if not math.isfinite(moved):
             raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
+        start = [p.clone() for p in params]
         factor, backtracks, drift = 1.0, 0, None
         outputs = tried.outputs if tried else None
-        start = [p.clone() for p in params]
         try:
             if self.max_drift is None:
                 torch._foreach_add_(params, metric.unflatten(solution.step))
