@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from recipes.learners import InvariantPath, Learner, Plain
 from recipes.networks import network_for
 from recipes.new_task import DEFAULTS, learn_first_task, remembered
 from recipes.options import positive
-from recipes.training import minibatches, seed_everything, steps_of, training_mode
+from recipes.training import minibatches, seed_everything, steps_of, train
 
 WAYS = ("fip", "distillation", "naive")
 
@@ -38,19 +37,17 @@ def stepper(
     """Takes a step of the learner's on a batch, says how many seconds that took, and counts its products."""
     assert isinstance(learner, InvariantPath | Plain)
     optimizer, scheduler = learner.optimizer(steps)
-    holding = learner.holding() if isinstance(learner, Plain) else None
+    loss = learner.objective() if isinstance(learner, Plain) else learner.loss
 
     def step(x: Tensor, y: Tensor) -> float:
-        training_mode(learner.model, freeze_batch_norm=True)
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        loss = learner.loss(learner.model(x), y)
-        if holding is not None:
-            loss = loss + holding()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        passed = time.perf_counter() - start
+        passed = train(
+            learner.model,
+            iter([(x, y)]),
+            optimizer,
+            scheduler,
+            loss=loss,
+            freeze_batch_norm=learner.freeze_batch_norm,
+        )
         if isinstance(optimizer, FIPOptimizer) and optimizer.last_step is not None:
             products[optimizer.last_step.iterations] += 1
         return passed

@@ -211,6 +211,16 @@ class Plain(Learner):
         """What is added to the loss of each step to hold the earlier tasks, if anything."""
         return None
 
+    def objective(self) -> Loss:
+        """The loss of outputs and labels of the new task, with what holds the earlier ones."""
+        holding = self.holding()
+
+        def held(z: Tensor, labels: Tensor) -> Tensor:
+            value = self.loss(z, labels)
+            return value if holding is None else value + holding()
+
+        return held
+
     def optimizer(self, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """What takes the steps, and the schedule of its learning rate."""
         return adam_one_cycle(self.model, lr=self.lr, steps=steps)
@@ -225,18 +235,12 @@ class Plain(Learner):
     ) -> float:
         """See :class:`Learner`."""
         optimizer, scheduler = self.optimizer(steps)
-        holding = self.holding()
-
-        def held(z: Tensor, labels: Tensor) -> Tensor:
-            value = self.loss(z, labels)
-            return value if holding is None else value + holding()
-
         return train(
             self.model,
             batches,
             optimizer,
             scheduler,
-            loss=held,
+            loss=self.objective(),
             freeze_batch_norm=self.freeze_batch_norm,
             after_step=after_step,
         )
