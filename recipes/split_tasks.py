@@ -37,7 +37,7 @@ from recipes.learner_options import (
 )
 from recipes.learners import METHODS, Tuning
 from recipes.networks import digits_mlp, narrow_resnet18, xavier
-from recipes.options import add_data_options, add_run_options, run_recipe, usable_device
+from recipes.options import add_data_options, add_run_options, run_recipe, usable_device, whole
 from recipes.progress import progress_bar
 from recipes.sequence import Record, learn_sequence, within
 from recipes.training import adam_one_cycle, minibatches, seed_everything, steps_an_epoch, train
@@ -265,6 +265,9 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if len(tasks) < 2:
         parser.error("argument --classes: that leaves one task; two or more are a sequence")
+    if arguments.tasks is not None and arguments.tasks > len(tasks):
+        parser.error(f"argument --tasks: {arguments.tasks} is more than the {len(tasks)} there are")
+    tasks = tasks[: arguments.tasks]
     fewest = min(len(t.train_inputs) for t in tasks)
     if settings.anchors > fewest:
         parser.error(
@@ -388,6 +391,12 @@ def _parser() -> argparse.ArgumentParser:
         "--classes",
         help=f"classes of a task [{' / '.join(map(str, CLASSES.values()))}]",
         **COUNT,
+    )
+    data.add_argument(
+        "--tasks",
+        help="the first so many tasks alone, on a head of their classes [all]",
+        type=whole(2),
+        metavar="N",
     )
     add_data_options(data)
     where = parser.add_argument_group("run")

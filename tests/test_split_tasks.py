@@ -183,6 +183,16 @@ def test_options_are_taken(options, tmp_path):
     assert config["augment"] == ("--augment" in options)
 
 
+def test_the_first_tasks_alone(tmp_path):
+    assert run(tmp_path, "--method", "naive", "--tasks", "3") == 0
+    found = results(tmp_path)
+    assert found["config"]["tasks"] == 3
+    (after,) = found["metrics"]["baselines"]["naive"]["after_each_task"]
+    assert [len(row) for row in after] == [1, 2, 3]
+    start = load_file(tmp_path / "seed-0" / "first-task.safetensors")
+    assert (6,) in [tuple(t.shape) for t in start.values()]  # the biases of its head
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -190,6 +200,7 @@ def test_options_are_taken(options, tmp_path):
         (["--method", "hope"], "choose from"),
         (["--classes", "3"], "do not divide into tasks of 3"),
         (["--classes", "10"], "argument --classes"),
+        (["--tasks", "6"], "argument --tasks: 6 is more than the 5 there are"),
         (["--anchors", "5000"], "argument --anchors: 5000 is more than"),
         (["--budget", "full"], "argument --budget: digits has"),
         (["--data", "cifar100", "--data-root", "nowhere"], "--download"),
