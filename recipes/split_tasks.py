@@ -95,7 +95,7 @@ _CIFAR100 = Settings(
         "distillation": Tuning(3e-3, 0.1),
         "distillation-muon": Tuning(6e-3, 0.1),
         "replay": Tuning(3e-3, 1.0),
-        "ewc": Tuning(1e-3, 100.0),
+        "ewc": Tuning(1e-3, 1e4),
         "gem": Tuning(3e-3, 0.5),
         "lwf": Tuning(1e-3, 1.0),
     },
