@@ -45,9 +45,8 @@ GRID = {
     "distillation": ((1e-3, 3e-3, 1e-2), (0.005, 0.02)),
 }
 ON_THE_WAY = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # networks tested, and the last one
-ANCHOR_BATCH = (
-    50  # anchors of a step; with the recipe's 25 the path drifts farther in runs this short
-)
+# Anchors of a step: with the recipe's 25 the path drifts farther in runs this short.
+ANCHOR_BATCH = 50
 TIMED_ROUNDS, TIMED_STEPS = 3, 40  # by which the two methods' steps are timed
 TESTED, HELD_OUT = 1000, 2000  # test inputs on the way, and those on which drift is measured
 Point = dict[str, Any]
