@@ -57,49 +57,62 @@ class Diagonal(Geometry):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """P on one tensor of weights, before damping: diagonal, or of a matrix ``(rows, columns)`` on one of its sides.
+class Sides:
+    """P, before damping, on the shorter sides of some matrices of weights; all of these are equally long.
 
     Attributes:
-        shape: Of the tensor.
-        values: The diagonal, in that shape; or eigenvalues, in float64, of its shorter side.
-        vectors: The eigenvectors of the matrix's side, in float64; None for a diagonal.
+        members: Which of the blocks these k matrices are.
+        values: The eigenvalues of P on each side, ``(k, side)``, in float64.
+        vectors: Its eigenvectors, ``(k, side, side)``, in float64.
     """
 
-    shape: torch.Size
+    members: list[int]
     values: Tensor
-    vectors: Tensor | None = None
+    vectors: Tensor
 
 
 class Layers(Geometry):
     """P block by block, a block for each tensor of weights, damped and scaled so that its diagonal has a mean of 1.
 
     Args:
-        layers: The blocks, in the order of the flat vectors.
+        shapes: Of the tensors, in the order of the flat vectors.
+        diagonals: P, before damping, of the blocks where it is diagonal, in the shape of the tensor.
+        sides: P of all other blocks.
         like: A tensor of the vectors' precision and device.
         stretch: For each block a factor of its :math:`P^{1/2}`, after that; None is 1 for all.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], like: Tensor, stretch: Sequence[float] | None = None
+        self,
+        shapes: Sequence[torch.Size],
+        diagonals: Mapping[int, Tensor],
+        sides: Sequence[Sides],
+        like: Tensor,
+        stretch: Sequence[float] | None = None,
     ) -> None:
-        self._layers, self._like = list(layers), like.new_empty(())
-        self._stretch = list(stretch or [1.0] * len(layers))
-        self._sizes = [layer.shape.numel() for layer in layers]
-        self._diagonal = [k for k, layer in enumerate(layers) if layer.vectors is None]
-        self._groups = _of_one_size(
-            {k: layer.vectors for k, layer in enumerate(layers) if layer.vectors is not None}
-        )
-        # An eigenvalue is on the diagonal as often as the other side of its matrix is long.
-        sums = [layer.values.sum().double() for layer in layers]
-        times = [n / layer.values.numel() for n, layer in zip(self._sizes, layers, strict=True)]
-        mean = torch.stack(torch._foreach_mul(sums, times)).sum() / sum(self._sizes)
+        self._shapes, self._sides, self._like = list(shapes), list(sides), like.new_empty(())
+        self._diagonals = {k: p.view(-1).to(like) for k, p in diagonals.items()}
+        self._stretch = list(stretch or [1.0] * len(shapes))
+        self._sizes = [shape.numel() for shape in shapes]
+        mean = self._trace() / sum(self._sizes)
         # Where there is no linear term there is nothing to measure by: P is the identity.
         some = mean > 0
         whole = torch.where(some, 1.0 + DAMPING, 1.0)
         self._unit = torch.where(some, mean, 1.0) * whole
         self._damping = torch.where(some, DAMPING, 1.0) / whole
         self._inverse_roots = self._power(-1)
+
+    def _trace(self) -> Tensor:
+        """Of P before damping."""
+        sums, times = [], []
+        if self._diagonals:
+            sums.append(torch.cat(list(self._diagonals.values())).sum(dtype=torch.float64))
+            times.append(1.0)
+        for group in self._sides:
+            sums.extend(group.values.sum(dim=1))
+            # An eigenvalue is on the diagonal as often as the other side of its matrix is long.
+            times.extend(self._sizes[k] / group.values.shape[1] for k in group.members)
+        return torch.stack(torch._foreach_mul(sums, times)).sum()
 
     def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         """See :class:`Geometry`."""
@@ -109,23 +122,19 @@ class Layers(Geometry):
         """See :class:`Geometry`."""
         return self._times(self._power(1), v.clone())
 
-    def _power(self, sign: int) -> list[Tensor]:
+    def _power(self, sign: int) -> dict[int, Tensor]:
         r""":math:`P^{\pm 1/2}`, block by block; a flat diagonal, or a matrix."""
-        found: list[Tensor] = [self._like] * len(self._layers)
-        if self._diagonal:
-            diagonals = [self._layers[k].values.view(-1).to(self._like) for k in self._diagonal]
-            for k, power in zip(self._diagonal, self._raised(diagonals, sign), strict=True):
-                found[k] = power
-        for members in self._groups:
-            blocks = [self._layers[k] for k in members]
-            [values] = self._raised([torch.stack([b.values for b in blocks])], sign)
-            q = torch.stack([b.vectors for b in blocks if b.vectors is not None])
-            powers = ((q * values[:, None]) @ q.mT).to(self._like)
-            for k, power in zip(members, powers, strict=True):
-                found[k] = power
+        powers: dict[int, Tensor] = {}
+        if self._diagonals:
+            raised = self._raised(list(self._diagonals.values()), sign)
+            powers |= zip(self._diagonals, raised, strict=True)
+        for group in self._sides:
+            [values] = self._raised([group.values], sign)
+            roots = ((group.vectors * values[:, None]) @ group.vectors.mT).to(self._like)
+            powers |= zip(group.members, roots, strict=True)
         if any(factor != 1.0 for factor in self._stretch):
-            torch._foreach_mul_(found, [factor**sign for factor in self._stretch])
-        return found
+            torch._foreach_mul_(list(powers.values()), [self._stretch[k] ** sign for k in powers])
+        return powers
 
     def _raised(self, values: list[Tensor], sign: int) -> list[Tensor]:
         """Eigenvalues, scaled and damped, to the power of a half."""
@@ -134,21 +143,21 @@ class Layers(Geometry):
         torch._foreach_sqrt_(damped) if sign > 0 else torch._foreach_rsqrt_(damped)
         return list(damped)
 
-    def _times(self, powers: list[Tensor], v: Tensor) -> Tensor:
+    def _times(self, powers: Mapping[int, Tensor], v: Tensor) -> Tensor:
         """``v`` multiplied in place."""
         parts = v.split(self._sizes)
-        if self._diagonal:
+        if self._diagonals:
             torch._foreach_mul_(
-                [parts[k] for k in self._diagonal], [powers[k] for k in self._diagonal]
+                [parts[k] for k in self._diagonals], [powers[k] for k in self._diagonals]
             )
         matrices = {
-            k: parts[k].view(matrix_shape(self._layers[k].shape))
-            for members in self._groups
-            for k in members
+            k: parts[k].view(matrix_shape(self._shapes[k]))
+            for group in self._sides
+            for k in group.members
         }
         if matrices:
             products = [
-                powers[k] @ matrix if on_rows(self._layers[k].shape) else matrix @ powers[k]
+                powers[k] @ matrix if on_rows(self._shapes[k]) else matrix @ powers[k]
                 for k, matrix in matrices.items()
             ]
             torch._foreach_copy_(list(matrices.values()), products)
@@ -171,30 +180,29 @@ def is_matrix(weights: Tensor) -> bool:
     return weights.dim() >= 2 and 1 < min(matrix_shape(weights.shape)) <= LONGEST_SIDE
 
 
-def orthogonalizing(linears: Sequence[Tensor]) -> list[Layer]:
+def orthogonalizing(linears: Mapping[int, Tensor]) -> list[Sides]:
     r"""P of matrices of weights, :math:`(C C^\top / \text{columns})^{1/2}` on the shorter side of each.
 
     Its diagonal is in the units of ``c``, as is that of Adam's geometry, the root of the mean of :math:`c^2`.
+
+    Args:
+        linears: The linear term ``C`` of each block that is a matrix.
     """
-    grams = {}
-    for k, linear in enumerate(linears):
-        rows, columns = matrix_shape(linear.shape)
-        c = linear.reshape(rows, columns).double()
-        grams[k] = c @ c.T / columns if on_rows(linear.shape) else c.T @ c / rows
-    layers: dict[int, Layer] = {}
-    for members in _of_one_size(grams):
-        stacked = torch.stack([grams[k] for k in members])
-        # By LAPACK: cuSOLVER takes longer for a few matrices of this size, and much longer on a shared GPU.
-        values, vectors = (t.to(stacked.device) for t in torch.linalg.eigh(stacked.cpu()))
-        values = values.clamp_min_(0).sqrt_().div_(ADAM_RMS)
-        for k, e, q in zip(members, values, vectors, strict=True):
-            layers[k] = Layer(linears[k].shape, e, q)
-    return [layers[k] for k in range(len(linears))]
+    # Sides of one length are decomposed, and multiplied, at once.
+    of_one_length: dict[int, list[int]] = {}
+    for k, linear in linears.items():
+        of_one_length.setdefault(min(matrix_shape(linear.shape)), []).append(k)
+    return [_sides_of(members, [linears[k] for k in members]) for members in of_one_length.values()]
 
 
-def _of_one_size(squares: Mapping[int, Tensor]) -> list[list[int]]:
-    """The keys of square matrices, those of one size together, as they can be taken at once."""
-    groups: dict[int, list[int]] = {}
-    for k, square in squares.items():
-        groups.setdefault(len(square), []).append(k)
-    return list(groups.values())
+def _sides_of(members: list[int], linears: list[Tensor]) -> Sides:
+    grams, others = [], []
+    for linear in linears:
+        c = linear.reshape(matrix_shape(linear.shape)).double()
+        grams.append(c @ c.T if on_rows(linear.shape) else c.T @ c)
+        others.append(float(max(c.shape)))
+    stacked = torch.stack(grams)
+    # By LAPACK: cuSOLVER takes longer for a few matrices of this size, and much longer on a shared GPU.
+    values, vectors = (t.to(stacked.device) for t in torch.linalg.eigh(stacked.cpu()))
+    torch._foreach_div_(list(values.clamp_min_(0)), others)
+    return Sides(members, values.sqrt_().div_(ADAM_RMS), vectors)

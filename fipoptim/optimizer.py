@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
 from fipoptim.budget import DriftBudget, displace
-from fipoptim.geometry import DAMPING, Diagonal, Geometry, Layer, Layers, is_matrix, orthogonalizing
+from fipoptim.geometry import DAMPING, Diagonal, Geometry, Layers, is_matrix, orthogonalizing
 from fipoptim.krylov import norm
 from fipoptim.metric import AnchorMetric, Form, parameter_names, probe
 from fipoptim.path import FIPPath
@@ -411,8 +411,9 @@ class FIPOptimizer(Optimizer):
         running = torch._foreach_lerp(self._kept("exp_avg", metric.params), gradients, fresh)
         for mean in running:
             # The mean of a gradient that stays zero, as a dead unit's, would decay into subnormal numbers and never
-            # reach zero, and a CPU computes with those many times slower.
-            torch.hardshrink(mean, _SMALLEST[mean.dtype], out=mean)
+            # reach zero, and a CPU, unlike a GPU, computes with those many times slower.
+            if mean.device.type == "cpu":
+                torch.hardshrink(mean, _SMALLEST[mean.dtype], out=mean)
         # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
         # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
         seen = [
@@ -506,17 +507,16 @@ class FIPOptimizer(Optimizer):
             )
         parts = metric.unflatten(raw)
         others = [k for k, p in enumerate(metric.params) if not is_matrix(p)]
-        layers: dict[int, Layer] = {}
+        diagonals: dict[int, Tensor] = {}
         if others:
             params = [metric.params[k] for k in others]
             running, seen = self._mean_squares(params, [parts[k] for k in others], new_state)
             roots = torch._foreach_sqrt(running)
             torch._foreach_mul_(roots, [share**-0.5 for share in seen])
-            layers = {k: Layer(root.shape, root) for k, root in zip(others, roots, strict=True)}
-        matrices = [k for k in range(len(parts)) if k not in layers]
+            diagonals = dict(zip(others, roots, strict=True))
         views = metric.views(linear)
-        layers |= zip(matrices, orthogonalizing([views[k] for k in matrices]), strict=True)
-        return Layers([layers[k] for k in range(len(parts))], linear, stretch)
+        sides = orthogonalizing({k: c for k, c in enumerate(views) if k not in diagonals})
+        return Layers([p.shape for p in metric.params], diagonals, sides, linear, stretch)
 
     def _direction(self, metric: AnchorMetric, count: int) -> Tensor:
         """The direction of the hard case: the previous velocity, or a seeded random one."""
@@ -603,7 +603,7 @@ class FIPOptimizer(Optimizer):
         moved = norm(solution.step)
         if not math.isfinite(moved):
             raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
-        start = [p.clone() for p in params]
+        start = metric.unflatten(metric.flatten(params))
         factor, backtracks, drift = 1.0, 0, None
         outputs = tried.outputs if tried else None
         try:
@@ -660,8 +660,8 @@ class FIPOptimizer(Optimizer):
             state = self.state[p]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-            state["step"] += 1
             state |= new_state[p]
+        torch._foreach_add_([self.state[p]["step"] for p in params], 1.0)
 
     # --- parameters ---------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.geometry import Layer, Layers, orthogonalizing
+from fipoptim.geometry import Layers, orthogonalizing
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:
@@ -31,9 +31,9 @@ def test_the_roots_are_those_of_one_matrix(
     rows: int, columns: int, log_scale: int, stretch: tuple[float, float] | None, seed: int
 ) -> None:
     c, biases = gaussian(rows, columns, seed=seed) * 10.0**log_scale, gaussian(3, seed=seed + 1)
-    layers = [*orthogonalizing([c]), Layer(biases.shape, biases.abs())]
     size = c.numel() + 3
-    geometry = Layers(layers, c, stretch)
+    sides = orthogonalizing({0: c})
+    geometry = Layers([c.shape, biases.shape], {1: biases.abs()}, sides, c, stretch)
     identity = torch.eye(size, dtype=torch.float64)
     root = torch.stack([geometry.root(v) for v in identity]).numpy()
     inverse = torch.stack([geometry.inverse_root(v) for v in identity]).numpy()
@@ -46,7 +46,8 @@ def test_the_roots_are_those_of_one_matrix(
 
 
 def test_what_it_is_given_may_be_written_over() -> None:
-    geometry = Layers(orthogonalizing([gaussian(3, 4, seed=0)]), torch.zeros(1).double())
+    c = gaussian(3, 4, seed=0)
+    geometry = Layers([c.shape], {}, orthogonalizing({0: c}), c)
     v = gaussian(12, seed=1)
     expected = geometry.inverse_root(v)
     assert geometry.inverse_root(v, out=v) is v
@@ -54,10 +55,8 @@ def test_what_it_is_given_may_be_written_over() -> None:
 
 
 def test_without_a_linear_term_it_is_euclidean() -> None:
-    geometry = Layers(
-        [*orthogonalizing([torch.zeros(2, 3)]), Layer(torch.Size([2]), torch.zeros(2))],
-        torch.zeros(1),
-    )
+    c, biases = torch.zeros(2, 3), torch.zeros(2)
+    geometry = Layers([c.shape, biases.shape], {1: biases}, orthogonalizing({0: c}), c)
     v = torch.arange(8.0)
     torch.testing.assert_close(geometry.root(v), v)
     torch.testing.assert_close(geometry.inverse_root(v), v)

@@ -232,6 +232,66 @@ def test_momentum_and_a_geometry_read_nothing_a_parameter_but_what_is_kept_on_th
     assert reads(2) == reads(9)
 
 
+@pytest.mark.parametrize(
+    ("precondition", "further"),
+    # Muon's: to float64 and squared; and multiplied by the inverse root of P, twice.
+    [(None, 0), ("adam", 0), ("muon", 4)],
+)
+def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices(
+    precondition: str | None, further: int
+) -> None:
+    """A deep, narrow network waits for launches on a GPU; there an operation on a list of tensors is one launch."""
+
+    def launches(depth: int) -> Counter[str]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)])
+        anchors = AnchorBatch(model, torch.randn(6, 4))
+        optimizer = FIPOptimizer(
+            model.parameters(), anchors, precondition=precondition, momentum=0.9, eps=0.01
+        )
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().sum().backward()
+            counter = _Launches()
+            with counter:
+                optimizer.step()
+        assert optimizer.last_step is not None
+        assert optimizer.last_step.iterations == 0
+        return counter.names
+
+    few, many = launches(2), launches(9)
+    # Of two forward passes one product each; of the backward pass two, and a sum for the bias.
+    assert (many.total() - few.total()) / (9 - 2) == 5 + further, many - few
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operations that compute something on the network's device, were it a GPU."""
+
+    # Views and memory; and of what is kept on the CPU the reads and new numbers, and what is done about subnormals.
+    NONE = (
+        "t",
+        "permute",
+        "view",
+        "detach",
+        "split_with_sizes",
+        "empty_like",
+        "slice",
+        "unbind",
+        "select",
+    )
+    ON_A_CPU = ("_local_scalar_dense", "lift_fresh", "hardshrink")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in self.NONE + self.ON_A_CPU:
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
 class _Read(TorchDispatchMode):
     """Where the numbers are that were read from tensors."""
 
