@@ -91,7 +91,7 @@ class Layers(Geometry):
         stretch: Sequence[float] | None = None,
     ) -> None:
         self._shapes, self._sides, self._like = list(shapes), list(sides), like.new_empty(())
-        self._diagonals = {k: p.view(-1).to(like) for k, p in diagonals.items()}
+        self._diagonals = {k: p.reshape(-1).to(like) for k, p in diagonals.items()}
         self._stretch = list(stretch or [1.0] * len(shapes))
         self._sizes = [shape.numel() for shape in shapes]
         mean = self._trace() / sum(self._sizes)

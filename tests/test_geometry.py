@@ -181,3 +181,31 @@ def test_a_matrix_with_a_long_shorter_side_is_measured_as_adam_does() -> None:
     large, small = model[0].weight, model[1].weight
     assert "exp_avg_sq" in optimizer.state[large]
     assert "exp_avg_sq" not in optimizer.state[small]
+
+
+@pytest.mark.parametrize("precondition", ["adam", "muon"])
+def test_convolutions_in_channels_last_take_the_same_step(precondition: str) -> None:
+    """Also the one whose shorter side is too long to be orthogonalised, whose running means are in its layout."""
+
+    def moved(memory_format: torch.memory_format) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 40, 2), nn.ReLU(), nn.Conv2d(40, 260, 3), nn.Flatten())
+        model = model.double().to(memory_format=memory_format)
+        inputs, x = torch.randn(2, 2, 3, 5, 5, dtype=torch.float64)
+        optimizer = FIPOptimizer(
+            model.parameters(),
+            AnchorBatch(model, inputs),
+            eps=0.1,
+            momentum=0.9,
+            precondition=precondition,
+        )
+        start = [p.detach().clone() for p in model.parameters()]
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        return torch.cat(
+            [(p.detach() - s).flatten() for p, s in zip(model.parameters(), start, strict=True)]
+        )
+
+    torch.testing.assert_close(moved(torch.channels_last), moved(torch.contiguous_format))
