@@ -660,8 +660,8 @@ class FIPOptimizer(Optimizer):
             state = self.state[p]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] += 1
             state |= new_state[p]
-        torch._foreach_add_([self.state[p]["step"] for p in params], 1.0)
 
     # --- parameters ---------------------------------------------------------------------------------------
 

@@ -267,19 +267,10 @@ def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices
 class _Launches(TorchDispatchMode):
     """Counts operations that compute something on the network's device, were it a GPU."""
 
-    # Views and memory; and of what is kept on the CPU the reads and new numbers, and what is done about subnormals.
-    NONE = (
-        "t",
-        "permute",
-        "view",
-        "detach",
-        "split_with_sizes",
-        "empty_like",
-        "slice",
-        "unbind",
-        "select",
-    )
-    ON_A_CPU = ("_local_scalar_dense", "lift_fresh", "hardshrink")
+    VIEWS = frozenset(("t", "permute", "view", "detach", "slice", "select", "unbind"))
+    FREE = VIEWS | {"split_with_sizes", "empty_like"}
+    # The steps and the weights of means are numbers kept on the CPU; there alone something is done about subnormals.
+    ON_THE_CPU = frozenset(("_local_scalar_dense", "lift_fresh", "hardshrink"))
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,7 +278,8 @@ class _Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name not in self.NONE + self.ON_A_CPU:
+        counts_a_step = name == "add_" and args[0].dim() == 0
+        if name not in self.FREE | self.ON_THE_CPU and not counts_a_step:
             self.names[name] += 1
         return func(*args, **(kwargs or {}))
 
