@@ -606,7 +606,7 @@ class AnchorMetric:
         return close(outputs[: len(z)], z, 1e-4 if z.dtype == torch.float32 else 1e-9)
 
     def _weight_versions(self) -> list[int]:
-        return [p._version for p in self._weights.parameters.values()]  # shared with the model's
+        return [p._version for p in self.anchors.model.parameters()]
 
     def _evaluation(self) -> AbstractContextManager[None]:
         if self._weight_versions() != self._versions:
