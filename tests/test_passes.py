@@ -56,20 +56,38 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(IN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, OUT))
 
 
+def new_gradients(model: nn.Sequential, opt: FIPOptimizer) -> None:
+    opt.zero_grad()
+    model(torch.randn(8, model[0].in_features)).square().sum().backward()
+
+
+def before_a_step(model: nn.Sequential, anchors: AnchorBatch, **options: Any) -> FIPOptimizer:
+    """An optimizer about to take its second step, which has a drift to correct and no trace to make."""
+    opt = FIPOptimizer(model.parameters(), anchors, **options)
+    new_gradients(model, opt)
+    opt.step()
+    new_gradients(model, opt)
+    return opt
+
+
+def before_a_step_of_a_deep_network(depth: int, precondition: str | None) -> FIPOptimizer:
+    """The same with momentum, for ``depth`` small layers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)])
+    anchors = AnchorBatch(model, torch.randn(6, 4))
+    return before_a_step(model, anchors, precondition=precondition, momentum=0.9, eps=0.01)
+
+
 def count_of_a_step(
     batch: dict[str, int] | None = None, anchors: int = ANCHORS, **options: Any
 ) -> Passes:
     """The passes of one step, the forward and backward pass of the new batch left out."""
     model = network()
-    opt = FIPOptimizer(
-        model.parameters(), AnchorBatch(model, torch.randn(anchors, IN), **(batch or {})), **options
+    opt = before_a_step(
+        model, AnchorBatch(model, torch.randn(anchors, IN), **(batch or {})), **options
     )
-    for _ in range(2):  # the second step has a drift to correct, and no trace to make
-        opt.zero_grad()
-        model(torch.randn(8, IN)).square().sum().backward()
-        counter = Passes()
-        with counter:
-            opt.step()
+    with Passes() as counter:
+        opt.step()
     return counter
 
 
@@ -205,28 +223,19 @@ def test_momentum_and_a_geometry_read_nothing_a_parameter_but_what_is_kept_on_th
     precondition: str,
 ) -> None:
     def reads(depth: int) -> int:
-        torch.manual_seed(0)
-        layers = [nn.Linear(4, 4) for _ in range(depth)]
-        model = nn.Sequential(*layers)
-        anchors = AnchorBatch(model, torch.randn(6, 4))
-        optimizer = FIPOptimizer(
-            model.parameters(), anchors, precondition=precondition, momentum=0.9, eps=0.01
+        optimizer = before_a_step_of_a_deep_network(depth, precondition)
+        # Where the parameters are on a GPU these are not: see what is read of everything else.
+        kept = {
+            state[name].data_ptr()
+            for state in optimizer.state.values()
+            for name in ("step", "exp_avg_weight")
+        }
+        assert all(
+            state["exp_avg_weight"].device.type == "cpu" for state in optimizer.state.values()
         )
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(torch.randn(8, 4)).square().sum().backward()
-            # Where the parameters are on a GPU these are not: see what is read of everything else.
-            kept = {
-                state[name].data_ptr()
-                for state in optimizer.state.values()
-                for name in ("step", "exp_avg_weight")
-            }
-            assert all(
-                state["exp_avg_weight"].device.type == "cpu" for state in optimizer.state.values()
-            )
-            counter = _Read()
-            with counter:
-                optimizer.step()
+        counter = _Read()
+        with counter:
+            optimizer.step()
         return len([pointer for pointer in counter.pointers if pointer not in kept])
 
     assert reads(2) == reads(9)
@@ -243,18 +252,10 @@ def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices
     """A deep, narrow network waits for launches on a GPU; there an operation on a list of tensors is one launch."""
 
     def launches(depth: int) -> Counter[str]:
-        torch.manual_seed(0)
-        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)])
-        anchors = AnchorBatch(model, torch.randn(6, 4))
-        optimizer = FIPOptimizer(
-            model.parameters(), anchors, precondition=precondition, momentum=0.9, eps=0.01
-        )
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(torch.randn(8, 4)).square().sum().backward()
-            counter = _Launches()
-            with counter:
-                optimizer.step()
+        optimizer = before_a_step_of_a_deep_network(depth, precondition)
+        counter = _Launches()
+        with counter:
+            optimizer.step()
         assert optimizer.last_step is not None
         assert optimizer.last_step.iterations == 0
         return counter.names
