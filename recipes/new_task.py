@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fipoptim import AnchorBatch
-from recipes import continual_figures, learners, report
+from recipes import continual_figures, continual_tables, learners, report
 from recipes.augment import many
+from recipes.continual_tables import Row
 from recipes.data import DATASETS, DataError, Task, check_pair, load_pair
 from recipes.learner_options import (
     COUNT,
@@ -44,7 +45,7 @@ from recipes.learners import METHODS, Tuning
 from recipes.memory import PeakMemory
 from recipes.networks import network_for
 from recipes.options import add_data_options, add_run_options, run_recipe, usable_device
-from recipes.report import Curve, Outcome
+from recipes.report import Curve, Metrics, Outcome
 from recipes.training import (
     accuracy,
     adam_one_cycle,
@@ -357,12 +358,13 @@ def _main(argv: Sequence[str] | None) -> int:
     seeds: list[int] = arguments.seeds or [arguments.seed]
     folders = {seed: out / f"seed-{seed}" if arguments.seeds else out for seed in seeds}
     names = {"task1": task1.name, "task2": task2.name}
+    rows = _rows(**names)
     config = {**names, "validation": arguments.validation, **dataclasses.asdict(settings)}
     for seed, folder in folders.items():
         _prepare(parser, folder, {**config, "seed": seed}, arguments)
 
     environment = report.environment(device)
-    runs = []
+    runs: dict[str, list[Metrics]] = {name: [] for name in methods}
     for seed, folder in folders.items():
         outcomes = run(
             task1,
@@ -376,9 +378,10 @@ def _main(argv: Sequence[str] | None) -> int:
             progress=arguments.progress,
             keep_networks=arguments.keep_networks,
         )
-        metrics = {name: outcome.metrics() for name, outcome in outcomes.items()}
-        runs.append(metrics)
-        print(f"\nseed {seed}\n{_table([metrics], **names)}")
+        one = {name: [outcome.metrics()] for name, outcome in outcomes.items()}
+        for name, metrics in one.items():
+            runs[name] += metrics
+        print(f"\nseed {seed}\n{continual_tables.summary(one, rows)}")
         _draw(folder, outcomes, **names)
         report.write_curves(folder / "path.csv", {name: o.curve for name, o in outcomes.items()})
         report.write_results(
@@ -386,25 +389,19 @@ def _main(argv: Sequence[str] | None) -> int:
             recipe=RECIPE,
             config={**config, "methods": methods, "seed": seed},
             environment=environment,
-            metrics=_nested(metrics),
+            metrics=report.over_seeds(one),
         )
         print(f"results.json, path.csv and the plots are in {folder}", flush=True)
     if len(seeds) > 1:
         print(f"\nseeds {', '.join(map(str, seeds))}: mean ± standard deviation")
-        print(_table(runs, **names))
-        by_method = {name: [metrics[name] for metrics in runs] for name in methods}
-        continual_figures.bars(out / "bars.png", by_method, _bars(**names))
+        print(continual_tables.summary(runs, rows))
+        continual_figures.bars(out / "bars.png", runs, _bars(**names))
         report.write_results(
             out / "results.json",
             recipe=RECIPE,
             config={**config, "methods": methods, "seeds": seeds},
             environment=environment,
-            metrics={
-                **_nested({name: report.means(r) for name, r in by_method.items()}),
-                "deviations": _nested(
-                    {name: report.deviations(r) for name, r in by_method.items()}
-                ),
-            },
+            metrics=report.over_seeds(runs),
         )
         print(f"the means are in {out}/results.json")
     return 0
@@ -460,15 +457,23 @@ def _bars(*, task1: str, task2: str) -> dict[str, str]:
     }
 
 
-def _nested(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The metrics as ``results.json`` holds them: the path's on top, the others' below."""
-    others = {name: dict(m) for name, m in metrics.items() if name != "fip"}
-    return {**metrics.get("fip", {}), "baselines": others}
-
-
-def _table(runs: Sequence[Mapping[str, Mapping[str, float]]], *, task1: str, task2: str) -> str:
-    columns = {METHODS[name].title: [metrics[name] for metrics in runs] for name in runs[0]}
-    return report.table(columns, task1=task1, task2=task2)
+def _rows(*, task1: str, task2: str) -> list[Row]:
+    return [
+        Row("task1_before", f"{task1} before (%)", ".2f"),
+        Row("task1_after", f"{task1} after (%)", ".2f", compared=True),
+        Row("task1_worst_on_path", f"{task1} worst on path (%)", ".2f", compared=True),
+        Row("task2_after", f"{task2} after (%)", ".2f", compared=True),
+        Row("mean_after", "mean after (%)", ".2f", compared=True),
+        Row("task1_within_task", f"{task1} within its classes (%)", ".2f"),
+        Row("task2_within_task", f"{task2} within its classes (%)", ".2f"),
+        Row("drift", "drift on anchors", ".3g", compared=True),
+        Row("drift_held_out", f"drift on {task1} test", ".3g", compared=True),
+        Row("predictions_kept", "anchor predictions kept", ".1%"),
+        Row("remembered_megabytes", "remembered (MB)", ".3g"),
+        Row("peak_megabytes", "peak memory (MB)", ".0f"),
+        Row("steps", f"steps on {task2}", ".0f"),
+        Row("seconds", f"seconds on {task2}", ".1f", compared=True),
+    ]
 
 
 def _tasks(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[Task, Task]:

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from recipes.data import DataError
 
+Metrics = Mapping[str, float | None]  # of one run; None where it could not be measured
+
 
 @dataclass
 class Curve:
@@ -187,41 +189,6 @@ def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
     replace(path, write)
 
 
-def table(methods: Mapping[str, Sequence[Mapping[str, float]]], *, task1: str, task2: str) -> str:
-    """The methods side by side, one column each.
-
-    Args:
-        methods: For each method, under the name to print, the metrics of its runs (one a seed). Several are shown
-            as mean ± standard deviation (with n - 1).
-        task1: Name of the first data set.
-        task2: Name of the second.
-
-    Returns:
-        The table as text.
-    """
-    rows: list[tuple[str, str, str]] = [
-        ("task1_before", f"{task1} before (%)", ".2f"),
-        ("task1_after", f"{task1} after (%)", ".2f"),
-        ("task1_worst_on_path", f"{task1} worst on path (%)", ".2f"),
-        ("task2_after", f"{task2} after (%)", ".2f"),
-        ("mean_after", "mean after (%)", ".2f"),
-        ("task1_within_task", f"{task1} within its classes (%)", ".2f"),
-        ("task2_within_task", f"{task2} within its classes (%)", ".2f"),
-        ("drift", "drift on anchors", ".3g"),
-        ("drift_held_out", f"drift on {task1} test", ".3g"),
-        ("predictions_kept", "anchor predictions kept", ".1%"),
-        ("remembered_megabytes", "remembered (MB)", ".3g"),
-        ("peak_megabytes", "peak memory (MB)", ".0f"),
-        ("steps", f"steps on {task2}", ".0f"),
-        ("seconds", f"seconds on {task2}", ".1f"),
-    ]
-    body = []
-    for key, label, form in rows:
-        known = [[m[key] for m in runs if key in m] for runs in methods.values()]
-        body.append([label, *(mean_and_deviation(k, form) if k else "unknown" for k in known)])
-    return aligned([["", *methods], *body])
-
-
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows as text: the first is the heading, the first column is to the left, numbers are to the right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
@@ -230,6 +197,50 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     ]
     rule = "-" * len(printed[0])
     return "\n".join([printed[0], rule, *printed[1:]])
+
+
+def over_seeds(methods: Mapping[str, Sequence[Metrics]]) -> dict[str, Any]:
+    """The metrics of all methods as ``results.json`` holds them: the path's on top, the others' under ``baselines``.
+
+    Of each method the means over its runs. Where there are several, also their standard ``deviations``, each run's own
+    (``by_seed``), and for the others ``path_less_this``: :func:`paired` with the path's runs.
+
+    Args:
+        methods: Under the name of each method the metrics of its runs, one a seed, in the same order for all.
+    """
+    path = methods.get("fip")
+    found: dict[str, dict[str, Any]] = {}
+    for name, runs in methods.items():
+        known = [{k: v for k, v in run.items() if v is not None} for run in runs]
+        found[name] = dict(means(known))
+        if len(runs) > 1:
+            found[name] |= {"deviations": deviations(known), "by_seed": known}
+            if path is not None and name != "fip":
+                found[name]["path_less_this"] = paired(path, runs)
+    return {**found.pop("fip", {}), "baselines": found}
+
+
+def paired(runs: Sequence[Metrics], others: Sequence[Metrics]) -> dict[str, dict[str, float]]:
+    """How two methods differ on the same seeds.
+
+    Args:
+        runs: The metrics of one, one run a seed; two or more.
+        others: Those of the other, of the same seeds in the same order.
+
+    Returns:
+        Of each metric the ``mean`` of ``runs`` less ``others``, pair by pair, and its ``standard_error``.
+
+    Raises:
+        ValueError: If there are more of one than of the other.
+    """
+    found = {}
+    for key in runs[0]:
+        pairs = [(a.get(key), b.get(key)) for a, b in zip(runs, others, strict=True)]
+        known = [a - b for a, b in pairs if a is not None and b is not None]
+        if len(known) == len(pairs):
+            error = statistics.stdev(known) / math.sqrt(len(known))
+            found[key] = {"mean": statistics.fmean(known), "standard_error": error}
+    return found
 
 
 def means(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

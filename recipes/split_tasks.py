@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from recipes import continual_figures, report, sequence
+from recipes import continual_figures, continual_tables, report, sequence
 from recipes.augment import augmentation, many
+from recipes.continual_tables import Row
 from recipes.data import DataError, Task, load_task, split
 from recipes.learner_options import (
     COUNT,
@@ -35,7 +36,7 @@ from recipes.learner_options import (
     chosen_methods,
     settings_from,
 )
-from recipes.learners import METHODS, Tuning
+from recipes.learners import Tuning
 from recipes.networks import digits_mlp, narrow_resnet18, xavier
 from recipes.options import add_data_options, add_run_options, run_recipe, usable_device, whole
 from recipes.progress import progress_bar
@@ -132,6 +133,17 @@ DEFAULTS = {
         baseline_epochs=54,
     ),
 }
+
+_ROWS = [
+    Row("within_task", "accuracy within tasks (%)", ".2f", compared=True),
+    Row("all_classes", "among all classes (%)", ".2f", compared=True),
+    Row("backward_transfer", "backward transfer", ".2f", compared=True),
+    Row("worst_on_path", "worst earlier task on the way (%)", ".1f", compared=True),
+    Row("drift_held_out", "drift on test inputs", ".3g", compared=True),
+    Row("remembered_megabytes", "remembered (MB)", ".3g"),
+    Row("peak_megabytes", "peak memory (MB)", ".0f"),
+    Row("seconds", "seconds after the first task", ".1f", compared=True),
+]
 
 
 def network(data: str, classes: int) -> nn.Module:
@@ -317,19 +329,17 @@ def _report(
 ) -> None:
     """The table, ``results.json`` and the plots."""
     runs = {method: [r.metrics() for r in found] for method, found in records.items()}
-    print(f"\n{_table(runs)}")
-    means = {method: _over_seeds(found) for method, found in runs.items()}
+    print(f"\n{continual_tables.summary(runs, _ROWS)}")
+    metrics = report.over_seeds(runs)
     for method, found in records.items():
-        means[method]["after_each_task"] = [r.within_task for r in found]
+        own = metrics if method == "fip" else metrics["baselines"][method]
+        own["after_each_task"] = [r.within_task for r in found]
     report.write_results(
         out / "results.json",
         recipe=RECIPE,
         config=config,
         environment=report.environment(device),
-        metrics={
-            **means.get("fip", {}),
-            "baselines": {method: m for method, m in means.items() if method != "fip"},
-        },
+        metrics=metrics,
     )
     first = {method: found[0] for method, found in records.items()}
     continual_figures.tasks(out / "tasks.png", {m: r.within_task for m, r in first.items()})
@@ -345,36 +355,6 @@ def _report(
     if ways:
         continual_figures.weight_space(out / "weights.png", ways)
     print(f"results.json and the plots are in {out}")
-
-
-def _over_seeds(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    known = [{k: v for k, v in run.items() if v is not None} for run in runs]
-    found: dict[str, Any] = report.means(known)
-    if len(runs) > 1:
-        found["deviations"] = report.deviations(known)
-    return found
-
-
-def _table(runs: Mapping[str, Sequence[Mapping[str, float | None]]]) -> str:
-    rows = [
-        ("within_task", "accuracy within tasks (%)", ".2f"),
-        ("all_classes", "among all classes (%)", ".2f"),
-        ("backward_transfer", "backward transfer", ".2f"),
-        ("worst_on_path", "worst earlier task on the way (%)", ".1f"),
-        ("drift_held_out", "drift on test inputs", ".3g"),
-        ("remembered_megabytes", "remembered (MB)", ".3g"),
-        ("peak_megabytes", "peak memory (MB)", ".0f"),
-        ("seconds", "seconds after the first task", ".1f"),
-    ]
-    body = []
-    for key, label, form in rows:
-        cells = []
-        for found in runs.values():
-            values = [run[key] for run in found]
-            known = [value for value in values if value is not None]
-            cells.append(report.mean_and_deviation(known, form) if known else "unknown")
-        body.append([label, *cells])
-    return report.aligned([["", *(METHODS[m].title for m in runs)], *body])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from recipes import data, learners, new_task, report
+from recipes import continual_tables, data, learners, new_task, report
+from recipes.continual_tables import Row
 from recipes.data import DATASETS, DataError, Task, load_pair, load_task
 from recipes.networks import digits_mlp, network_for, paper_cnn
 from recipes.training import (
@@ -297,14 +298,24 @@ def test_the_same_seed_gives_the_same_results(digits_run, tmp_path):
     assert without_cost(tmp_path) == without_cost(digits_run)
 
 
-def test_several_seeds_are_averaged(tmp_path, capsys):
+def test_several_seeds_are_averaged_and_compared_pair_by_pair(tmp_path, capsys):
     assert new_task.main(["--out", str(tmp_path), *SHORT, "--seeds", "1", "2"]) == 0
     runs = [json.loads((tmp_path / f"seed-{s}/results.json").read_text()) for s in (1, 2)]
     both = json.loads((tmp_path / "results.json").read_text())
-    mean = sum(run["metrics"]["task2_after"] for run in runs) / 2
-    assert both["metrics"]["task2_after"] == pytest.approx(mean)
+    path, plain = both["metrics"], both["metrics"]["baselines"]["naive"]
+    own = [run["metrics"]["task2_after"] for run in runs]
+    theirs = [run["metrics"]["baselines"]["naive"]["task2_after"] for run in runs]
+    assert path["task2_after"] == pytest.approx(sum(own) / 2)
+    assert [run["task2_after"] for run in plain["by_seed"]] == theirs
+    found = plain["path_less_this"]["task2_after"]
+    first, second = own[0] - theirs[0], own[1] - theirs[1]
+    assert found["mean"] == pytest.approx((first + second) / 2)
+    assert found["standard_error"] == pytest.approx(abs(first - second) / 2)
     assert both["config"]["seeds"] == [1, 2]
-    assert "±" in capsys.readouterr().out
+    assert "path_less_this" not in path
+    printed = capsys.readouterr().out
+    assert "paired differences on these 2 seeds" in printed.split("mean ± standard deviation")[1]
+    assert f"{found['mean']:+.2f} ± {found['standard_error']:.2f}" in printed
 
 
 @pytest.mark.parametrize(
@@ -480,10 +491,23 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_the_table_shows_deviations_over_seeds():
-    names = ("drift", "drift_held_out", "predictions_kept", "remembered_megabytes", "steps")
-    names += ("task1_within_task", "task2_within_task", *sorted(METRICS - {"drift"}))
-    runs = [dict.fromkeys(names, value) for value in (0.25, 0.75)]
-    text = report.table({"ours": runs, "theirs": runs[:1]}, task1="a", task2="b")
-    assert "0.50 ± 0.35" in text
-    assert len({len(line) for line in text.splitlines()}) == 1  # aligned
+def test_tables_show_what_is_known():
+    rows = [Row("accuracy", "accuracy (%)", ".2f", compared=True), Row("peak", "peak (MB)", ".0f")]
+    path = [{"accuracy": 0.25, "peak": None}, {"accuracy": 0.75, "peak": None}]
+    other = [{"accuracy": 0.25, "peak": 1.0}, {"accuracy": 1.0, "peak": 3.0}]
+    one = continual_tables.summary({"fip": path[:1], "ewc": other[:1]}, rows)
+    assert "±" not in one
+    text = continual_tables.summary({"fip": path, "ewc": other}, rows)
+    beside, paired = text.split("paired differences")
+    for shown in ("0.50 ± 0.35", "unknown", "2 ± 1"):
+        assert shown in beside
+    assert "-0.12 ± 0.12" in paired
+    assert "peak" not in paired
+    for part in (beside.rstrip(), paired.split("\n", 1)[1]):
+        assert len({len(line) for line in part.splitlines()}) == 1  # aligned
+    assert "paired" not in continual_tables.summary({"ewc": path, "gem": other}, rows)
+
+
+def test_paired_differences_need_the_same_seeds():
+    with pytest.raises(ValueError, match="shorter"):
+        report.paired([{"a": 1.0}, {"a": 2.0}], [{"a": 1.0}])

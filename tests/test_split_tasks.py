@@ -28,7 +28,10 @@ def results(out):
     for metrics in (found["metrics"], *found["metrics"]["baselines"].values()):
         for name in ("seconds", "peak_megabytes"):
             metrics.pop(name, None)
-            metrics.get("deviations", {}).pop(name, None)
+            for part in (metrics.get("deviations", {}), metrics.get("path_less_this", {})):
+                part.pop(name, None)
+            for run in metrics.get("by_seed", []):
+                run.pop(name, None)
     return found
 
 
