@@ -175,6 +175,46 @@ class _Measured:
             self.worst = min(self.worst, accuracy(self.model, x, y, batch_size=500))
 
 
+def seed_by_seed(
+    tasks: tuple[Task, Task],
+    settings: Settings,
+    seeds: Sequence[int],
+    *,
+    config: dict[str, Any],
+    out: Path,
+    resume: bool,
+    progress: bool,
+) -> list[list[Point]]:
+    """The points of each seed; ``out`` has those that are done.
+
+    Args:
+        tasks: The first, and the new one.
+        settings: See :func:`points`.
+        seeds: In this order.
+        config: What tells one run from another.
+        out: A JSON file, written after each seed.
+        resume: Whether seeds that ``out`` has are taken from there; so is the ratio of the steps' times, on which the
+            number of distillation's steps depends.
+        progress: Whether to show a bar.
+
+    Raises:
+        DataError: If ``out`` is of another configuration.
+    """
+    found = report.read_json(out) if resume else None
+    if found is None:
+        found = {"config": config, "by_seed": {}}
+        found["step_ratio"] = step_ratio(tasks, settings, seed=seeds[0])
+    report.refuse_another(out, found["config"], config)
+    ratio, by_seed = found["step_ratio"], found["by_seed"]
+    print(f"a step of the path takes {ratio:.2f} times one of distillation", flush=True)
+    for seed in seeds:
+        if str(seed) not in by_seed:
+            by_seed[str(seed)] = points(tasks, settings, ratio=ratio, seed=seed, progress=progress)
+            content = {"config": config, "step_ratio": ratio, "by_seed": by_seed}
+            record.write(out, "trade_off", torch.device("cpu"), content)
+    return [by_seed[str(seed)] for seed in seeds]
+
+
 def means(runs: Sequence[Sequence[Point]]) -> list[Point]:
     """The points of all seeds, averaged setting by setting."""
     averaged = ("seconds", "drift", "task1", "task1_worst", "task2")
@@ -277,6 +317,7 @@ def main() -> None:
     )
     parser.add_argument("--validation", type=fraction, default=0.0, help="part held out to test on")
     parser.add_argument("--no-progress", dest="progress", action="store_false")
+    parser.add_argument("--resume", action="store_true", help="keep the seeds that --out has")
     parser.add_argument("--out", type=Path, default=record.RESULTS / "trade_off.json")
     arguments = parser.parse_args()
     base = DEFAULTS["mnist"]
@@ -299,24 +340,27 @@ def main() -> None:
         parser.error(str(error))
     if arguments.validation > 0:
         tasks = tasks[0].held_out(arguments.validation), tasks[1].held_out(arguments.validation)
-    ratio = step_ratio(tasks, settings, seed=arguments.seeds[0])
-    print(f"a step of the path takes {ratio:.2f} times one of distillation", flush=True)
-    runs = []
-    for seed in arguments.seeds:
-        runs.append(points(tasks, settings, ratio=ratio, seed=seed, progress=arguments.progress))
-        averages = means(runs)
-        found = {
-            "seeds": arguments.seeds[: len(runs)],
-            "anchors": settings.anchors,
-            "anchor_batch": settings.anchor_batch,
-            "augment": settings.augment,
-            "validation": arguments.validation,
-            "step_ratio": ratio,
-            "points": averages,
-        }
-        record.write(arguments.out, "trade_off", torch.device("cpu"), found)
-        draw(arguments.out.with_suffix(".png"), averages)
-        print(f"seeds {found['seeds']}\n{table(averages)}", flush=True)
+    config = {
+        "anchors": settings.anchors,
+        "anchor_batch": settings.anchor_batch,
+        "augment": settings.augment,
+        "validation": arguments.validation,
+    }
+    try:
+        by_seed = seed_by_seed(
+            tasks,
+            settings,
+            arguments.seeds,
+            config=config,
+            out=arguments.out,
+            resume=arguments.resume,
+            progress=arguments.progress,
+        )
+    except DataError as error:
+        parser.error(str(error))
+    averages = means(by_seed)
+    draw(arguments.out.with_suffix(".png"), averages)
+    print(f"seeds {', '.join(map(str, arguments.seeds))}\n{table(averages)}", flush=True)
 
 
 if __name__ == "__main__":

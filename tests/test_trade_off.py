@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import trade_off
-from recipes.data import Task
+from recipes.data import DataError, Task
 from recipes.new_task import DEFAULTS
 
 POINTS = [
@@ -57,3 +57,32 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
     trade_off.draw(tmp_path / "curve.png", found)
     assert (tmp_path / "curve.png").stat().st_size > 0
     assert "distillation" in trade_off.table(found)
+
+
+def test_an_interrupted_run_loses_the_seed_in_hand_alone(monkeypatch, tmp_path):
+    out = tmp_path / "trade_off.json"
+    config = {"anchors": 5}
+    done, interrupted = [], [2]
+
+    def points(tasks, settings, *, ratio, seed, progress):
+        if seed in interrupted:
+            interrupted.clear()
+            raise KeyboardInterrupt
+        done.append(seed)
+        return [{"method": "fip", "drift": seed * ratio}]
+
+    ratios = iter([1.5])  # timed once: all seeds give distillation as many steps
+    monkeypatch.setattr(trade_off, "points", points)
+    monkeypatch.setattr(trade_off, "step_ratio", lambda *args, **keywords: next(ratios))
+
+    def run(seeds, *, resume, **other):
+        keywords = {"config": config, "out": out, "resume": resume, "progress": False, **other}
+        return trade_off.seed_by_seed(None, None, seeds, **keywords)
+
+    with pytest.raises(KeyboardInterrupt):
+        run([1, 2], resume=False)
+    found = run([1, 2], resume=True)
+    assert done == [1, 2]
+    assert [seed[0]["drift"] for seed in found] == [1.5, 3.0]
+    with pytest.raises(DataError, match=r"another configuration \(anchors 5 there, 6 asked for\)"):
+        run([1, 2], resume=True, config={"anchors": 6})
