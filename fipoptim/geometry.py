@@ -1,17 +1,18 @@
 r"""The norm in which a step's length is measured: P of the ball :math:`\|v\|_P = \varepsilon`; nothing about networks.
 
-In the coordinates :math:`y = P^{1/2} v` the ball is Euclidean, so of P its root and its inverse root are what is
-needed. ``Diagonal`` measures each weight in a unit of its own. ``Layers`` measures weights that form a matrix as a
-matrix: with :math:`P = (C C^\top)^{1/2} \otimes I` for a layer whose linear term is ``C``, the first-order step
-:math:`-P^{-1} c` is the orthogonal factor of ``C``, which moves all its singular directions alike (Muon; Jordan et al.,
-2024; Shampoo without memory).
+In the coordinates :math:`y = P^{1/2} v` the ball is Euclidean, so of P its root and its inverse root are needed, and
+its inverse for the step without products. ``Diagonal`` measures each weight in a unit of its own. ``Layers`` measures
+weights that form a matrix as a matrix: with :math:`P = (C C^\top)^{1/2} \otimes I` for a layer whose linear term is
+``C``, the first-order step :math:`-P^{-1} c` is the orthogonal factor of ``C``, which moves all its singular directions
+alike (Muon; Jordan et al., 2024; Shampoo without memory).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ LONGEST_SIDE = 256
 
 class Geometry(ABC):
     """A symmetric positive definite matrix P; vectors are flat, of shape ``(n,)``."""
+
+    @abstractmethod
+    def inverse(self, v: Tensor) -> Tensor:
+        """:math:`P^{-1} v`, in fresh memory."""
 
     @abstractmethod
     def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
@@ -45,7 +50,15 @@ class Diagonal(Geometry):
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self._inverse_root = weight.rsqrt()
+        self._weight = weight
+
+    @cached_property
+    def _inverse_root(self) -> Tensor:
+        return self._weight.rsqrt()
+
+    def inverse(self, v: Tensor) -> Tensor:
+        """See :class:`Geometry`."""
+        return v / self._weight
 
     def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         """See :class:`Geometry`."""
@@ -58,7 +71,7 @@ class Diagonal(Geometry):
 
 @dataclass(frozen=True)
 class Sides:
-    """P, before damping, on the shorter sides of some matrices of weights; all of these are equally long.
+    """P on the shorter sides of some matrices of weights; all of these are equally long.
 
     Attributes:
         members: Which of the blocks these k matrices are.
@@ -76,7 +89,7 @@ class Layers(Geometry):
 
     Args:
         shapes: Of the tensors, in the order of the flat vectors.
-        diagonals: P, before damping, of the blocks where it is diagonal, in the shape of the tensor.
+        squares: P squared, before damping, of the blocks where it is diagonal, in the shape of the tensor.
         sides: P of all other blocks.
         like: A tensor of the vectors' precision and device.
         stretch: For each block a factor of its :math:`P^{1/2}`, after that; None is 1 for all.
@@ -85,82 +98,90 @@ class Layers(Geometry):
     def __init__(
         self,
         shapes: Sequence[torch.Size],
-        diagonals: Mapping[int, Tensor],
+        squares: Mapping[int, Tensor],
         sides: Sequence[Sides],
         like: Tensor,
         stretch: Sequence[float] | None = None,
     ) -> None:
-        self._shapes, self._sides, self._like = list(shapes), list(sides), like.new_empty(())
-        self._diagonals = {k: p.reshape(-1).to(like) for k, p in diagonals.items()}
-        self._stretch = list(stretch or [1.0] * len(shapes))
+        self._shapes, self._like = list(shapes), like.new_empty(())
         self._sizes = [shape.numel() for shape in shapes]
-        mean = self._trace() / sum(self._sizes)
+        self._diagonals = list(squares)
+        flat = [squares[k].reshape(-1).to(like) for k in self._diagonals]
+        # Of all of them, one behind the other.
+        self._diagonal = torch.cat(flat).sqrt_() if flat else like.new_empty(0)
+        mean = self._trace(sides) / sum(self._sizes)
         # Where there is no linear term there is nothing to measure by: P is the identity.
         some = mean > 0
         whole = torch.where(some, 1.0 + DAMPING, 1.0)
-        self._unit = torch.where(some, mean, 1.0) * whole
-        self._damping = torch.where(some, DAMPING, 1.0) / whole
-        self._inverse_roots = self._power(-1)
+        unit = torch.where(some, mean, 1.0) * whole
+        damping = torch.where(some, DAMPING, 1.0) / whole
+        self._diagonal.div_(unit.to(like)).add_(damping.to(like))
+        self._sides = [replace(g, values=g.values / unit + damping) for g in sides]
+        if stretch is not None and any(factor != 1.0 for factor in stretch):
+            blocks = dict(zip(self._diagonals, self._split(self._diagonal), strict=True))
+            for group in self._sides:
+                blocks |= zip(group.members, group.values, strict=True)
+            torch._foreach_mul_(list(blocks.values()), [stretch[k] ** 2 for k in blocks])
 
-    def _trace(self) -> Tensor:
+    def _trace(self, sides: Sequence[Sides]) -> Tensor:
         """Of P before damping."""
-        sums, times = [], []
-        if self._diagonals:
-            sums.append(torch.cat(list(self._diagonals.values())).sum(dtype=torch.float64))
-            times.append(1.0)
-        for group in self._sides:
+        sums, times = [self._diagonal.sum().double()], [1.0]
+        for group in sides:
             sums.extend(group.values.sum(dim=1))
             # An eigenvalue is on the diagonal as often as the other side of its matrix is long.
             times.extend(self._sizes[k] / group.values.shape[1] for k in group.members)
         return torch.stack(torch._foreach_mul(sums, times)).sum()
 
+    def inverse(self, v: Tensor) -> Tensor:
+        """See :class:`Geometry`."""
+        result = v.clone()
+        if self._diagonals:
+            torch._foreach_div_(self._of_diagonals(result), self._split(self._diagonal))
+        return self._times_matrices(result, self._matrices(-1.0))
+
     def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         """See :class:`Geometry`."""
-        return self._times(self._inverse_roots, v.clone() if out is None else out.copy_(v))
+        return self._times(v.clone() if out is None else out.copy_(v), *self._inverse_roots)
 
     def root(self, v: Tensor) -> Tensor:
         """See :class:`Geometry`."""
-        return self._times(self._power(1), v.clone())
+        return self._times(v.clone(), self._diagonal.sqrt(), self._matrices(0.5))
 
-    def _power(self, sign: int) -> dict[int, Tensor]:
-        r""":math:`P^{\pm 1/2}`, block by block; a flat diagonal, or a matrix."""
-        powers: dict[int, Tensor] = {}
-        if self._diagonals:
-            raised = self._raised(list(self._diagonals.values()), sign)
-            powers |= zip(self._diagonals, raised, strict=True)
+    @cached_property
+    def _inverse_roots(self) -> tuple[Tensor, dict[int, Tensor]]:
+        return self._diagonal.rsqrt(), self._matrices(-0.5)
+
+    def _matrices(self, power: float) -> dict[int, Tensor]:
+        """P of the blocks that are matrices, on their shorter sides, to a power."""
+        found: dict[int, Tensor] = {}
         for group in self._sides:
-            [values] = self._raised([group.values], sign)
-            roots = ((group.vectors * values[:, None]) @ group.vectors.mT).to(self._like)
-            powers |= zip(group.members, roots, strict=True)
-        if any(factor != 1.0 for factor in self._stretch):
-            torch._foreach_mul_(list(powers.values()), [self._stretch[k] ** sign for k in powers])
-        return powers
+            raised = group.vectors * group.values.pow(power)[:, None]
+            found |= zip(group.members, (raised @ group.vectors.mT).to(self._like), strict=True)
+        return found
 
-    def _raised(self, values: list[Tensor], sign: int) -> list[Tensor]:
-        """Eigenvalues, scaled and damped, to the power of a half."""
-        damped = torch._foreach_div(values, self._unit.to(values[0]))
-        torch._foreach_add_(damped, self._damping.to(values[0]))
-        torch._foreach_sqrt_(damped) if sign > 0 else torch._foreach_rsqrt_(damped)
-        return list(damped)
+    def _split(self, diagonal: Tensor) -> list[Tensor]:
+        return list(diagonal.split([self._sizes[k] for k in self._diagonals]))
 
-    def _times(self, powers: Mapping[int, Tensor], v: Tensor) -> Tensor:
-        """``v`` multiplied in place."""
+    def _of_diagonals(self, v: Tensor) -> list[Tensor]:
+        """The blocks of ``v`` where P is diagonal."""
         parts = v.split(self._sizes)
+        return [parts[k] for k in self._diagonals]
+
+    def _times(self, v: Tensor, diagonal: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
+        """``v`` multiplied in place, block by block."""
         if self._diagonals:
-            torch._foreach_mul_(
-                [parts[k] for k in self._diagonals], [powers[k] for k in self._diagonals]
-            )
-        matrices = {
-            k: parts[k].view(matrix_shape(self._shapes[k]))
-            for group in self._sides
-            for k in group.members
-        }
-        if matrices:
+            torch._foreach_mul_(self._of_diagonals(v), self._split(diagonal))
+        return self._times_matrices(v, matrices)
+
+    def _times_matrices(self, v: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
+        parts = v.split(self._sizes)
+        blocks = {k: parts[k].view(matrix_shape(self._shapes[k])) for k in matrices}
+        if blocks:
             products = [
-                powers[k] @ matrix if on_rows(self._shapes[k]) else matrix @ powers[k]
-                for k, matrix in matrices.items()
+                matrices[k] @ block if on_rows(self._shapes[k]) else block @ matrices[k]
+                for k, block in blocks.items()
             ]
-            torch._foreach_copy_(list(matrices.values()), products)
+            torch._foreach_copy_(list(blocks.values()), products)
         return v
 
 

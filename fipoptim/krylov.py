@@ -13,6 +13,7 @@ MatVec = Callable[[Tensor], Tensor]
 
 # Long vectors are summed in rows of this length, the rows in float64.
 _ROW = 2**14
+_PIECE = 2**20  # of an inner product
 _NOT_FINITE = "matvec: a metric product is not finite; the outputs' derivatives overflow."
 
 
@@ -35,6 +36,16 @@ def norm(v: Tensor) -> float:
         return result
     # Also where the squares of float32 overflow or underflow.
     return float(torch.linalg.vector_norm(v, dtype=torch.float64))
+
+
+def inner(v: Tensor, w: Tensor) -> float:
+    """The inner product of two flat vectors of one precision, in pieces so that long ones lose little of it."""
+    pieces = [a @ b for a, b in zip(v.split(_PIECE), w.split(_PIECE), strict=True)]
+    result = float(torch.stack(pieces).sum(dtype=torch.float64))
+    if 1e-30 < abs(result) < math.inf:
+        return result
+    # Also where the products of float32 overflow or underflow.
+    return float(v.double() @ w.double())
 
 
 @dataclass

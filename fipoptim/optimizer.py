@@ -316,7 +316,7 @@ class FIPOptimizer(Optimizer):
         residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
         restoring = self._restoring_term(metric, residual_outputs)
         new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
-        linear, raw, stationary = restoring, restoring, False
+        stationary = False
         if gradients is not None:
             size = _size(gradients)
             if not math.isfinite(size):
@@ -326,11 +326,9 @@ class FIPOptimizer(Optimizer):
                 )
             # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
             stationary = size == 0.0
-            linear, raw = self._linear_term(metric, gradients, restoring, new_state)
-        if linear is None or raw is None:
-            linear = raw = metric.flatten(torch.zeros_like(p) for p in params)
-        geometry, length = self._ball(metric, linear, raw, new_state)
-        del raw
+        linear, squares = self._linear_term(metric, gradients, restoring, new_state)
+        geometry, length = self._ball(metric, linear, squares)
+        del squares
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
         may_wander = not stationary or idle
         tried = self._try(metric, linear, geometry, length)
@@ -365,19 +363,31 @@ class FIPOptimizer(Optimizer):
     def _linear_term(
         self,
         metric: AnchorMetric,
-        gradients: list[Tensor],
+        gradients: list[Tensor] | None,
         restoring: Tensor | None,
         new_state: dict[Tensor, dict[str, Tensor]],
-    ) -> tuple[Tensor, Tensor]:
-        """``c`` with momentum, and ``c`` as the geometry squares it; ``restoring`` may be written over."""
-        if self.precondition == "muon":
-            # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
-            raw = self._combined(metric, gradients, restoring)
-            means = self._averaged(metric, metric.unflatten(raw), new_state, look_ahead=True)
-            return raw if means is None else metric.flatten(means), raw
-        means = self._averaged(metric, gradients, new_state)
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """``c`` with momentum, and running means of the squares of ``c``, by parameter, where the geometry needs them.
+
+        ``restoring`` may be written over.
+        """
+        muon = self.precondition == "muon"
+        if gradients is None:
+            nothing = [torch.zeros_like(p) for p in metric.params]
+            linear = metric.flatten(nothing) if restoring is None else restoring
+            return linear, self._mean_squares(metric, linear, new_state)
+        means = None if muon else self._averaged(metric, gradients, new_state)
         linear = self._combined(metric, gradients if means is None else means, restoring)
-        return linear, linear
+        squares = self._mean_squares(metric, linear, new_state)
+        if muon:
+            # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
+            means = self._averaged(metric, metric.unflatten(linear), new_state)
+            if means is not None:  # Nesterov's look-ahead: the mean if c came again
+                group_of = self._groups()
+                momenta = [float(group_of[p]["momentum"]) for p in metric.params]
+                given = [mean.to(linear) for mean in means]
+                torch._foreach_lerp_(metric.views(linear), given, momenta)
+        return linear, squares
 
     def _combined(
         self, metric: AnchorMetric, gradients: list[Tensor], restoring: Tensor | None
@@ -398,38 +408,32 @@ class FIPOptimizer(Optimizer):
         metric: AnchorMetric,
         gradients: list[Tensor],
         new_state: dict[Tensor, dict[str, Tensor]],
-        *,
-        look_ahead: bool = False,
     ) -> list[Tensor] | None:
-        """Running means of ``gradients``, None without momentum; with ``look_ahead`` the next, if they came again."""
+        """Running means of ``gradients``, free of the bias of a start at zero; None without momentum."""
         group_of = self._groups()
         momenta = [float(group_of[p]["momentum"]) for p in metric.params]
         if not any(momenta):
             return None
-        fresh = [1 - m for m in momenta]
-        states = [self.state.get(p, {}) for p in metric.params]
+        # The weight that a mean has seen so far, which a scheduler may change on the way. It is kept on the CPU, as
+        # the steps are: to read it from a GPU would wait for all that is queued there.
+        seen = [
+            float(self.state.get(p, {}).get("exp_avg_weight", 0.0)) * m + (1 - m)
+            for p, m in zip(metric.params, momenta, strict=True)
+        ]
+        fresh = [(1 - m) / share for m, share in zip(momenta, seen, strict=True)]
         running = torch._foreach_lerp(self._kept("exp_avg", metric.params), gradients, fresh)
         for mean in running:
             # The mean of a gradient that stays zero, as a dead unit's, would decay into subnormal numbers and never
             # reach zero, and a CPU, unlike a GPU, computes with those many times slower.
             if mean.device.type == "cpu":
                 torch.hardshrink(mean, _SMALLEST[mean.dtype], out=mean)
-        # The weight that the running mean has seen so far, which a scheduler may change on the way. It is kept on
-        # the CPU, as the steps are: to read it from a GPU would wait for all that is queued there.
-        seen = [
-            float(state.get("exp_avg_weight", 0.0)) * m + (1 - m)
-            for state, m in zip(states, momenta, strict=True)
-        ]
         for p, m, mean, share in zip(metric.params, momenta, running, seen, strict=True):
             if m > 0:
                 new_state[p] |= {
                     "exp_avg": mean,
                     "exp_avg_weight": torch.tensor(share, dtype=p.dtype),
                 }
-        means = list(torch._foreach_div(running, seen))
-        if look_ahead:
-            torch._foreach_lerp_(means, gradients, fresh)
-        return means
+        return list(running)
 
     def _kept(self, name: str, params: list[Tensor]) -> list[Tensor]:
         """The running means kept under ``name``, of each parameter; zeros before its first step."""
@@ -439,12 +443,30 @@ class FIPOptimizer(Optimizer):
             for p, state in zip(params, states, strict=True)
         ]
 
+    def _mean_squares(
+        self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
+    ) -> dict[int, Tensor]:
+        """The running means of the squares of ``c``, free of the bias of a start at zero, where they are needed.
+
+        That is for all parameters in Adam's geometry, and in Muon's for those that are no matrices.
+        """
+        if self.precondition is None:
+            return {}
+        muon, parts = self.precondition == "muon", metric.unflatten(linear)
+        of = [k for k, p in enumerate(metric.params) if not (muon and is_matrix(p))]
+        if not of:
+            return {}
+        params, terms = [metric.params[k] for k in of], [parts[k] for k in of]
+        steps = [float(self.state.get(p, {}).get("step", 0.0)) + 1 for p in params]
+        fresh = [(1 - SECOND_MOMENT_DECAY) / (1 - SECOND_MOMENT_DECAY**count) for count in steps]
+        running = torch._foreach_mul(self._kept("exp_avg_sq", params), [1 - f for f in fresh])
+        torch._foreach_addcmul_(running, terms, terms, fresh)
+        for p, mean_square in zip(params, running, strict=True):
+            new_state[p]["exp_avg_sq"] = mean_square
+        return dict(zip(of, running, strict=True))
+
     def _ball(
-        self,
-        metric: AnchorMetric,
-        linear: Tensor,
-        raw: Tensor,
-        new_state: dict[Tensor, dict[str, Tensor]],
+        self, metric: AnchorMetric, linear: Tensor, squares: dict[int, Tensor]
     ) -> tuple[Geometry | None, float]:
         """The geometry of the step (None for the Euclidean one) and its length."""
         params, groups = metric.params, self._groups()
@@ -454,69 +476,14 @@ class FIPOptimizer(Optimizer):
         # Bounded, so that a rate of almost nothing does not overflow float32.
         stretch = [min(length / rate, 1e15) for rate in rates]
         if self.precondition == "muon":
-            return self._muon(metric, linear, raw, new_state, stretch), length
-        weight = None
-        if self.precondition == "adam":
-            weight = self._adam_weight(metric, raw, new_state)
+            return _muon(metric, linear, squares, stretch), length
+        weight = _adam_weight(metric, squares) if self.precondition == "adam" else None
         if any(factor != 1.0 for factor in stretch):
             ratios = metric.flatten(
                 torch.full_like(p, factor**2) for p, factor in zip(params, stretch, strict=True)
             )
             weight = ratios if weight is None else weight * ratios
         return None if weight is None else Diagonal(weight), length
-
-    def _mean_squares(
-        self, params: list[Tensor], parts: list[Tensor], new_state: dict[Tensor, dict[str, Tensor]]
-    ) -> tuple[list[Tensor], list[float]]:
-        """The running means of the squares of ``parts``, and how much weight each has seen so far."""
-        states = [self.state.get(p, {}) for p in params]
-        running = torch._foreach_mul(self._kept("exp_avg_sq", params), SECOND_MOMENT_DECAY)
-        torch._foreach_addcmul_(running, parts, parts, value=1 - SECOND_MOMENT_DECAY)
-        seen = []
-        for p, state, mean_square in zip(params, states, running, strict=True):
-            new_state[p]["exp_avg_sq"] = mean_square
-            steps = float(state["step"]) + 1 if "step" in state else 1.0
-            seen.append(1 - SECOND_MOMENT_DECAY**steps)
-        return list(running), seen
-
-    def _adam_weight(
-        self, metric: AnchorMetric, raw: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
-    ) -> Tensor:
-        r"""P of Adam's geometry: the damped root of the running mean of :math:`c^2`, with a mean of 1."""
-        running, seen = self._mean_squares(metric.params, metric.unflatten(raw), new_state)
-        if len(set(seen)) > 1:  # else the bias correction goes with the mean
-            running = list(torch._foreach_div(running, seen))
-        root = metric.flatten(running).sqrt_()
-        mean = float(root.mean())
-        if mean == 0.0:
-            return torch.ones_like(root)
-        return root.mul_(1 / (mean * (1 + DAMPING))).add_(DAMPING / (1 + DAMPING))
-
-    def _muon(
-        self,
-        metric: AnchorMetric,
-        linear: Tensor,
-        raw: Tensor,
-        new_state: dict[Tensor, dict[str, Tensor]],
-        stretch: list[float],
-    ) -> Layers:
-        """P of Muon's geometry: of matrices from the linear term of now, of all else as Adam's."""
-        if not math.isfinite(norm(linear)):
-            raise RuntimeError(
-                "gradient: with the restoring term it is not finite; no weight was changed. Lower eps or beta."
-            )
-        parts = metric.unflatten(raw)
-        others = [k for k, p in enumerate(metric.params) if not is_matrix(p)]
-        diagonals: dict[int, Tensor] = {}
-        if others:
-            params = [metric.params[k] for k in others]
-            running, seen = self._mean_squares(params, [parts[k] for k in others], new_state)
-            roots = torch._foreach_sqrt(running)
-            torch._foreach_mul_(roots, [share**-0.5 for share in seen])
-            diagonals = dict(zip(others, roots, strict=True))
-        views = metric.views(linear)
-        sides = orthogonalizing({k: c for k, c in enumerate(views) if k not in diagonals})
-        return Layers([p.shape for p in metric.params], diagonals, sides, linear, stretch)
 
     def _direction(self, metric: AnchorMetric, count: int) -> Tensor:
         """The direction of the hard case: the previous velocity, or a seeded random one."""
@@ -599,48 +566,43 @@ class FIPOptimizer(Optimizer):
         tried: _Tried | None,
     ) -> None:
         """Move the weights by the step; put them back if the outputs break, shorten it if the drift does."""
-        params = metric.params
+        params, step = metric.params, metric.unflatten(solution.step)
         moved = norm(solution.step)
         if not math.isfinite(moved):
             raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
-        start = metric.unflatten(metric.flatten(params))
         factor, backtracks, drift = 1.0, 0, None
-        outputs = tried.outputs if tried else None
-        try:
-            if self.max_drift is None:
-                torch._foreach_add_(params, metric.unflatten(solution.step))
-            else:
-                every_anchor = metric.sample.inputs is self.anchors.inputs
-                budget = DriftBudget(
-                    self.max_drift,
-                    self.anchors,
-                    params,
-                    self._form(params),
-                    geometry=geometry,
-                    length=length,
-                    max_products=self.solver.max_products,
-                )
-                held = budget.hold(
-                    start, metric.unflatten(solution.step), outputs if every_anchor else None
-                )
-                factor, backtracks, drift = held.kept, held.backtracks, held.drift
-                if every_anchor:
-                    outputs = held.outputs
-                elif backtracks:
-                    outputs = None
-            if outputs is None:
-                outputs = metric.outputs_now()
-            if not bool(torch.isfinite(outputs).all()):
-                raise RuntimeError(
-                    "model: its outputs on the anchors are not finite after the step; "
-                    "the weights were put back. Lower eps."
-                )
-        except BaseException:
-            displace(params, start)
-            raise
+        outputs = None if tried is None else _finite(tried.outputs)
+        if outputs is not None and self.max_drift is None:
+            torch._foreach_add_(params, step)  # it is known where that leads
+        else:
+            start = metric.unflatten(metric.flatten(params))
+            try:
+                if self.max_drift is None:
+                    torch._foreach_add_(params, step)
+                else:
+                    every_anchor = metric.sample.inputs is self.anchors.inputs
+                    budget = DriftBudget(
+                        self.max_drift,
+                        self.anchors,
+                        params,
+                        self._form(params),
+                        geometry=geometry,
+                        length=length,
+                        max_products=self.solver.max_products,
+                    )
+                    held = budget.hold(start, step, outputs if every_anchor else None)
+                    factor, backtracks, drift = held.kept, held.backtracks, held.drift
+                    if every_anchor:
+                        outputs = held.outputs
+                    elif backtracks:
+                        outputs = None
+                outputs = _finite(metric.outputs_now() if outputs is None else outputs)
+            except BaseException:
+                displace(params, start)
+                raise
+            if backtracks:  # the function was restored behind the step
+                moved = norm(metric.flatten(torch._foreach_sub(params, start)))
         solution = _shortened(solution, factor)
-        if backtracks:  # the function was restored behind the step
-            moved = norm(metric.flatten(torch._foreach_sub(params, start)))
         if drift is None:
             drift = float(squared_distance(outputs, metric.sample.reference).mean())
         self.last_step = StepInfo(
@@ -708,6 +670,28 @@ class _Tried:
     outputs: Tensor
 
 
+def _adam_weight(metric: AnchorMetric, squares: dict[int, Tensor]) -> Tensor:
+    r"""P of Adam's geometry: the damped root of the running mean of :math:`c^2`, with a mean of 1."""
+    root = metric.flatten(squares.values()).sqrt_()
+    mean = float(root.mean())
+    if mean == 0.0:
+        return torch.ones_like(root)
+    return root.mul_(1 / (mean * (1 + DAMPING))).add_(DAMPING / (1 + DAMPING))
+
+
+def _muon(
+    metric: AnchorMetric, linear: Tensor, squares: dict[int, Tensor], stretch: list[float]
+) -> Layers:
+    """P of Muon's geometry: of matrices from the linear term of now, of all else as Adam's."""
+    if not math.isfinite(norm(linear)):
+        raise RuntimeError(
+            "gradient: with the restoring term it is not finite; no weight was changed. Lower eps or beta."
+        )
+    views = metric.views(linear)
+    sides = orthogonalizing({k: c for k, c in enumerate(views) if k not in squares})
+    return Layers([p.shape for p in metric.params], squares, sides, linear, stretch)
+
+
 def _check_number(name: str, value: Any, *, below: float = math.inf) -> float:
     """``value`` as a float, if it is a number or a tensor of one, finite, not negative and less than ``below``."""
     if not isinstance(value, (Real, Tensor)):
@@ -745,6 +729,16 @@ def _size(parts: list[Tensor]) -> float:
         return result
     # Also where the squares of float32 overflow or underflow.
     return float(get_total_norm([p.double() for p in parts]))
+
+
+def _finite(outputs: Tensor) -> Tensor:
+    """The outputs after a step, unless they break."""
+    if not bool(torch.isfinite(outputs).all()):
+        raise RuntimeError(
+            "model: its outputs on the anchors are not finite after the step; "
+            "the weights are as they were. Lower eps."
+        )
+    return outputs
 
 
 def _rms(change: Tensor) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fipoptim.geometry import Geometry
-from fipoptim.krylov import KrylovSpace, MatVec, norm
+from fipoptim.krylov import KrylovSpace, MatVec, inner, norm
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,11 @@ def first_order_step(
 
     Both are zero if ``c`` is.
     """
-    direction = linear.clone() if geometry is None else geometry.inverse_root(linear)
-    size = norm(direction)
-    if geometry is not None:
-        geometry.inverse_root(direction, out=direction)
+    if geometry is None:
+        direction, size = linear.clone(), norm(linear)
+    else:
+        direction = geometry.inverse(linear)
+        size = math.sqrt(max(inner(linear, direction), 0.0))
     if size == 0.0:
         return direction, 0.0
     return direction.mul_(-length / size), length * size

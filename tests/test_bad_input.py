@@ -142,7 +142,7 @@ def test_outputs_that_are_not_finite_after_the_step() -> None:
     model = Root()
     opt = FIPOptimizer(model.parameters(), AnchorBatch(model, torch.ones(2, 1)), eps=1.0)
     model.w.grad = torch.ones(1)
-    unchanged_after(model, opt, "not finite after the step; the weights were put back")
+    unchanged_after(model, opt, "not finite after the step; the weights are as they were")
 
 
 def test_a_closure_that_does_not_call_backward() -> None:

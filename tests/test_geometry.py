@@ -33,7 +33,7 @@ def test_the_roots_are_those_of_one_matrix(
     c, biases = gaussian(rows, columns, seed=seed) * 10.0**log_scale, gaussian(3, seed=seed + 1)
     size = c.numel() + 3
     sides = orthogonalizing({0: c})
-    geometry = Layers([c.shape, biases.shape], {1: biases.abs()}, sides, c, stretch)
+    geometry = Layers([c.shape, biases.shape], {1: biases.square()}, sides, c, stretch)
     identity = torch.eye(size, dtype=torch.float64)
     root = torch.stack([geometry.root(v) for v in identity]).numpy()
     inverse = torch.stack([geometry.inverse_root(v) for v in identity]).numpy()
@@ -43,6 +43,8 @@ def test_the_roots_are_those_of_one_matrix(
     factor = np.repeat(stretch or (1.0, 1.0), (c.numel(), 3))
     expected = oracle.damped(expected) * np.outer(factor, factor)
     np.testing.assert_allclose(root @ root, expected, rtol=1e-6, atol=1e-6 * expected.max())
+    squared = torch.stack([geometry.inverse(v) for v in identity]).numpy()
+    np.testing.assert_allclose(squared, inverse @ inverse, atol=1e-9 * np.abs(squared).max())
 
 
 def test_what_it_is_given_may_be_written_over() -> None:
