@@ -316,37 +316,28 @@ class FIPOptimizer(Optimizer):
         residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
         restoring = self._restoring_term(metric, residual_outputs)
         new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
-        stationary = False
-        if gradients is not None:
-            size = _size(gradients)
-            if not math.isfinite(size):
-                raise RuntimeError(
-                    "gradient: holds NaN or infinite values; no weight was changed. "
-                    "Skip such batches or lower the learning rate."
-                )
-            # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
-            stationary = size == 0.0
         linear, squares = self._linear_term(metric, gradients, restoring, new_state)
+        _refuse_broken(linear, gradients)
         geometry, length = self._ball(metric, linear, squares)
         del squares
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
-        may_wander = not stationary or idle
         tried = self._try(metric, linear, geometry, length)
-        if tried is None and not trace and form == "forward":
-            del metric  # with all that it kept of the evaluation
-            metric = AnchorMetric(self.anchors, params, sample=sample, form=form)
-        solution = (
-            tried.solution
-            if tried is not None
-            else self._solve(
+        if tried is not None:
+            solution = tried.solution
+        else:
+            if not trace and form == "forward":
+                del metric  # with all that it kept of the evaluation
+                metric = AnchorMetric(self.anchors, params, sample=sample, form=form)
+            # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
+            stationary = gradients is not None and not idle and _size(gradients) == 0.0
+            solution = self._solve(
                 metric,
                 linear,
                 geometry,
                 length,
-                (lambda: self._direction(metric, count)) if may_wander else None,
+                None if stationary else lambda: self._direction(metric, count),
                 onward=gradients is None or idle,
             )
-        )
         if gradients is None:
             velocity = metric.unflatten(solution.step)
             for p, part in zip(params, velocity, strict=True):
@@ -683,10 +674,6 @@ def _muon(
     metric: AnchorMetric, linear: Tensor, squares: dict[int, Tensor], stretch: list[float]
 ) -> Layers:
     """P of Muon's geometry: of matrices from the linear term of now, of all else as Adam's."""
-    if not math.isfinite(norm(linear)):
-        raise RuntimeError(
-            "gradient: with the restoring term it is not finite; no weight was changed. Lower eps or beta."
-        )
     views = metric.views(linear)
     sides = orthogonalizing({k: c for k, c in enumerate(views) if k not in squares})
     return Layers([p.shape for p in metric.params], squares, sides, linear, stretch)
@@ -720,6 +707,20 @@ def _dense(gradient: Tensor) -> Tensor:
             "gradient: is sparse; FIPOptimizer needs dense gradients (build embeddings with sparse=False)."
         )
     return gradient.detach()
+
+
+def _refuse_broken(linear: Tensor, gradients: list[Tensor] | None) -> None:
+    """Refuses a linear term that is not finite, with the cause."""
+    if math.isfinite(norm(linear)):
+        return
+    if gradients is not None and not math.isfinite(_size(gradients)):
+        raise RuntimeError(
+            "gradient: holds NaN or infinite values; no weight was changed. "
+            "Skip such batches or lower the learning rate."
+        )
+    raise RuntimeError(
+        "gradient: with the restoring term it is not finite; no weight was changed. Lower eps or beta."
+    )
 
 
 def _size(parts: list[Tensor]) -> float:
