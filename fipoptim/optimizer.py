@@ -364,9 +364,9 @@ class FIPOptimizer(Optimizer):
         """
         muon = self.precondition == "muon"
         if gradients is None:
-            nothing = [torch.zeros_like(p) for p in metric.params]
-            linear = metric.flatten(nothing) if restoring is None else restoring
-            return linear, self._mean_squares(metric, linear, new_state)
+            if restoring is None:
+                restoring = metric.flatten(torch.zeros_like(p) for p in metric.params)
+            return restoring, self._mean_squares(metric, restoring, new_state)
         means = None if muon else self._averaged(metric, gradients, new_state)
         linear = self._combined(metric, gradients if means is None else means, restoring)
         squares = self._mean_squares(metric, linear, new_state)
