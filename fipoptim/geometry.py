@@ -1,10 +1,11 @@
 r"""The norm in which a step's length is measured: P of the ball :math:`\|v\|_P = \varepsilon`; nothing about networks.
 
 In the coordinates :math:`y = P^{1/2} v` the ball is Euclidean, so of P its root and its inverse root are needed, and
-its inverse for the step without products. ``Diagonal`` measures each weight in a unit of its own. ``Layers`` measures
-weights that form a matrix as a matrix: with :math:`P = (C C^\top)^{1/2} \otimes I` for a layer whose linear term is
-``C``, the first-order step :math:`-P^{-1} c` is the orthogonal factor of ``C``, which moves all its singular directions
-alike (Muon; Jordan et al., 2024; Shampoo without memory).
+its inverse for the step without products. ``Diagonal`` measures each weight in a unit that is given. ``Layers`` takes
+the units from the linear term: of a weight the root of the term's mean square (Adam's geometry), and of weights that
+form a matrix :math:`P = (C C^\top)^{1/2} \otimes I`, where ``C`` is their linear term. The first-order step
+:math:`-P^{-1} c` is then the orthogonal factor of ``C``, which moves all its singular directions alike (Muon; Jordan et
+al., 2024; Shampoo without memory).
 """
 
 from __future__ import annotations
@@ -105,16 +106,15 @@ class Layers(Geometry):
     ) -> None:
         self._shapes, self._like = list(shapes), like.new_empty(())
         self._sizes = [shape.numel() for shape in shapes]
-        self._diagonals = list(squares)
+        self._diagonals = sorted(squares)
         flat = [squares[k].reshape(-1).to(like) for k in self._diagonals]
         # Of all of them, one behind the other.
         self._diagonal = torch.cat(flat).sqrt_() if flat else like.new_empty(0)
         mean = self._trace(sides) / sum(self._sizes)
         # Where there is no linear term there is nothing to measure by: P is the identity.
         some = mean > 0
-        whole = torch.where(some, 1.0 + DAMPING, 1.0)
-        unit = torch.where(some, mean, 1.0) * whole
-        damping = torch.where(some, DAMPING, 1.0) / whole
+        unit = torch.where(some, mean * (1 + DAMPING), 1.0)
+        damping = torch.where(some, torch.full_like(mean, DAMPING / (1 + DAMPING)), 1.0)
         self._diagonal.div_(unit.to(like)).add_(damping.to(like))
         self._sides = [replace(g, values=g.values / unit + damping) for g in sides]
         if stretch is not None and any(factor != 1.0 for factor in stretch):
@@ -134,6 +134,8 @@ class Layers(Geometry):
 
     def inverse(self, v: Tensor) -> Tensor:
         """See :class:`Geometry`."""
+        if not self._sides:
+            return v / self._diagonal
         result = v.clone()
         if self._diagonals:
             torch._foreach_div_(self._of_diagonals(result), self._split(self._diagonal))
@@ -141,11 +143,11 @@ class Layers(Geometry):
 
     def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
         """See :class:`Geometry`."""
-        return self._times(v.clone() if out is None else out.copy_(v), *self._inverse_roots)
+        return self._times(v, *self._inverse_roots, out=out)
 
     def root(self, v: Tensor) -> Tensor:
         """See :class:`Geometry`."""
-        return self._times(v.clone(), self._diagonal.sqrt(), self._matrices(0.5))
+        return self._times(v, self._diagonal.sqrt(), self._matrices(0.5))
 
     @cached_property
     def _inverse_roots(self) -> tuple[Tensor, dict[int, Tensor]]:
@@ -167,21 +169,30 @@ class Layers(Geometry):
         parts = v.split(self._sizes)
         return [parts[k] for k in self._diagonals]
 
-    def _times(self, v: Tensor, diagonal: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
-        """``v`` multiplied in place, block by block."""
+    def _times(
+        self,
+        v: Tensor,
+        diagonal: Tensor,
+        matrices: Mapping[int, Tensor],
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """``v`` multiplied block by block, in ``out`` if it is given."""
+        if not self._sides:
+            return torch.mul(v, diagonal, out=out)
+        result = v.clone() if out is None else out.copy_(v)
         if self._diagonals:
-            torch._foreach_mul_(self._of_diagonals(v), self._split(diagonal))
-        return self._times_matrices(v, matrices)
+            torch._foreach_mul_(self._of_diagonals(result), self._split(diagonal))
+        return self._times_matrices(result, matrices)
 
     def _times_matrices(self, v: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
+        """The blocks of ``v`` that are matrices multiplied in place."""
         parts = v.split(self._sizes)
         blocks = {k: parts[k].view(matrix_shape(self._shapes[k])) for k in matrices}
-        if blocks:
-            products = [
-                matrices[k] @ block if on_rows(self._shapes[k]) else block @ matrices[k]
-                for k, block in blocks.items()
-            ]
-            torch._foreach_copy_(list(blocks.values()), products)
+        products = [
+            matrices[k] @ block if on_rows(self._shapes[k]) else block @ matrices[k]
+            for k, block in blocks.items()
+        ]
+        torch._foreach_copy_(list(blocks.values()), products)
         return v
 
 

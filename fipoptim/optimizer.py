@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
 from fipoptim.budget import DriftBudget, displace
-from fipoptim.geometry import DAMPING, Diagonal, Geometry, Layers, is_matrix, orthogonalizing
+from fipoptim.geometry import Diagonal, Geometry, Layers, is_matrix, orthogonalizing
 from fipoptim.krylov import norm
 from fipoptim.metric import AnchorMetric, Form, parameter_names, probe
 from fipoptim.path import FIPPath
@@ -374,8 +374,7 @@ class FIPOptimizer(Optimizer):
             # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
             means = self._averaged(metric, metric.unflatten(linear), new_state)
             if means is not None:  # Nesterov's look-ahead: the mean if c came again
-                group_of = self._groups()
-                momenta = [float(group_of[p]["momentum"]) for p in metric.params]
+                momenta = self._options("momentum", metric.params)
                 given = [mean.to(linear) for mean in means]
                 torch._foreach_lerp_(metric.views(linear), given, momenta)
         return linear, squares
@@ -384,8 +383,7 @@ class FIPOptimizer(Optimizer):
         self, metric: AnchorMetric, gradients: list[Tensor], restoring: Tensor | None
     ) -> Tensor:
         r""":math:`\beta b + \frac2N J^\top r`, flat; the restoring term is written over."""
-        group_of = self._groups()
-        betas = [float(group_of[p]["beta"]) for p in metric.params]
+        betas = self._options("beta", metric.params)
         if len(set(betas)) > 1:
             gradients, betas = list(torch._foreach_mul(gradients, betas)), [1.0]
         if restoring is None:
@@ -401,8 +399,7 @@ class FIPOptimizer(Optimizer):
         new_state: dict[Tensor, dict[str, Tensor]],
     ) -> list[Tensor] | None:
         """Running means of ``gradients``, free of the bias of a start at zero; None without momentum."""
-        group_of = self._groups()
-        momenta = [float(group_of[p]["momentum"]) for p in metric.params]
+        momenta = self._options("momentum", metric.params)
         if not any(momenta):
             return None
         # The weight that a mean has seen so far, which a scheduler may change on the way. It is kept on the CPU, as
@@ -460,21 +457,21 @@ class FIPOptimizer(Optimizer):
         self, metric: AnchorMetric, linear: Tensor, squares: dict[int, Tensor]
     ) -> tuple[Geometry | None, float]:
         """The geometry of the step (None for the Euclidean one) and its length."""
-        params, groups = metric.params, self._groups()
-        rates = [float(groups[p]["lr"]) for p in params]
+        params = metric.params
+        rates = self._options("lr", params)
         # Only the ratios matter: measure lengths in units of the largest.
         length = max(rates)
         # Bounded, so that a rate of almost nothing does not overflow float32.
         stretch = [min(length / rate, 1e15) for rate in rates]
-        if self.precondition == "muon":
-            return _muon(metric, linear, squares, stretch), length
-        weight = _adam_weight(metric, squares) if self.precondition == "adam" else None
-        if any(factor != 1.0 for factor in stretch):
-            ratios = metric.flatten(
-                torch.full_like(p, factor**2) for p, factor in zip(params, stretch, strict=True)
-            )
-            weight = ratios if weight is None else weight * ratios
-        return None if weight is None else Diagonal(weight), length
+        if self.precondition is not None:
+            # All that has no mean square is a matrix.
+            matrices = {k: c for k, c in enumerate(metric.views(linear)) if k not in squares}
+            shapes = [p.shape for p in params]
+            return Layers(shapes, squares, orthogonalizing(matrices), linear, stretch), length
+        if all(factor == 1.0 for factor in stretch):
+            return None, length
+        ratios = (torch.full_like(p, factor**2) for p, factor in zip(params, stretch, strict=True))
+        return Diagonal(metric.flatten(ratios)), length
 
     def _direction(self, metric: AnchorMetric, count: int) -> Tensor:
         """The direction of the hard case: the previous velocity, or a seeded random one."""
@@ -621,8 +618,10 @@ class FIPOptimizer(Optimizer):
     def _all_params(self) -> list[Tensor]:
         return list(dict.fromkeys(p for group in self.param_groups for p in group["params"]))
 
-    def _groups(self) -> dict[Tensor, dict[str, Any]]:
-        return {p: group for group in self.param_groups for p in group["params"]}
+    def _options(self, name: str, params: list[Tensor]) -> list[float]:
+        """An option of the groups, of each parameter."""
+        of = {p: float(group[name]) for group in self.param_groups for p in group["params"]}
+        return [of[p] for p in params]
 
     def _moving(self, wanted: Callable[[Tensor], bool]) -> list[Tensor]:
         """The parameters a step may move: those wanted, in groups whose ``lr`` is not zero."""
@@ -659,24 +658,6 @@ class _Tried:
 
     solution: SphereSolution
     outputs: Tensor
-
-
-def _adam_weight(metric: AnchorMetric, squares: dict[int, Tensor]) -> Tensor:
-    r"""P of Adam's geometry: the damped root of the running mean of :math:`c^2`, with a mean of 1."""
-    root = metric.flatten(squares.values()).sqrt_()
-    mean = float(root.mean())
-    if mean == 0.0:
-        return torch.ones_like(root)
-    return root.mul_(1 / (mean * (1 + DAMPING))).add_(DAMPING / (1 + DAMPING))
-
-
-def _muon(
-    metric: AnchorMetric, linear: Tensor, squares: dict[int, Tensor], stretch: list[float]
-) -> Layers:
-    """P of Muon's geometry: of matrices from the linear term of now, of all else as Adam's."""
-    views = metric.views(linear)
-    sides = orthogonalizing({k: c for k, c in enumerate(views) if k not in squares})
-    return Layers([p.shape for p in metric.params], squares, sides, linear, stretch)
 
 
 def _check_number(name: str, value: Any, *, below: float = math.inf) -> float:

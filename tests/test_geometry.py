@@ -47,6 +47,15 @@ def test_the_roots_are_those_of_one_matrix(
     np.testing.assert_allclose(squared, inverse @ inverse, atol=1e-9 * np.abs(squared).max())
 
 
+def test_damping_is_as_precise_as_the_weights() -> None:
+    squares = gaussian(5, seed=0).square()
+    geometry = Layers([squares.shape], {0: squares}, [], squares)
+    expected = oracle.damped(np.diag(squares.sqrt().numpy())).diagonal()
+    ones = torch.ones(5, dtype=torch.float64)
+    np.testing.assert_allclose(geometry.inverse(ones).numpy(), 1 / expected, rtol=1e-14)
+    np.testing.assert_allclose(geometry.root(ones).numpy(), np.sqrt(expected), rtol=1e-14)
+
+
 def test_what_it_is_given_may_be_written_over() -> None:
     c = gaussian(3, 4, seed=0)
     geometry = Layers([c.shape], {}, orthogonalizing({0: c}), c)
