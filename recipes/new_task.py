@@ -60,7 +60,7 @@ from recipes.training import (
 RECIPE = "new_task"
 PROGRAM = f"python -m recipes.{RECIPE}"
 DEFAULT_METHODS = ("fip", "distillation", "naive")
-EARLY_STEPS = (0, 1, 2, 3, 5, 10, 20)  # where a switch of task does its damage
+EARLY_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # where a switch of task does its damage
 TESTED_EVENLY = 20  # networks on the way that are tested beside these
 HELD_OUT = 2000  # test inputs of task 1 on which drift is measured as well
 SCORED = 60  # test images of each task whose scores are drawn

@@ -220,7 +220,7 @@ def test_accuracy_leaves_the_mode_alone():
 def test_tested_steps_are_dense_after_the_switch():
     assert new_task.tested_steps(5) == [0, 1, 2, 3, 4, 5]
     steps = new_task.tested_steps(1200)
-    assert steps[:8] == [0, 1, 2, 3, 5, 10, 20, 60]
+    assert steps[:10] == [0, 1, 2, 3, 5, 10, 20, 50, 60, 100]
     assert steps[-1] == 1200
     assert 25 <= len(steps) <= 30
 
