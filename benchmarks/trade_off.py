@@ -234,10 +234,12 @@ def front(found: Iterable[Point], key: str, *, least: bool) -> list[Point]:
     return kept[::-1]
 
 
-def reached(found: Iterable[Point], key: str, accuracy: float, *, least: bool) -> float | None:
-    """The best ``key`` among the points that learnt the new task at least to ``accuracy``."""
-    values = [p[key] for p in found if p["task2"] >= accuracy]
-    return (min if least else max)(values) if values else None
+def reached(averages: Sequence[Point], accuracy: float, key: str, *, least: bool) -> int | None:
+    """Which of the points that learnt the new task at least to ``accuracy`` has the best ``key``."""
+    enough = [k for k, p in enumerate(averages) if p["task2"] >= accuracy]
+    if not enough:
+        return None
+    return (min if least else max)(enough, key=lambda k: averages[k][key])
 
 
 LEVELS = (
@@ -253,20 +255,47 @@ LEVELS = (
 KINDS = {"drift": ("drift on test inputs", True), "task1_worst": ("worst on the way (%)", False)}
 
 
-def table(averages: Sequence[Point]) -> str:
-    """For each time and accuracy on the new task, the least drift and the best worst network of each method."""
-    titles = [METHODS[m].title for m in GRID]
+def table(runs: Sequence[Sequence[Point]]) -> str:
+    """For each time and accuracy on the new task, the least drift and the best worst network of each method.
+
+    A setting is chosen by its means over the seeds and printed as mean ± standard deviation; of several seeds also what
+    the path has less what distillation has, as the mean of the paired differences ± its standard error.
+
+    Args:
+        runs: The points of each seed.
+    """
+    averages, paired = means(runs), len(runs) > 1
+    titles = [*(METHODS[m].title for m in GRID), *(["difference"] if paired else [])]
     rows = [["time", "new task", *(f"{t}: {k}" for k in ("drift", "worst") for t in titles)]]
     for steps, level in itertools.product(STEPS, LEVELS):
         cells = []
         for key, (_, least) in KINDS.items():
+            form = ".3g" if least else ".2f"
+            chosen: list[list[Point]] = []
             for method in GRID:
-                of = [p for p in averages if p["method"] == method and p["time"] == steps]
-                best = reached(of, key, level, least=least)
-                cells.append("–" if best is None else f"{best:.3g}" if least else f"{best:.2f}")
+                of = [
+                    k for k, p in enumerate(averages) if (p["method"], p["time"]) == (method, steps)
+                ]
+                best = reached([averages[k] for k in of], level, key, least=least)
+                chosen.append([] if best is None else [points[of[best]] for points in runs])
+            cells += [_cell([p[key] for p in points], form) for points in chosen]
+            if paired:
+                cells.append(_difference(chosen, key, form))
         if set(cells) != {"–"}:
             rows.append([f"{steps} steps", f"≥ {level:g} %", *cells])
     return report.aligned(rows)
+
+
+def _cell(values: Sequence[float], form: str) -> str:
+    return report.mean_and_deviation(values, form) if values else "–"
+
+
+def _difference(chosen: Sequence[Sequence[Point]], key: str, form: str) -> str:
+    """Of the points of two methods, one a seed; there may be none."""
+    if not all(chosen):
+        return "–"
+    path, other = ([{key: float(p[key])} for p in points] for points in chosen)
+    return report.mean_and_error(report.paired(path, other)[key], form)
 
 
 def draw(path: Path, averages: Sequence[Point]) -> None:
@@ -358,9 +387,8 @@ def main() -> None:
         )
     except DataError as error:
         parser.error(str(error))
-    averages = means(by_seed)
-    draw(arguments.out.with_suffix(".png"), averages)
-    print(f"seeds {', '.join(map(str, arguments.seeds))}\n{table(averages)}", flush=True)
+    draw(arguments.out.with_suffix(".png"), means(by_seed))
+    print(f"seeds {', '.join(map(str, arguments.seeds))}\n{table(by_seed)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -57,12 +57,7 @@ def paired_table(methods: Mapping[str, Sequence[Metrics]], rows: Sequence[Row]) 
     body = []
     for row in (row for row in rows if row.compared):
         pairs = [differences.get(row.metric) for differences in found.values()]
-        cells = [
-            f"{pair['mean']:+{row.form}} ± {pair['standard_error']:{row.form}}"
-            if pair
-            else "unknown"
-            for pair in pairs
-        ]
+        cells = [report.mean_and_error(pair, row.form) if pair else "unknown" for pair in pairs]
         body.append([row.label, *cells])
     head = f"{METHODS['fip'].title} less"
     return report.aligned([[head, *(METHODS[name].title for name in found)], *body])

@@ -265,6 +265,11 @@ def mean_and_deviation(values: Sequence[float], form: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
 
 
+def mean_and_error(pair: Mapping[str, float], form: str) -> str:
+    """One of the differences that :func:`paired` finds: the mean with its sign ± its standard error."""
+    return f"{pair['mean']:+{form}} ± {pair['standard_error']:{form}}"
+
+
 def _cpu_name() -> str:
     """The processor's model name where the system tells it, else its architecture."""
     try:

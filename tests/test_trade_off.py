@@ -23,9 +23,27 @@ def test_the_front_is_what_nothing_beats_in_both():
 
 
 def test_the_best_at_an_accuracy_is_among_those_that_reach_it():
-    assert trade_off.reached(POINTS, "drift", 82.0, least=True) == 2.0
-    assert trade_off.reached(POINTS, "task1_worst", 82.0, least=False) == 98.0
-    assert trade_off.reached(POINTS, "drift", 90.0, least=True) is None
+    assert trade_off.reached(POINTS, 82.0, "drift", least=True) == 1
+    assert trade_off.reached(POINTS, 82.0, "task1_worst", least=False) == 2
+    assert trade_off.reached(POINTS, 90.0, "drift", least=True) is None
+
+
+def test_a_setting_is_chosen_by_its_means_and_compared_seed_by_seed():
+    def seed(path, other):
+        at = {"time": 300, "task2": 85.0, "task1": 95.0, "seconds": 1.0}
+        fip = [{"method": "fip", "drift": d, "task1_worst": 100 - d, **at} for d in path]
+        return [*fip, {"method": "distillation", "drift": other, "task1_worst": 90.0, **at}]
+
+    # The first setting of the path has the least drift of all, on the first seed, and the second the lower mean.
+    runs = [seed((1.0, 3.0), 5.0), seed((8.0, 4.0), 8.0)]
+
+    def last_row(runs):
+        return " ".join(trade_off.table(runs).splitlines()[-1].split())
+
+    assert last_row(runs) == (
+        "300 steps ≥ 84 % 3.5 ± 0.707 6.5 ± 2.12 -3 ± 1 96.50 ± 0.71 90.00 ± 0.00 +6.50 ± 0.50"
+    )
+    assert last_row(runs[:1]) == "300 steps ≥ 84 % 1 5 99.00 90.00"
 
 
 def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_path):
@@ -56,7 +74,7 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
     assert trade_off.means([found, found])[0]["drift"] == pytest.approx(found[0]["drift"])
     trade_off.draw(tmp_path / "curve.png", found)
     assert (tmp_path / "curve.png").stat().st_size > 0
-    assert "distillation" in trade_off.table(found)
+    assert "distillation" in trade_off.table([found])
 
 
 def test_an_interrupted_run_loses_the_seed_in_hand_alone(monkeypatch, tmp_path):
