@@ -264,26 +264,35 @@ def table(runs: Sequence[Sequence[Point]]) -> str:
     Args:
         runs: The points of each seed.
     """
-    averages, paired = means(runs), len(runs) > 1
+    paired = len(runs) > 1
     titles = [*(METHODS[m].title for m in GRID), *(["difference"] if paired else [])]
     rows = [["time", "new task", *(f"{t}: {k}" for k in ("drift", "worst") for t in titles)]]
     for steps, level in itertools.product(STEPS, LEVELS):
         cells = []
         for key, (_, least) in KINDS.items():
             form = ".3g" if least else ".2f"
-            chosen: list[list[Point]] = []
-            for method in GRID:
-                of = [
-                    k for k, p in enumerate(averages) if (p["method"], p["time"]) == (method, steps)
-                ]
-                best = reached([averages[k] for k in of], level, key, least=least)
-                chosen.append([] if best is None else [points[of[best]] for points in runs])
+            chosen = [_chosen(runs, m, steps, level, key, least=least) for m in GRID]
             cells += [_cell([p[key] for p in points], form) for points in chosen]
             if paired:
                 cells.append(_difference(chosen, key, form))
         if set(cells) != {"–"}:
             rows.append([f"{steps} steps", f"≥ {level:g} %", *cells])
     return report.aligned(rows)
+
+
+def _chosen(
+    runs: Sequence[Sequence[Point]],
+    method: str,
+    steps: int,
+    level: float,
+    key: str,
+    *,
+    least: bool,
+) -> list[Point]:
+    """The points, one a seed, of a method's best setting that reaches ``level``; none if there is none."""
+    its = [[p for p in points if (p["method"], p["time"]) == (method, steps)] for points in runs]
+    best = reached(means(its), level, key, least=least)
+    return [] if best is None else [points[best] for points in its]
 
 
 def _cell(values: Sequence[float], form: str) -> str:
