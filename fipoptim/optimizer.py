@@ -620,7 +620,9 @@ class FIPOptimizer(Optimizer):
 
     def _options(self, name: str, params: list[Tensor]) -> list[float]:
         """An option of the groups, of each parameter."""
-        of = {p: float(group[name]) for group in self.param_groups for p in group["params"]}
+        of: dict[Tensor, float] = {}
+        for group in self.param_groups:
+            of |= dict.fromkeys(group["params"], float(group[name]))
         return [of[p] for p in params]
 
     def _moving(self, wanted: Callable[[Tensor], bool]) -> list[Tensor]:
