@@ -14,6 +14,7 @@ from recipes.options import fraction, number, or_none, positive, products, whole
 
 COUNT: dict[str, Any] = {"type": whole(1), "metavar": "N"}
 RATE: dict[str, Any] = {"type": positive, "metavar": "X"}
+MOMENTUM: dict[str, Any] = {"type": or_none(fraction), "metavar": "X"}
 S = TypeVar("S", bound=learners.Settings)
 
 
@@ -75,6 +76,9 @@ class SettingOptions:
                 self._tuned(
                     others, key, "lr", f"{method.title}: Adam's highest learning rate", RATE
                 )
+            if method.momentum:
+                text = f"{method.title}: Adam's first beta; none lets it cycle"
+                self._tuned(others, key, "momentum", text, MOMENTUM)
             if method.strength is not None:
                 number_of = {"type": number, "metavar": "X"}
                 text = f"{method.title}: {method.strength}"
@@ -163,8 +167,8 @@ def settings_from(parser: argparse.ArgumentParser, arguments: argparse.Namespace
     tuning = {}
     for method, tuned in defaults.tuning.items():
         option = method.replace("-", "_")
-        parts = {part: values.get(f"{option}_{part}") for part in ("lr", "strength")}
-        changed = {part: value for part, value in parts.items() if value is not None}
+        parts = {part: f"{option}_{part}" for part in ("lr", "momentum", "strength")}
+        changed = {part: values[name] for part, name in parts.items() if name in values}
         tuning[method] = dataclasses.replace(tuned, **changed)
     settings = dataclasses.replace(defaults, **given, tuning=tuning)
     batch, count = settings.anchor_batch, settings.anchors

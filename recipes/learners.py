@@ -42,10 +42,12 @@ class Tuning:
     Attributes:
         lr: Adam's highest learning rate.
         strength: Weight of what holds the earlier tasks; None where nothing does.
+        momentum: Adam's first beta, of the methods that let it be tuned; None lets it cycle, see ``adam_one_cycle``.
     """
 
     lr: float
     strength: float | None = None
+    momentum: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,7 @@ class Learner(ABC):
         self.loss = loss
         if tuning is not None:
             self.lr, self.strength = tuning.lr, tuning.strength or 0.0
+            self.momentum = tuning.momentum
 
     @abstractmethod
     def remember(self, inputs: Tensor, labels: Tensor, held: Held | None = None) -> None:
@@ -223,7 +226,7 @@ class Plain(Learner):
 
     def optimizer(self, steps: int) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """What takes the steps, and the schedule of its learning rate."""
-        return adam_one_cycle(self.model, lr=self.lr, steps=steps)
+        return adam_one_cycle(self.model, lr=self.lr, steps=steps, momentum=self.momentum)
 
     def learn(
         self,
@@ -407,6 +410,7 @@ class Method:
         title: What tables and plots call it.
         learner: The class, as module and name: Avalanche is imported where it is wanted.
         lr: Whether Adam's learning rate is its to tune.
+        momentum: Whether Adam's first beta is, too.
         strength: What its strength weighs, for ``--help``; None if it has none.
         needs: The distribution it needs beside those of the recipes.
     """
@@ -414,6 +418,7 @@ class Method:
     title: str
     learner: tuple[str, str]
     lr: bool = True
+    momentum: bool = False
     strength: str | None = None
     needs: str | None = None
 
@@ -421,9 +426,12 @@ class Method:
 _HERE, _AVALANCHE = __name__, "recipes.avalanche_learners"
 METHODS = {
     "fip": Method("invariant path", (_HERE, "InvariantPath"), lr=False),
-    "naive": Method("plain training", (_HERE, "Plain")),
+    "naive": Method("plain training", (_HERE, "Plain"), momentum=True),
     "distillation": Method(
-        "distillation", (_HERE, "Distillation"), strength="weight of the squared output change"
+        "distillation",
+        (_HERE, "Distillation"),
+        momentum=True,
+        strength="weight of the squared output change",
     ),
     "distillation-muon": Method(
         "distillation, Muon",
@@ -432,7 +440,10 @@ METHODS = {
         needs="timm",
     ),
     "replay": Method(
-        "replay, labels", (_HERE, "Replay"), strength="weight of the remembered inputs' loss"
+        "replay, labels",
+        (_HERE, "Replay"),
+        momentum=True,
+        strength="weight of the remembered inputs' loss",
     ),
     "ewc": Method(
         "EWC", (_AVALANCHE, "EWC"), strength="weight of the penalty (lambda)", needs="avalanche-lib"

@@ -91,11 +91,16 @@ def train(
 
 
 def adam_one_cycle(
-    model: nn.Module, *, lr: float, steps: int
+    model: nn.Module, *, lr: float, steps: int, momentum: float | None = None
 ) -> tuple[torch.optim.Adam, OneCycleLR]:
-    """Adam whose learning rate rises to ``lr`` and falls to nothing in ``steps`` steps."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1)
+    """Adam whose learning rate rises to ``lr`` and falls to nothing in ``steps`` steps.
+
+    ``momentum`` is its first beta; None lets it fall from 0.95 to 0.85 and rise again, against the learning rate.
+    """
+    betas = (0.9 if momentum is None else momentum, 0.999)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=betas)
+    cycled = momentum is None
+    return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1, cycle_momentum=cycled)
 
 
 def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:

@@ -166,6 +166,19 @@ def test_plain_training_learns():
     assert accuracy(model, task.test_inputs, task.test_labels, batch_size=33) > 99
 
 
+@pytest.mark.parametrize(
+    ("momentum", "lowest", "highest"), [(None, 0.85, 0.95), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0)]
+)
+def test_adams_first_beta_cycles_unless_it_is_given(momentum, lowest, highest):
+    optimizer, scheduler = adam_one_cycle(digits_mlp(2), lr=1e-3, steps=20, momentum=momentum)
+    found = []
+    for _ in range(20):
+        found.append(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        scheduler.step()
+    assert (min(found), max(found)) == pytest.approx((lowest, highest), abs=1e-3)
+
+
 def test_minibatches_are_full_and_repeatable():
     task = blobs(50)
     first, again = (list(minibatches(task, batch_size=20, epochs=3, seed=1)) for _ in range(2))
@@ -427,10 +440,12 @@ def test_all_methods_run_side_by_side(tmp_path):
 
 def test_tuning_reaches_its_method_alone(tmp_path):
     arguments = ["--method", "distillation", "--distillation-strength", "0", "--replay-lr", "1"]
-    arguments += ["--distillation-muon-lr", "0.5"]
+    arguments += ["--distillation-muon-lr", "0.5", "--distillation-momentum", "0.5"]
     assert new_task.main(["--out", str(tmp_path), *SHORT, *arguments]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["config"]["tuning"]["distillation"] == {"lr": 1e-2, "strength": 0.0}
+    tuned = {"lr": 1e-2, "strength": 0.0, "momentum": 0.5}
+    assert results["config"]["tuning"]["distillation"] == tuned
+    assert results["config"]["tuning"]["naive"]["momentum"] is None
     assert results["config"]["tuning"]["replay"]["lr"] == 1.0
     assert results["config"]["tuning"]["distillation-muon"]["lr"] == 0.5
     assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20  # nothing holds it
