@@ -522,9 +522,10 @@ class FIPOptimizer(Optimizer):
     ) -> _Tried | None:
         r"""The step without products, where what it would do to the outputs is good enough; None where it is not.
 
-        The outputs after a step are evaluated in any case; here they stand for :math:`J v` as well.
+        If no products are allowed, it is shortened to the radius instead. The outputs after a step are evaluated in
+        any case; here they stand for :math:`J v` as well.
         """
-        adaptive = self.solver.products == "adaptive"
+        adaptive, radius = self.solver.products == "adaptive", self.solver.radius
         if not adaptive and self.solver.products != 0:
             return None
         step, gain = first_order_step(linear, length, geometry)
@@ -536,7 +537,11 @@ class FIPOptimizer(Optimizer):
         multiplier = (gain / 2 - change**2) / length**2
         if adaptive and not self._accepts(change, multiplier):
             return None
-        return _Tried(SphereSolution(step, multiplier, change, 0, None), outputs)
+        solution = SphereSolution(step, multiplier, change, 0, None)
+        if radius is not None and radius < change < math.inf:  # what breaks is told, not shortened
+            solution = _shortened(solution, radius / change)
+            outputs = metric.outputs_after(solution.step)
+        return _Tried(solution, outputs)
 
     def _accepts(self, change: float, multiplier: float) -> bool:
         radius = self.solver.radius

@@ -31,10 +31,10 @@ class Solver:
             would do to the outputs is good enough, and takes up to ``max_products`` where it is not.
         max_products: The most products an adaptive step takes.
         tol: Relative KKT residual at which the solution counts as converged.
-        radius: For the adaptive solver, how far a step may move the anchors' outputs (RMS over anchors of
-            :math:`\|\Delta z\|`; measured without products, to first order with them). If the products do not
-            suffice, the step is shortened to it. None lets Eq. 4 decide: a step is good enough if it does not go past
-            the minimum along its own line.
+        radius: How far a step may move the anchors' outputs (RMS over anchors of :math:`\|\Delta z\|`; measured
+            without products, to first order with them). The adaptive solver takes products where the first-order step
+            goes further; a step that still does is shortened to it. None lets Eq. 4 decide: to the adaptive solver a
+            step is good enough if it does not go past the minimum along its own line.
 
     Raises:
         ValueError: If a setting is out of range; the message names it.
@@ -58,10 +58,6 @@ class Solver:
             raise ValueError(f"tol: must be finite and >= 0, got {self.tol!r}.")
         if self.radius is not None and not (math.isfinite(self.radius) and self.radius > 0):
             raise ValueError(f"radius: must be finite and > 0, or None, got {self.radius!r}.")
-        if self.radius is not None and self.products != "adaptive":
-            raise ValueError(
-                "radius: belongs to products='adaptive'; a fixed number of products ignores it."
-            )
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class SettingOptions:
         self.add(
             path,
             "--radius",
-            "how far an adaptive step may move the outputs on the anchors",
+            "how far a step may move the outputs on the anchors",
             type=or_none(positive),
             metavar="X",
         )
@@ -159,7 +159,7 @@ class SettingOptions:
 def settings_from(parser: argparse.ArgumentParser, arguments: argparse.Namespace, defaults: S) -> S:
     """The defaults, and over them what the command line says.
 
-    Where settings do not go together, the parser ends the program and says why.
+    Where anchors are too few for ``--anchor-batch``, the parser ends the program and says so.
     """
     values = vars(arguments)
     names = {field.name for field in dataclasses.fields(defaults)}
@@ -179,8 +179,4 @@ def settings_from(parser: argparse.ArgumentParser, arguments: argparse.Namespace
                 "(--augment makes them many)"
             )
         settings = dataclasses.replace(settings, anchor_batch=None)
-    try:
-        settings.solver()
-    except ValueError as error:
-        parser.error(f"argument --{error}")
     return settings

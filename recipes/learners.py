@@ -97,11 +97,7 @@ class Settings:
         return None if self.views > 1 else self.anchor_batch
 
     def solver(self) -> Solver:
-        """How Eq. 4 is solved.
-
-        Raises:
-            ValueError: If the settings of the solver do not go together.
-        """
+        """How Eq. 4 is solved."""
         return Solver(products=self.products, max_products=self.max_products, radius=self.radius)
 
 

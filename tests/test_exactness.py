@@ -266,6 +266,28 @@ def test_adaptive_products_reach_the_exact_solution_when_asked_to() -> None:
     assert opt.last_step.output_change_predicted == pytest.approx(1e-6, rel=1e-9)
 
 
+@pytest.mark.parametrize("products", [0, 3])
+def test_a_fixed_number_of_products_is_kept_and_the_step_shortened_to_the_radius(products) -> None:
+    model, anchors, opt, _ = small(beta=0.5, eps=0.01)
+    opt.solver = Solver(products=products)
+    full = moved(model, opt)
+    assert opt.last_step is not None
+    change = opt.last_step.output_change
+    for share in (0.1, 1e-3):
+        model, anchors, opt, _ = small(beta=0.5, eps=0.01)
+        opt.solver = Solver(products=products, radius=share * change)
+        short, info = moved(model, opt), opt.last_step
+        assert info is not None
+        np.testing.assert_allclose(
+            short / np.linalg.norm(short), full / np.linalg.norm(full), atol=1e-9
+        )
+        assert info.iterations == products
+        assert info.step_norm == pytest.approx(np.linalg.norm(short), rel=1e-9)
+        # The step is in proportion to what the whole one does, from which the curvature makes it differ a little.
+        assert info.output_change == pytest.approx(share * change, rel=0.05)
+        assert info.output_change == pytest.approx(math.sqrt(anchors.drift()), rel=1e-9)
+
+
 def test_adaptive_steps_take_no_products_while_the_outputs_stay_within_the_radius() -> None:
     model, anchors, opt, inputs = small(beta=0.5, eps=0.01)
     gradient = oracle.flat([p.grad for p in model.parameters()])

@@ -387,7 +387,7 @@ def test_the_paper_network_runs_on_torchvision_data(image_root, capsys):
         (["--eps", "0"], "argument --eps"),
         (["--max-drift", "-1"], "argument --max-drift"),
         (["--products", "some"], "argument --products"),
-        (["--products", "3", "--radius", "0.1"], "argument --radius"),
+        (["--radius", "0"], "argument --radius"),
         (["--device", "abacus"], "argument --device"),
         (["--seed", "-3"], "argument --seed"),
         (["--seed", "1", "--seeds", "1"], "not allowed with"),

@@ -207,7 +207,7 @@ def test_the_first_tasks_alone(tmp_path):
         (["--anchors", "5000"], "argument --anchors: 5000 is more than"),
         (["--budget", "full"], "argument --budget: digits has"),
         (["--data", "cifar100", "--data-root", "nowhere"], "--download"),
-        (["--products", "3", "--radius", "1"], "argument --radius"),
+        (["--radius", "-1"], "argument --radius"),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(options, message, tmp_path, capsys, monkeypatch):

@@ -280,7 +280,6 @@ def test_a_krylov_space_of_two_starts_is_orthonormal_and_invariant() -> None:
         ({"tol": math.nan}, "tol"),
         ({"radius": 0.0}, "radius"),
         ({"radius": math.inf}, "radius"),
-        ({"products": 3, "radius": 0.1}, "radius"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, object], name: str) -> None:
