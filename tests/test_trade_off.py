@@ -53,9 +53,13 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
         labels = offset + torch.arange(80) % 10
         return Task(name, 10, offset, inputs, labels, inputs[:20], labels[:20])
 
-    monkeypatch.setattr(trade_off, "STEPS", (2, 4))
+    assert len({len(rates) * len(weights) for rates, weights in trade_off.GRID.values()}) == 1
+    assert {tuple(of) for of in trade_off.MOMENTUM.values()} == {trade_off.STEPS}
     grid = {"fip": ((0.3,), (30.0, 100.0)), "distillation": ((1e-3,), (0.01, 0.1))}
+    momentum = {"fip": {2: 0.5, 4: 0.9}, "distillation": {2: 0.4, 4: 0.8}}
     monkeypatch.setattr(trade_off, "GRID", grid)
+    monkeypatch.setattr(trade_off, "MOMENTUM", momentum)
+    monkeypatch.setattr(trade_off, "STEPS", (2, 4))
     settings = replace(DEFAULTS["mnist"], anchors=10, anchor_batch=5, batch_size=10, task1_epochs=1)
     tasks = task("mnist", 0), task("fashion-mnist", 10)
     monkeypatch.setattr(trade_off, "TIMED_STEPS", 5)
@@ -70,6 +74,8 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
         ("distillation", 4): 6,
     }
     assert len(found) == 8
+    assert [p["momentum"] for p in found] == [0.5, 0.5, 0.4, 0.4, 0.9, 0.9, 0.8, 0.8]
+    assert len({p["drift"] for p in found}) == 8
     assert all(p["drift"] > 0 and p["task1_worst"] <= 100 for p in found)
     assert trade_off.means([found, found])[0]["drift"] == pytest.approx(found[0]["drift"])
     trade_off.draw(tmp_path / "curve.png", found)
