@@ -513,9 +513,7 @@ class FIPOptimizer(Optimizer):
             quadratic=lambda v: _rms(metric.jvp(v)) ** 2,
             onward=onward,
         )
-        if solver.radius is not None and solution.change > solver.radius:
-            return _shortened(solution, solver.radius / solution.change)
-        return solution
+        return self._within_radius(solution)
 
     def _try(
         self, metric: AnchorMetric, linear: Tensor, geometry: Geometry | None, length: float
@@ -525,7 +523,7 @@ class FIPOptimizer(Optimizer):
         If no products are allowed, it is shortened to the radius instead. The outputs after a step are evaluated in
         any case; here they stand for :math:`J v` as well.
         """
-        adaptive, radius = self.solver.products == "adaptive", self.solver.radius
+        adaptive = self.solver.products == "adaptive"
         if not adaptive and self.solver.products != 0:
             return None
         step, gain = first_order_step(linear, length, geometry)
@@ -537,11 +535,18 @@ class FIPOptimizer(Optimizer):
         multiplier = (gain / 2 - change**2) / length**2
         if adaptive and not self._accepts(change, multiplier):
             return None
-        solution = SphereSolution(step, multiplier, change, 0, None)
-        if radius is not None and radius < change < math.inf:  # what breaks is told, not shortened
-            solution = _shortened(solution, radius / change)
-            outputs = metric.outputs_after(solution.step)
-        return _Tried(solution, outputs)
+        whole = SphereSolution(step, multiplier, change, 0, None)
+        solution = self._within_radius(whole)
+        return _Tried(
+            solution, outputs if solution is whole else metric.outputs_after(solution.step)
+        )
+
+    def _within_radius(self, solution: SphereSolution) -> SphereSolution:
+        """The step, shortened to the solver's radius if it goes further; one that breaks is left, to be told."""
+        radius = self.solver.radius
+        if radius is not None and radius < solution.change < math.inf:
+            return _shortened(solution, radius / solution.change)
+        return solution
 
     def _accepts(self, change: float, multiplier: float) -> bool:
         radius = self.solver.radius

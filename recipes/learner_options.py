@@ -167,8 +167,8 @@ def settings_from(parser: argparse.ArgumentParser, arguments: argparse.Namespace
     tuning = {}
     for method, tuned in defaults.tuning.items():
         option = method.replace("-", "_")
-        parts = {part: f"{option}_{part}" for part in ("lr", "momentum", "strength")}
-        changed = {part: values[name] for part, name in parts.items() if name in values}
+        parts = {f"{option}_{field.name}": field.name for field in dataclasses.fields(tuned)}
+        changed = {part: values[name] for name, part in parts.items() if name in values}
         tuning[method] = dataclasses.replace(tuned, **changed)
     settings = dataclasses.replace(defaults, **given, tuning=tuning)
     batch, count = settings.anchor_batch, settings.anchors
