@@ -26,12 +26,11 @@ from avalanche.training.plugins import (
 )
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import TensorDataset
 
 from recipes.held_outputs import Held
 from recipes.learners import Batches, Learner, bytes_of
-from recipes.training import batch_norms, synchronize, training_mode
+from recipes.training import adam, batch_norms, one_cycle, synchronize, training_mode
 
 LEAST = 10  # remembered inputs of each task in a constraint of GEM
 
@@ -40,10 +39,15 @@ class _Course(SupervisedPlugin):
     """The batches, the schedule and the tests of one task, in Avalanche's loop."""
 
     def __init__(
-        self, batches: Batches, steps: int, lr: float, after_step: Callable[[int], None] | None
+        self,
+        batches: Batches,
+        steps: int,
+        lr: float,
+        momentum: float | None,
+        after_step: Callable[[int], None] | None,
     ) -> None:
         super().__init__()
-        self.batches, self.steps, self.lr = batches, steps, lr
+        self.batches, self.steps, self.lr, self.momentum = batches, steps, lr, momentum
         self.after_step = after_step or (lambda step: None)
         self.step = 0
         self.tested = 0.0
@@ -52,7 +56,9 @@ class _Course(SupervisedPlugin):
         strategy.optimizer.state.clear()
         for group in strategy.optimizer.param_groups:
             group["lr"] = self.lr
-        self.scheduler = OneCycleLR(strategy.optimizer, max_lr=self.lr, total_steps=self.steps + 1)
+        self.scheduler = one_cycle(
+            strategy.optimizer, lr=self.lr, steps=self.steps, momentum=self.momentum
+        )
         strategy.dataloader = ((x, y, torch.zeros_like(y)) for x, y in self.batches)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -104,7 +110,7 @@ class _FromAvalanche(Learner):
         self.holding = self.plugin()
         self.strategy = SupervisedTemplate(
             model=model,
-            optimizer=torch.optim.Adam(model.parameters(), lr=self.lr),
+            optimizer=adam(model, lr=self.lr, momentum=self.momentum),
             criterion=self.loss,
             train_mb_size=self.memory_batch,
             device=next(self.model.parameters()).device,
@@ -148,7 +154,9 @@ class _FromAvalanche(Learner):
     ) -> float:
         """See :class:`Learner`."""
         first = next(batches)
-        course = _Course(itertools.chain([first], batches), steps, self.lr, after_step)
+        course = _Course(
+            itertools.chain([first], batches), steps, self.lr, self.momentum, after_step
+        )
         start = time.perf_counter()
         self.strategy.train_epochs = 1
         self.strategy.plugins.insert(0, course)

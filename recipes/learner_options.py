@@ -15,6 +15,10 @@ from recipes.options import fraction, number, or_none, positive, products, whole
 COUNT: dict[str, Any] = {"type": whole(1), "metavar": "N"}
 RATE: dict[str, Any] = {"type": positive, "metavar": "X"}
 MOMENTUM: dict[str, Any] = {"type": or_none(fraction), "metavar": "X"}
+MOMENTUM_OF = {
+    "Adam": "Adam's first beta; none lets it cycle",
+    "Muon": "Muon's momentum; none is 0.95",
+}
 S = TypeVar("S", bound=learners.Settings)
 
 
@@ -72,12 +76,10 @@ class SettingOptions:
         """The options of all methods, the path's last."""
         others = parser.add_argument_group("other methods")
         for key, method in METHODS.items():
-            if method.lr:
-                self._tuned(
-                    others, key, "lr", f"{method.title}: Adam's highest learning rate", RATE
-                )
-            if method.momentum:
-                text = f"{method.title}: Adam's first beta; none lets it cycle"
+            if method.steps_by is not None:
+                text = f"{method.title}: {method.steps_by}'s highest learning rate"
+                self._tuned(others, key, "lr", text, RATE)
+                text = f"{method.title}: {MOMENTUM_OF[method.steps_by]}"
                 self._tuned(others, key, "momentum", text, MOMENTUM)
             if method.strength is not None:
                 number_of = {"type": number, "metavar": "X"}

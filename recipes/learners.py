@@ -40,9 +40,9 @@ class Tuning:
     """What is tuned of a method that is not ours.
 
     Attributes:
-        lr: Adam's highest learning rate.
+        lr: Adam's highest learning rate, or Muon's.
         strength: Weight of what holds the earlier tasks; None where nothing does.
-        momentum: Adam's first beta, of the methods that let it be tuned; None lets it cycle, see ``adam_one_cycle``.
+        momentum: Adam's first beta, which cycles if None (see ``one_cycle``), or Muon's momentum, 0.95 if None.
     """
 
     lr: float
@@ -405,40 +405,37 @@ class Method:
     Attributes:
         title: What tables and plots call it.
         learner: The class, as module and name: Avalanche is imported where it is wanted.
-        lr: Whether Adam's learning rate is its to tune.
-        momentum: Whether Adam's first beta is, too.
+        steps_by: Whose learning rate and momentum are its to tune; None for the path, whose own are.
         strength: What its strength weighs, for ``--help``; None if it has none.
         needs: The distribution it needs beside those of the recipes.
     """
 
     title: str
     learner: tuple[str, str]
-    lr: bool = True
-    momentum: bool = False
+    steps_by: str | None = "Adam"
     strength: str | None = None
     needs: str | None = None
 
 
 _HERE, _AVALANCHE = __name__, "recipes.avalanche_learners"
 METHODS = {
-    "fip": Method("invariant path", (_HERE, "InvariantPath"), lr=False),
-    "naive": Method("plain training", (_HERE, "Plain"), momentum=True),
+    "fip": Method("invariant path", (_HERE, "InvariantPath"), steps_by=None),
+    "naive": Method("plain training", (_HERE, "Plain")),
     "distillation": Method(
         "distillation",
         (_HERE, "Distillation"),
-        momentum=True,
         strength="weight of the squared output change",
     ),
     "distillation-muon": Method(
         "distillation, Muon",
         ("recipes.muon_learner", "OrthogonalDistillation"),
+        steps_by="Muon",
         strength="weight of the squared output change",
         needs="timm",
     ),
     "replay": Method(
         "replay, labels",
         (_HERE, "Replay"),
-        momentum=True,
         strength="weight of the remembered inputs' loss",
     ),
     "ewc": Method(

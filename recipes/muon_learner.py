@@ -27,7 +27,7 @@ class OrthogonalDistillation(Distillation):
         optimizer: torch.optim.Optimizer = Muon(
             [group for group in groups if group["params"]],
             lr=self.lr,
-            momentum=0.95,
+            momentum=0.95 if self.momentum is None else self.momentum,
             betas=(0.9, 0.999),
             nesterov=True,
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from recipes import continual_tables, data, learners, new_task, report
 from recipes.continual_tables import Row
@@ -436,6 +437,32 @@ def test_all_methods_run_side_by_side(tmp_path):
     assert baselines["naive"]["remembered_megabytes"] == 0
     assert results["config"]["tuning"]["ewc"]["strength"] == 100.0
     assert (tmp_path / "bars.png").exists()
+
+
+@pytest.mark.parametrize("method", [m for m in learners.METHODS if m != "fip"])
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_the_first_beta_of_every_method_is_the_one_it_was_given(method, momentum):
+    """Adam's cycles unless it is given, Muon's is 0.95."""
+    task, model, seen = blobs(), digits_mlp(2), set()
+    tuned = {method: learners.Tuning(1e-3, 1.0, momentum)}
+    settings = learners.Settings(anchors=20, beta=1.0, eps=1.0, max_products=1, tuning=tuned)
+    learner = learners.learner(
+        method, model, settings, augment=None, seed=0, freeze_batch_norm=False
+    )
+
+    def watch(optimizer, args, kwargs):
+        seen.update(group.get("momentum", group["betas"][0]) for group in optimizer.param_groups)
+
+    learner.remember(task.train_inputs[:20], task.train_labels[:20])
+    watching = register_optimizer_step_pre_hook(watch)
+    learner.learn(minibatches(task, batch_size=20, epochs=4, seed=0), steps=40)
+    watching.remove()
+    if momentum is not None:
+        assert seen == {momentum}
+    elif method == "distillation-muon":
+        assert seen == {0.95}
+    else:
+        assert (min(seen), max(seen)) == pytest.approx((0.85, 0.95), abs=1e-2)
 
 
 def test_tuning_reaches_its_method_alone(tmp_path):
