@@ -266,11 +266,21 @@ def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices
     assert (many.total() - few.total()) / (9 - 2) == 5 + further, many - few
 
 
-@pytest.mark.parametrize(("precondition", "most"), [(None, 28), ("adam", 45), ("muon", 51)])
-def test_a_step_reads_and_writes_few_vectors(precondition: str | None, most: int) -> None:
+@pytest.mark.parametrize(
+    ("precondition", "rows", "most"),
+    [
+        (None, 400, 28),
+        ("adam", 400, 45),
+        ("muon", 400, 51),  # too large a matrix to be orthogonalised
+        ("muon", 40, 46),
+    ],
+)
+def test_a_step_reads_and_writes_few_vectors(
+    precondition: str | None, rows: int, most: int
+) -> None:
     """Where passes are short, a CPU's step is as long as the vectors of all weights that go through its memory."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(300, 400))  # too large a matrix to be orthogonalised
+    model = nn.Sequential(nn.Linear(300, rows))
     size = sum(p.numel() for p in model.parameters())
     anchors = AnchorBatch(model, torch.randn(1, 300))
     opt = before_a_step(model, anchors, precondition=precondition, momentum=0.9, eps=1e-3)
