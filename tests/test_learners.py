@@ -21,7 +21,7 @@ BATCH, EPOCHS = 64, 2
 
 
 def settings(**changes):
-    tuning = {name: Tuning(3e-3, 1.0) for name, method in METHODS.items() if method.lr}
+    tuning = {name: Tuning(3e-3, 1.0) for name, method in METHODS.items() if method.steps_by}
     return Settings(anchors=20, beta=10.0, eps=0.5, max_products=4, tuning=tuning | changes)
 
 
