@@ -30,7 +30,7 @@ from torch.utils.data import TensorDataset
 
 from recipes.held_outputs import Held
 from recipes.learners import Batches, Learner, bytes_of
-from recipes.training import adam, batch_norms, one_cycle, synchronize, training_mode
+from recipes.training import adam_one_cycle, batch_norms, synchronize, training_mode
 
 LEAST = 10  # remembered inputs of each task in a constraint of GEM
 
@@ -53,11 +53,8 @@ class _Course(SupervisedPlugin):
         self.tested = 0.0
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        strategy.optimizer.state.clear()
-        for group in strategy.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.scheduler = one_cycle(
-            strategy.optimizer, lr=self.lr, steps=self.steps, momentum=self.momentum
+        strategy.optimizer, self.scheduler = adam_one_cycle(
+            strategy.model, lr=self.lr, steps=self.steps, momentum=self.momentum
         )
         strategy.dataloader = ((x, y, torch.zeros_like(y)) for x, y in self.batches)
 
@@ -110,7 +107,7 @@ class _FromAvalanche(Learner):
         self.holding = self.plugin()
         self.strategy = SupervisedTemplate(
             model=model,
-            optimizer=adam(model, lr=self.lr, momentum=self.momentum),
+            optimizer=torch.optim.Adam(model.parameters()),  # the course makes its own
             criterion=self.loss,
             train_mb_size=self.memory_batch,
             device=next(self.model.parameters()).device,

@@ -42,7 +42,7 @@ class Tuning:
     Attributes:
         lr: Adam's highest learning rate, or Muon's.
         strength: Weight of what holds the earlier tasks; None where nothing does.
-        momentum: Adam's first beta, which cycles if None (see ``one_cycle``), or Muon's momentum, 0.95 if None.
+        momentum: Adam's first beta, which cycles if None (see ``adam_one_cycle``), or Muon's momentum, 0.95 if None.
     """
 
     lr: float

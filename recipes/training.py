@@ -93,27 +93,14 @@ def train(
 def adam_one_cycle(
     model: nn.Module, *, lr: float, steps: int, momentum: float | None = None
 ) -> tuple[torch.optim.Adam, OneCycleLR]:
-    """Adam, and the course of its learning rate; see :func:`one_cycle`. ``momentum`` is its first beta."""
-    optimizer = adam(model, lr=lr, momentum=momentum)
-    return optimizer, one_cycle(optimizer, lr=lr, steps=steps, momentum=momentum)
+    """Adam whose learning rate rises to ``lr`` and falls to nothing in ``steps`` steps.
 
-
-def adam(model: nn.Module, *, lr: float, momentum: float | None = None) -> torch.optim.Adam:
-    """Adam whose first beta is ``momentum``; None leaves it to :func:`one_cycle`."""
-    return torch.optim.Adam(
-        model.parameters(), lr=lr, betas=(0.9 if momentum is None else momentum, 0.999)
-    )
-
-
-def one_cycle(
-    optimizer: torch.optim.Optimizer, *, lr: float, steps: int, momentum: float | None = None
-) -> OneCycleLR:
-    """The learning rate rises to ``lr`` and falls to nothing in ``steps`` steps.
-
-    Momentum stays at ``momentum``; None lets it fall from 0.95 to 0.85 and rise again, against the learning rate.
+    ``momentum`` is its first beta; None lets it fall from 0.95 to 0.85 and rise again, against the learning rate.
     """
     cycled = momentum is None
-    return OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1, cycle_momentum=cycled)
+    betas = (0.9 if momentum is None else momentum, 0.999)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=betas)
+    return optimizer, OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1, cycle_momentum=cycled)
 
 
 def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
