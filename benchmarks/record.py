@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recipes.report import environment
+from recipes.report import environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -16,4 +15,4 @@ RESULTS = Path(__file__).parent / "results"
 def write(path: Path, benchmark: str, device: torch.device, found: dict[str, Any]) -> None:
     """Writes what was found, with the environment it was found in."""
     record = {"benchmark": benchmark, "environment": environment(device), **found}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(path, record)

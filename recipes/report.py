@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,10 @@ from torch import Tensor
 from recipes.data import DataError
 
 Metrics = Mapping[str, float | None]  # of one run; None where it could not be measured
+
+# In indented JSON: a list or mapping with none within.
+_INNERMOST = re.compile(r"([\[{])\n([^\[\]{}]*)([\]}])")
+_BREAK = re.compile(r"\n *")
 
 
 @dataclass
@@ -170,9 +175,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    text = json.dumps(content, indent=2) + "\n"
+    """Writes a JSON file whole or not at all, its innermost lists and mappings on a line each."""
+    text = _INNERMOST.sub(_on_a_line, json.dumps(content, indent=2)) + "\n"
     replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _on_a_line(found: re.Match[str]) -> str:
+    opening, inside, closing = found.groups()
+    # Strings are left as they are: JSON escapes the line breaks in them.
+    return f"{opening}{_BREAK.sub(' ', inside.strip())}{closing}"
 
 
 def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:

@@ -550,6 +550,18 @@ def test_tables_show_what_is_known():
     assert "paired" not in continual_tables.summary({"ewc": path, "gem": other}, rows)
 
 
+def test_json_has_innermost_lists_and_mappings_on_a_line(tmp_path):
+    content = {
+        "rows": [[1.5, None, 3], [], [math.pi]],
+        "names": ["a", "[\n  1,\n  2]", '"],  ['],
+        "runs": [{"seed": 0, "of": [1, 2, True]}, {"seed": 1, "found": 0.25}],
+    }
+    report.write_json(tmp_path / "a.json", content)
+    assert report.read_json(tmp_path / "a.json") == content
+    lines = [line.strip() for line in (tmp_path / "a.json").read_text().splitlines()]
+    assert {"[1.5, null, 3],", '"of": [1, 2, true]', '{"seed": 1, "found": 0.25}'} <= {*lines}
+
+
 def test_paired_differences_need_the_same_seeds():
     with pytest.raises(ValueError, match="shorter"):
         report.paired([{"a": 1.0}, {"a": 2.0}], [{"a": 1.0}])
