@@ -13,14 +13,16 @@ network can be loaded back, a few of them make an ensemble, and all of them toge
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import importlib
-import json
+import math
+import operator
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import reprlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,7 @@ from torch.func import functional_call
 
 from fipoptim.anchors import unwrap
 from fipoptim.output_space import read_logits
+from fipoptim.path_folder import Entry, Layout, PathFolder, PathPoint, import_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,40 +42,27 @@ if TYPE_CHECKING:
 
 __all__ = ["FIPPath", "PathEnsemble", "PathPoint"]
 
-_INDEX = "index.json"
-_FORMAT = {"format": "fipoptim-path", "version": 1}
 # Bytes of weights held at once by the principal components; one double for each network and coordinate.
 _PCA_BYTES = 128 * 2**20
-
-
-@dataclass(frozen=True)
-class PathPoint:
-    """What is known of one recorded network beside its weights.
-
-    Attributes:
-        step: Optimizer steps taken since the recording began; 0 is the start network.
-        drift: The drift in output space that the optimizer reported with that step (for the start
-            network, of the anchors as they stood), or None where it reported none.
-        length: Euclidean length of the polyline through the recorded networks up to this one, over the
-            parameters, in the units of the weights.
-    """
-
-    step: int
-    drift: float | None
-    length: float
 
 
 class FIPPath:
     """Networks sampled along a run of ``FIPOptimizer``; made by ``FIPOptimizer.record``.
 
     As a context manager it records the network it finds, then the one after every ``every``-th step, and on
-    leaving the last one. What is kept of a network is its ``state_dict`` (parameters and persistent buffers),
-    on the CPU, tied weights once. In memory a path costs one network for each one recorded; with a folder
-    each is written there as it comes (``network-00000.safetensors``, with ``index.json`` beside them) and the
-    process holds about one, however long the path. A folder can be read later with ``FIPPath.open``.
+    leaving the last one. What is kept of a network are its parameters and persistent buffers, on the CPU, tied
+    weights once; extra state (``nn.Module.get_extra_state``) is not. In memory a path costs one network for each
+    one recorded; with a folder each is written there as it comes (``network-00000.safetensors``, with
+    ``index.json`` beside them) and the process holds about one, however long the path. A folder can be read later
+    with ``FIPPath.open``.
+
+    A network that cannot be recorded (the disk is full, the folder is gone, a parameter has another shape, a weight
+    has become NaN) does not undo the step it comes after, and does not stop the run: a ``RuntimeWarning`` names the
+    cause, the next networks are tried again, and leaving the ``with`` block raises an error that lists what is
+    missing. If the block raises an error of its own, that one is raised, with a note. What was recorded stays whole.
 
     ``len(path)``, ``path[i]`` (negative too) and iteration give the networks as state dictionaries that
-    ``nn.Module.load_state_dict`` takes.
+    ``nn.Module.load_state_dict`` takes (with ``strict=False`` if the model has extra state).
 
     Args:
         optimizer: The optimizer to follow; the network is ``optimizer.anchors.model``.
@@ -80,6 +70,7 @@ class FIPPath:
         folder: Where to write the networks, made if needed; None keeps them in memory.
 
     Raises:
+        TypeError: If ``folder`` is not a path.
         ValueError: If ``every`` is not a positive whole number.
         FileExistsError: If ``folder`` already holds a path.
         ImportError: If a folder is given and safetensors is not installed.
@@ -92,71 +83,53 @@ class FIPPath:
         every: int = 1,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        steps = _whole(every)
+        if steps is None or steps < 1:
             raise ValueError(
                 f"every: must be a whole number of steps, 1 or more, got {every!r}; "
                 "every=10 records each tenth network."
             )
-        self.every = every
-        self.folder = None if folder is None else Path(folder)
+        self.every = steps
+        self.folder = None if folder is None else _folder(folder)
+        self._files: PathFolder | None = None
         if self.folder is not None:
-            _safetensors()
-            _refuse_a_path_in(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._files = PathFolder(self.folder)
+            self._files.prepare()
         self._optimizer: FIPOptimizer | None = optimizer
         self._hook: RemovableHandle | None = None
-        self._step = 0
-        self._points: list[PathPoint] = []
-        self._states: list[dict[str, Tensor]] = []  # the networks, where there is no folder
-        self._last: dict[str, Tensor] = {}  # the parameters of the last one, to measure from
-        self._parameters: list[str] = []
-        self._aliases: dict[
-            str, str
-        ] = {}  # second names of tied tensors -> the name they are kept under
+        self._forget()
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> FIPPath:
         """Read a recorded path from its folder; no optimizer and no model are needed.
 
+        The networks themselves are read, and compared with their checksums in the index, when they are asked for.
+
         Raises:
+            TypeError: If ``folder`` is not a path.
             FileNotFoundError: If there is no ``index.json``, or a network that it lists is missing.
-            ValueError: If ``index.json`` is not one that this version writes.
+            ValueError: If ``index.json`` is not one that this version writes, or was changed.
             ImportError: If safetensors is not installed.
         """
-        _safetensors()
         self = cls.__new__(cls)
-        self.folder = Path(folder)
-        if not (self.folder / _INDEX).is_file():
-            raise FileNotFoundError(
-                f"folder: {str(self.folder)!r} holds no recorded path (no {_INDEX} in it). "
-                "Give the folder that was given to opt.record(folder=...)."
-            )
-        try:
-            index = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
-            found = {key: index[key] for key in _FORMAT}
-            self.every = int(index["every"])
-            self._parameters = list(index["parameters"])
-            self._aliases = dict(index["aliases"])
-            self._points = [PathPoint(**point) for point in index["networks"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"folder: {self.folder / _INDEX} is not the index of a recorded path ({error!r})."
-            ) from error
-        if found != _FORMAT:
-            raise ValueError(
-                f"folder: {self.folder / _INDEX} says {found}; this version of fipoptim reads {_FORMAT}."
-            )
-        for i in range(len(self._points)):
-            if not self._file(i).is_file():
-                raise FileNotFoundError(
-                    f"folder: {self._file(i)} is listed in {_INDEX} and is not there; restore it."
-                )
-        self._optimizer = None
-        self._hook = None
-        self._step = self._points[-1].step if self._points else 0
-        self._states = []
-        self._last = {}
+        self.folder = _folder(folder)
+        self._files = PathFolder(self.folder)
+        self._optimizer = self._hook = None
+        self._forget()
+        self.every, self._layout, self._entries = self._files.read_index()
+        self._step = self._entries[-1].point.step if self._entries else 0
         return self
+
+    def _forget(self) -> None:
+        """The state of a path on which nothing is recorded."""
+        self._step = 0
+        self._layout = Layout({}, {})
+        self._entries: list[Entry] = []  # the networks that are whole
+        self._listed = 0  # how many of them the index in the folder lists
+        self._states: list[dict[str, Tensor]] = []  # the networks, if there is no folder
+        self._last: dict[int, dict[str, Tensor]] = {}  # parameters by network, to measure from
+        self._missed: set[int] = set()
+        self._failure: Exception | None = None  # the first
 
     # Recording
 
@@ -165,117 +138,220 @@ class FIPPath:
             raise RuntimeError(
                 "this path is recorded already, or being recorded; call opt.record(...) for a new one."
             )
-        if self.folder is not None:
-            _refuse_a_path_in(self.folder)
         anchors = self._optimizer.anchors
         drift = getattr(anchors, "drift", None)
-        self._record(None if drift is None else float(drift()))
+        reported = None if drift is None else _size(drift())
+        try:
+            state, self._layout = _snapshot(anchors.model)
+            if self._files is not None:
+                self._files.begin(self.every, self._layout)
+            self._keep(state, reported, 0.0)
+        except BaseException:
+            self._forget()
+            raise
         self._hook = self._optimizer.register_step_post_hook(self._after_step)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         assert self._hook is not None
         self._hook.remove()
         try:
-            if self._points[-1].step != self._step:
-                self._record(self._reported_drift())
+            if self._entries[-1].point.step != self._step:
+                self._try(self._record)
+            elif self._files is not None and self._listed < len(self._entries):
+                self._try(self._write_index)
         finally:
             self._hook = self._optimizer = None
             self._last = {}
+        shortfall = self._shortfall()
+        if shortfall is None:
+            return
+        if error is not None:
+            error.add_note(shortfall)
+            return
+        cause = self._failure
+        if isinstance(cause, OSError):
+            numbered = () if cause.errno is None else (cause.errno,)
+            raise OSError(*numbered, shortfall) from cause
+        raise RuntimeError(shortfall) from cause
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._step += 1
         if self._step % self.every == 0:
-            self._record(self._reported_drift())
+            failed_before = self._failure is not None
+            error = self._try(self._record)
+            if error is not None and not failed_before:
+                self._warn(error)
 
-    def _reported_drift(self) -> float | None:
-        drift = getattr(getattr(self._optimizer, "last_step", None), "drift", None)
-        return None if drift is None else float(drift)
+    def _try(self, write: Callable[[], None]) -> Exception | None:
+        """What went wrong with ``write``, which is taken down, or None."""
+        try:
+            write()
+        except Exception as error:
+            # Without its frames, which would hold the network that was not recorded.
+            error.__cause__ = error.__context__ = None
+            self._failure = self._failure or error.with_traceback(None)
+            return error
+        finally:
+            if self._entries[-1].point.step == self._step:
+                self._missed.discard(self._step)
+            else:
+                self._missed.add(self._step)
+        if not self._missed:
+            self._failure = None
+        return None
 
-    def _record(self, drift: float | None) -> None:
+    def _warn(self, error: Exception) -> None:
+        # An error raised here would leave the caller with a step that failed and weights that moved. Filters that
+        # make errors of warnings are not obeyed, therefore; the error comes on leaving.
+        with contextlib.suppress(RuntimeWarning):
+            warnings.warn(
+                f"path: the network of step {self._step} could not be recorded {self._where()} "
+                f"({type(error).__name__}: {error}). The step is taken and the run goes on; the next networks are "
+                "tried again without a further warning, and leaving the recording raises an error if any is missing.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def _shortfall(self) -> str | None:
+        """What could not be recorded, in words, or None if all is there."""
+        unlisted = 0 if self._files is None else len(self._entries) - self._listed
+        if not self._missed and not unlisted:
+            return None
+        parts = []
+        if self._missed:
+            parts.append(f"the networks of steps {self._shown_missed()} could not be recorded")
+        if unlisted:
+            parts.append(f"the last {unlisted} networks could not be listed in the index")
+        cause = self._failure
+        because = "" if cause is None else f" ({type(cause).__name__}: {cause})"
+        there = len(self) - unlisted
+        return f"path: {' and '.join(parts)} {self._where()}{because}. The other {there} are whole."
+
+    def _record(self) -> None:
+        """Record the network as it stands, after ``self._step`` steps.
+
+        Raises:
+            ValueError: If it is not of the recorded ones' architecture, or not a finite distance away.
+            OSError: If it cannot be written.
+        """
         assert self._optimizer is not None
-        state, aliases, parameters = _snapshot(self._optimizer.anchors.model)
-        if not self._points:
-            self._aliases, self._parameters = aliases, parameters
-            length = 0.0
+        state, layout = _snapshot(self._optimizer.anchors.model)
+        changes = _changes(self._layout, layout)
+        if changes:
+            raise ValueError(
+                f"model: is not of the architecture that was recorded first: {'; '.join(changes)}"
+            )
+        moved = _distance(state, self._last[len(self) - 1], list(layout.parameters))
+        length = self.length() + moved
+        if not math.isfinite(length):
+            raise ValueError(
+                f"model: its weights are {moved} away from those of step {self.steps[-1]}; "
+                "a weight has become NaN or infinite"
+            )
+        drift = getattr(getattr(self._optimizer, "last_step", None), "drift", None)
+        self._keep(state, _size(drift), length)
+
+    def _keep(self, state: dict[str, Tensor], drift: float | None, length: float) -> None:
+        """Add a network to the path: its weights first, then its entry, then the index on disk.
+
+        An interruption at any point leaves the networks of ``self._entries`` whole.
+        """
+        i = len(self._entries)
+        sha256 = ""
+        if self._files is None:
+            self._states[i:] = [state]
         else:
-            length = self._points[-1].length + _distance(state, self._last, self._parameters)
-        i = len(self._points)
-        if self.folder is None:
-            self._states.append(state)
-        else:
-            _write(self._file(i), lambda file: _safetensors().save_file(state, file))
-        self._last = {name: state[name] for name in self._parameters}
-        self._points.append(PathPoint(self._step, drift, length))
-        if self.folder is not None:
+            sha256 = self._files.write_network(i, state)
+        self._last[i] = {name: state[name] for name in self._layout.parameters}
+        self._entries.append(Entry(PathPoint(self._step, drift, length), sha256))
+        self._last = {i: self._last[i]}
+        if self._files is not None:
             self._write_index()
 
-    def _file(self, i: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"network-{i:05d}.safetensors"
-
     def _write_index(self) -> None:
-        assert self.folder is not None
-        index = {
-            **_FORMAT,
-            "every": self.every,
-            "parameters": self._parameters,
-            "aliases": self._aliases,
-            "networks": [asdict(point) for point in self._points],
-        }
-        text = json.dumps(index, indent=1) + "\n"
-        _write(self.folder / _INDEX, lambda file: file.write_text(text, encoding="utf-8"))
+        assert self._files is not None
+        self._files.write_index(self.every, self._layout, self._entries)
+        self._listed = len(self._entries)
 
     # Reading
 
     def __repr__(self) -> str:
-        where = "in memory" if self.folder is None else f"in {str(self.folder)!r}"
-        return f"{type(self).__name__}({len(self)} networks {where}, length {self.length():.4g})"
+        missed = f"; steps {self._shown_missed()} could not be recorded" if self._missed else ""
+        return (
+            f"{type(self).__name__}({len(self)} networks {self._where()}, "
+            f"length {self.length():.4g}{missed})"
+        )
+
+    def _where(self) -> str:
+        return "in memory" if self.folder is None else f"in {str(self.folder)!r}"
+
+    def _shown_missed(self) -> str:
+        return reprlib.repr(self.missed)
 
     def __len__(self) -> int:
-        return len(self._points)
+        return len(self._entries)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """The i-th recorded network as a state dictionary of CPU tensors that are the caller's own."""
-        return self._with_aliases(self._read(self._position(i)))
+        """The i-th recorded network as a state dictionary of CPU tensors that are the caller's own.
+
+        Raises:
+            TypeError: If ``i`` is not one whole number.
+            IndexError: If there is no i-th network.
+            FileNotFoundError: If its file is missing.
+            ValueError: If its file is not the one that was written.
+        """
+        state = self._read(self._position(i))
+        return self._with_aliases({name: tensor.clone() for name, tensor in state.items()})
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[i] for i in range(len(self)))
 
     def _read(self, i: int) -> dict[str, Tensor]:
-        if self.folder is None:
-            return {name: tensor.clone() for name, tensor in self._states[i].items()}
-        state: dict[str, Tensor] = _safetensors().load_file(self._file(i))
-        return state
+        """The i-th network's tensors, once each, which are not the caller's to change or to keep."""
+        if self._files is None:
+            return self._states[i]
+        return self._files.read_network(i, self._layout, self._entries[i])
 
     def _with_aliases(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tied tensors under all their names, as one object each: what functional_call asks for."""
-        return state | {alias: state[name] for alias, name in self._aliases.items()}
+        return state | {alias: state[name] for alias, name in self._layout.aliases.items()}
 
     def _position(self, i: int) -> int:
-        if isinstance(i, bool) or not isinstance(i, int):
+        position = _whole(i)
+        if position is None:
             raise TypeError(
                 f"index: must be one whole number, got {i!r}; "
                 "for several networks: (path[i] for i in range(...))."
             )
-        if not -len(self) <= i < len(self):
+        if not -len(self) <= position < len(self):
             raise IndexError(f"index: {i} is outside the path, which has {len(self)} networks.")
-        return i % len(self)
+        return position % len(self)
 
     @property
     def metadata(self) -> tuple[PathPoint, ...]:
         """Step, drift and path length of every recorded network, in order."""
-        return tuple(self._points)
+        return tuple(entry.point for entry in self._entries)
+
+    @property
+    def missed(self) -> list[int]:
+        """The steps of which the network was to be recorded and could not be; of a path that is opened, none."""
+        return sorted(self._missed)
 
     @property
     def steps(self) -> list[int]:
         """The step after which each network was recorded, starting with 0."""
-        return [point.step for point in self._points]
+        return [entry.point.step for entry in self._entries]
 
     @property
     def drifts(self) -> list[float | None]:
         """The drift reported with each network; see ``PathPoint.drift``."""
-        return [point.drift for point in self._points]
+        return [entry.point.drift for entry in self._entries]
 
     def length(self) -> float:
         """Euclidean length of the polyline through the recorded networks, over the parameters.
@@ -283,18 +359,22 @@ class FIPPath:
         Buffers do not count. With ``every=1`` and steps of length ``eps`` it is ``eps`` times their number;
         with a larger ``every`` the polyline cuts corners and is shorter than the way the steps took.
         """
-        return self._points[-1].length if self._points else 0.0
+        return self._entries[-1].point.length if self._entries else 0.0
 
     def load_into(self, model: nn.Module, i: int) -> None:
         """Copy the i-th recorded network into ``model``, parameters and persistent buffers.
 
+        Values are cast to the dtypes of the model, which may be on any device.
+
         Raises:
+            TypeError: If ``model`` is not a module or ``i`` not one whole number.
             IndexError: If there is no i-th network.
-            ValueError: If the model's tensors are not the recorded ones by name and shape; the message
-                names them, and the model is as it was.
+            ValueError: If the model's tensors are not the recorded ones by name, shape and kind (float, complex or
+                whole numbers), or have no memory yet (the meta device), or if the network's file was changed. The
+                message names them, and the model is as it was.
         """
-        state = self[i]
-        own = _tensors(unwrap(model))
+        own = _tensors(_module(model))
+        state = self._with_aliases(self._read(self._position(i)))
         _check_fit(own, state)
         with torch.no_grad():
             for name, tensor in own.items():
@@ -310,7 +390,8 @@ class FIPPath:
         """Principal components of the recorded networks in weight space.
 
         From the n × n Gram matrix of the centred parameters, which is summed over slices of coordinates:
-        each file is read once in all, and memory does not grow with the number of networks.
+        each file is read twice in all, once to compare its checksum, and memory does not grow with the number of
+        networks. Entries that are the same in all networks do not count, infinite ones either.
 
         Args:
             components: How many to return; those beyond the n networks' span are zero.
@@ -321,28 +402,39 @@ class FIPPath:
             holds, (components,).
 
         Raises:
-            ValueError: If nothing is recorded yet or ``components`` is not positive.
+            ValueError: If nothing is recorded yet, if ``components`` is not a positive whole number, if the square
+                of a difference overflows, or if a network's file was changed.
+            FileNotFoundError: If a network's file is missing.
         """
         n = len(self)
         if n == 0:
             raise ValueError(
                 "the path holds no network yet; record one with ``with opt.record(...) as path:``."
             )
-        if components < 1:
-            raise ValueError(f"components: must be 1 or more, got {components!r}.")
+        count = _whole(components)
+        if count is None or count < 1:
+            raise ValueError(f"components: must be a whole number, 1 or more, got {components!r}.")
+        if self._files is not None:
+            for i, entry in enumerate(self._entries):
+                self._files.check(i, self._layout, entry)
         gram = torch.zeros(n, n, dtype=torch.float64)
         for block in self._blocks(max(1, _PCA_BYTES // (8 * n))):
+            block = _difference(block, block[:1])
             block -= block.mean(0)
             gram.addmm_(block, block.T)
+        if not bool(torch.isfinite(gram).all()):
+            raise ValueError(
+                "path: the networks are too far apart for the squares of their distances to be numbers."
+            )
         values, vectors = torch.linalg.eigh(gram)
-        kept = min(components, n)
+        kept = min(count, n)
         values = values.flip(0)[:kept].clamp(min=0)
         coordinates = vectors.flip(1)[:, :kept] * values.sqrt()
         largest = coordinates.gather(0, coordinates.abs().argmax(0, keepdim=True))
         coordinates = coordinates * torch.where(largest < 0, -1.0, 1.0)
         total = float(gram.trace())
         shares = values / total if total > 0 else torch.zeros_like(values)
-        missing = components - kept
+        missing = count - kept
         return (
             nn.functional.pad(coordinates, (0, missing)),
             nn.functional.pad(shares, (0, missing)),
@@ -350,13 +442,11 @@ class FIPPath:
 
     def _blocks(self, width: int) -> Iterator[Tensor]:
         """The parameters of all networks, (n, about ``width`` coordinates) float64 at a time."""
-        shapes = self._shapes()
         pieces: list[tuple[str, slice]] = []
         size = 0
-        for name in self._parameters:
-            shape = shapes[name]
+        for name, shape in self._layout.parameters.items():
             rows = shape[0] if shape else 1
-            row = max(1, _numel(shape) // max(1, rows))
+            row = max(1, math.prod(shape) // max(1, rows))
             start = 0
             while start < rows:
                 # A tensor is cut along its first dimension, at least one row at a time.
@@ -374,32 +464,26 @@ class FIPPath:
     def _block(self, pieces: list[tuple[str, slice]]) -> Tensor:
         block: Tensor | None = None
         for i in range(len(self)):
-            if self.folder is None:
+            if self._files is None:
                 state = self._states[i]
                 parts = [
                     state[name][part] if state[name].ndim else state[name] for name, part in pieces
                 ]
             else:
-                with _safe_open(self._file(i)) as file:
-                    parts = [_read_slice(file, name, part) for name, part in pieces]
-            row = torch.cat([part.reshape(-1).double() for part in parts])
+                with self._files.slices(i) as stored:
+                    parts = [_read_slice(stored, name, part) for name, part in pieces]
+            row = torch.cat([_numbers(part) for part in parts])
             if block is None:
                 block = row.new_empty(len(self), len(row))
             block[i] = row
         assert block is not None
         return block
 
-    def _shapes(self) -> dict[str, list[int]]:
-        if self.folder is None:
-            return {name: list(self._states[0][name].shape) for name in self._parameters}
-        with _safe_open(self._file(0)) as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in self._parameters}
-
     def plot(
         self,
         ax: Axes | None = None,
         *,
-        color: Sequence[float] | None = None,
+        color: Sequence[float | None] | None = None,
         label: str = "step",
         cmap: str = "viridis",
     ) -> Axes:
@@ -407,7 +491,8 @@ class FIPPath:
 
         Args:
             ax: Where to draw; a new figure if None.
-            color: One number for each network, for instance accuracies along the path; their steps if None.
+            color: One number for each network, for instance accuracies along the path, or None where there is
+                none (``path.drifts`` may hold some); their steps if None.
             label: What the numbers are, beside the colour bar.
             cmap: A matplotlib colour map.
 
@@ -418,14 +503,22 @@ class FIPPath:
             ImportError: If matplotlib is not installed.
             ValueError: If nothing is recorded, or ``color`` has not one number for each network.
         """
-        shown = list(self.steps if color is None else color)
+        try:
+            shown = [
+                math.nan if c is None else float(c)
+                for c in (self.steps if color is None else color)
+            ]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"color: must hold one number for each network, got {reprlib.repr(color)}."
+            ) from error
         if len(shown) != len(self):
             raise ValueError(
                 f"color: must hold one number for each of the {len(self)} networks, got {len(shown)}."
             )
         points, shares = self.pca(2)
         if ax is None:
-            ax = _import("matplotlib.pyplot", "draw a path").subplots()[1]
+            ax = import_for("draw a path", "matplotlib.pyplot").subplots()[1]
             assert ax is not None
         x, y = points[:, 0].tolist(), points[:, 1].tolist()
         ax.plot(x, y, color="0.7", linewidth=1, zorder=1)
@@ -458,8 +551,10 @@ class PathEnsemble(nn.Module):
         dim: The dimension of the classes in the model's output.
 
     Raises:
-        ValueError: If ``indices`` is empty, or the recorded networks do not fit ``model``.
-        IndexError: If an index is outside the path.
+        TypeError: If ``model`` is not a module, ``indices`` are not whole numbers or ``dim`` is not one.
+        ValueError: If ``indices`` is empty, or the recorded networks do not fit ``model``; also when it is called, and
+            then if a network's file was changed.
+        IndexError: If an index is outside the path; when called, if the outputs have no dimension ``dim``.
     """
 
     def __init__(
@@ -471,15 +566,23 @@ class PathEnsemble(nn.Module):
         dim: int = -1,
     ) -> None:
         super().__init__()
+        own = _module(model)
+        if indices is not None and not isinstance(indices, Iterable):
+            raise TypeError(
+                f"indices: must be several whole numbers, got {indices!r}; [0, -1] are the first and the last."
+            )
         chosen = range(len(path)) if indices is None else indices
         self.indices = tuple(path._position(i) for i in chosen)
         if not self.indices:
             raise ValueError("indices: is empty; an ensemble needs at least one recorded network.")
-        self.dim = dim
+        dimension = _whole(dim)
+        if dimension is None:
+            raise TypeError(f"dim: must be a whole number, got {dim!r}.")
+        self.dim = dimension
         self._path = path
-        self.model = copy.deepcopy(unwrap(model)).requires_grad_(False).eval()
+        self.model = copy.deepcopy(own).requires_grad_(False).eval()
         self.model.zero_grad()
-        _check_fit(_tensors(self.model), path[self.indices[0]])
+        self._member(self.indices[0])
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -493,29 +596,72 @@ class PathEnsemble(nn.Module):
     def forward(self, *inputs: Any, **keywords: Any) -> Tensor:
         """Sum over the members of softmax(model(...)), in at least float32."""
         total: Tensor | None = None
-        own = _tensors(self.model)
         for i in self.indices:
-            state = self._path._read(i)
-            state = self._path._with_aliases({name: t.to(own[name]) for name, t in state.items()})
-            logits = read_logits(functional_call(self.model, state, inputs, keywords))
+            logits = read_logits(functional_call(self.model, self._member(i), inputs, keywords))
+            if not -logits.dim() <= self.dim < logits.dim():
+                raise IndexError(
+                    f"dim: the model's outputs, {tuple(logits.shape)}, have no dimension {self.dim}."
+                )
             shares = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(self.dim)
             total = shares if total is None else total + shares
         assert total is not None
         return total
 
+    def _member(self, i: int) -> dict[str, Tensor]:
+        """The i-th network's tensors as the model has them, for this call's own: a forward may write to buffers."""
+        own = _tensors(self.model)
+        state = self._path._read(i)
+        _check_fit(own, self._path._with_aliases(state))
+        return self._path._with_aliases(
+            {name: tensor.to(own[name], copy=True) for name, tensor in state.items()}
+        )
+
+
+def _whole(value: Any) -> int | None:
+    """``value`` as an int if it is a whole number of any library, but no bool; else None."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return None
+    return (
+        None if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool else number
+    )
+
+
+def _size(drift: Any) -> float | None:
+    """``drift`` as a finite number of 0 or more, or None."""
+    size = math.nan if drift is None else float(drift)
+    return size if 0 <= size < math.inf else None
+
+
+def _folder(folder: Any) -> Path:
+    if not isinstance(folder, (str, os.PathLike)) or isinstance(os.fspath(folder), bytes):
+        raise TypeError(f"folder: must be a path, a str or os.PathLike, got {folder!r}.")
+    return Path(folder)
+
+
+def _module(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: must be a torch.nn.Module, got {type(model).__name__}.")
+    return unwrap(model)
+
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and persistent buffers themselves, by every name they have."""
-    state = model.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    persistent = model.state_dict(keep_vars=True).keys()
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name in persistent:
+            own[name] = buffer
+    return own
 
 
-def _snapshot(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """CPU copies of the model's tensors once each, the second names of tied ones, and the parameters' names."""
+def _snapshot(model: nn.Module) -> tuple[dict[str, Tensor], Layout]:
+    """CPU copies of the model's tensors, tied ones once, and their layout."""
     state: dict[str, Tensor] = {}
     first_names: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    parameters: list[str] = []
+    parameters: dict[str, tuple[int, ...]] = {}
     for name, tensor in _tensors(model).items():
         if id(tensor) in first_names:
             aliases[name] = first_names[id(tensor)]
@@ -525,12 +671,42 @@ def _snapshot(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], list
         kept = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         state[name] = kept
         if isinstance(tensor, nn.Parameter):
-            parameters.append(name)
-    return state, aliases, parameters
+            parameters[name] = tuple(tensor.shape)
+    return state, Layout(parameters, aliases)
+
+
+def _changes(before: Layout, now: Layout) -> list[str]:
+    """What is different between two layouts, in words."""
+
+    def described(layout: Layout) -> dict[str, str]:
+        tied = {alias: f"tied to {name}" for alias, name in layout.aliases.items()}
+        return {name: str(shape) for name, shape in layout.parameters.items()} | tied
+
+    was, is_now = described(before), described(now)
+    return [
+        f"{name} was {was.get(name, 'no parameter')} and is {is_now.get(name, 'none any more')}"
+        for name in was | is_now
+        if was.get(name) != is_now.get(name)
+    ]
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """The entries as float64, flat; the real and imaginary parts of complex ones."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.reshape(-1).double()
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """The difference a − b, zero where they are alike: infinite entries too, as those of a mask that is a parameter."""
+    alike = (a == b) | (a.isnan() & b.isnan())
+    return (a - b).masked_fill_(alike, 0.0)
 
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: Sequence[str]) -> float:
-    parts = [torch.linalg.vector_norm(a[name].double() - b[name].double()) for name in names]
+    parts = [
+        torch.linalg.vector_norm(_difference(_numbers(a[name]), _numbers(b[name])))
+        for name in names
+    ]
     return float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0
 
 
@@ -542,6 +718,12 @@ def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         for name in own
         if name in state and own[name].shape != state[name].shape
     ]
+    problems += [
+        f"{name} is {own[name].dtype} in the model and {state[name].dtype} in the path"
+        for name in own
+        if name in state and _kind(own[name]) != _kind(state[name])
+    ]
+    problems += [f"{name} is on the meta device" for name in own if own[name].is_meta]
     first_names: dict[int, str] = {}
     for name, tensor in own.items():
         first = first_names.setdefault(id(tensor), name)
@@ -555,53 +737,13 @@ def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         )
 
 
-def _numel(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "float" if tensor.is_floating_point() else "whole"
 
 
-def _import(module: str, purpose: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f'{package} is needed to {purpose} and is not installed: pip install "fipoptim[recipes]".'
-        ) from error
-
-
-def _safetensors() -> ModuleType:
-    return _import("safetensors.torch", "keep a path in a folder")
-
-
-def _safe_open(file: Path) -> Any:
-    return _import("safetensors", "keep a path in a folder").safe_open(file, framework="pt")
-
-
-def _read_slice(file: Any, name: str, part: slice) -> Tensor:
-    whole = file.get_slice(name)
-    tensor: Tensor = whole[part] if whole.get_shape() else file.get_tensor(name)
+def _read_slice(stored: Any, name: str, part: slice) -> Tensor:
+    whole = stored.get_slice(name)
+    tensor: Tensor = whole[part] if whole.get_shape() else stored.get_tensor(name)
     return tensor
-
-
-def _refuse_a_path_in(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"folder: {str(folder)!r} is a file; give a folder.")
-    if (folder / _INDEX).exists() or any(folder.glob("network-*.safetensors")):
-        raise FileExistsError(
-            f"folder: {str(folder)!r} already holds a recorded path. Choose another folder, remove this one, "
-            "or read it with FIPPath.open(folder)."
-        )
-
-
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there, so that a reader never sees half of one."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        write(partial)
-        os.replace(partial, file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
