@@ -215,7 +215,7 @@ class FIPPath:
                 f"({type(error).__name__}: {error}). The step is taken and the run goes on; the next networks are "
                 "tried again without a further warning, and leaving the recording raises an error if any is missing.",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _shortfall(self) -> str | None:
