@@ -1248,6 +1248,8 @@ class TestDamage:
     def test_changed_bytes_of_the_index(self, whole, opened_or_refused, data):
         content = bytearray((whole[0] / "index.json").read_bytes())
         for _ in range(data.draw(st.integers(1, 3))):
+            if not content:
+                break
             at = data.draw(st.integers(0, len(content) - 1))
             match data.draw(st.sampled_from(["set", "insert", "delete", "cut"])):
                 case "set":
