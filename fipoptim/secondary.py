@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fipoptim.anchors import device_of, evaluation, map_inputs, unwrap
+from fipoptim.anchors import device_of, evaluation, unwrap
 from fipoptim.metric import AnchorMetric
 from fipoptim.output_space import read_logits
 
@@ -42,7 +42,9 @@ class TaskLoss:
     tuple of tensors (positional inputs) or a dict of tensors (keyword inputs); an output that is a dict or a
     ``ModelOutput`` is read at ``logits``.
 
-    A deep copy or a pickle starts the loader anew and skips the batches that this pass had already used.
+    A deep copy or a pickle goes on with the batch that was next: it starts the loader anew, with the random states of
+    torch and of the loader's own generators as they were when this pass began, skips the batches that were used, and
+    puts the random states back.
 
     Args:
         model: The network that is optimized.
@@ -51,15 +53,15 @@ class TaskLoss:
         loss_fn: Takes the output and ``y`` and returns a scalar.
 
     Raises:
+        TypeError: If an argument has the wrong type; when called, if the loader yields something that is not a pair.
         ValueError: When called, if the loader yields nothing or the loss is not a scalar.
-        TypeError: When called, if the loader yields something that is not a pair.
     """
 
     def __init__(
         self, model: nn.Module, loader: Iterable[Any], loss_fn: LossFunction = F.cross_entropy
     ) -> None:
-        self.model = model
-        self.loss_fn = loss_fn
+        self.model = _module("model", model)
+        self.loss_fn = _callable(loss_fn)
         self._batches = _Batches("loader", loader)
 
     def __call__(self) -> Tensor:
@@ -102,7 +104,11 @@ class SparseProjection:
             of linear, convolution and embedding layers; no biases, no norms) and are not kept.
         total: How many weights these have together.
 
+    The parameters are looked up by name at each use, so they may be replaced, or moved to another device. A
+    ValueError says so if one is gone, has become a plain tensor, or no longer has the shape of its weighting.
+
     Raises:
+        TypeError: If an argument has the wrong type.
         ValueError: If the sparsity is outside ``[0, 1)`` or leaves no weight (``per_layer``: in some layer), if
             a name is unknown, if nothing is prunable, or if a weighting has the wrong shape, lacks a prunable
             parameter or holds negative or non-finite values.
@@ -117,18 +123,28 @@ class SparseProjection:
         per_layer: bool = False,
         keep: Iterable[str] = (),
     ) -> None:
-        self._model = unwrap(model)
-        keep = (keep,) if isinstance(keep, str) else tuple(keep)
-        self.names = _prunable(self._model, keep)
+        self._model = unwrap(_module("model", model))
+        self.names = _prunable(self._model, _checked_names(keep))
         self.per_layer = per_layer
-        self.total = sum(p.numel() for p in self._parameters.values())
+        self._weighting: dict[str, Tensor] | None = None
         self.sparsity = sparsity
         self.weighting = weighting
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter]:
         # Looked up each time: wrappers may put new parameters in place of the old ones.
-        return {name: self._model.get_parameter(name) for name in self.names}
+        try:
+            return {name: self._model.get_parameter(name) for name in self.names}
+        except AttributeError as error:
+            raise ValueError(
+                f"model: a parameter that was to be pruned is gone ({error}); of {list(self.names)} all must stay "
+                "parameters. Make a new SparseProjection of the model as it is."
+            ) from error
+
+    @property
+    def total(self) -> int:
+        """How many prunable weights there are."""
+        return sum(p.numel() for p in self._parameters.values())
 
     @property
     def sparsity(self) -> float:
@@ -137,9 +153,10 @@ class SparseProjection:
 
     @sparsity.setter
     def sparsity(self, sparsity: float) -> None:
+        given, sparsity = sparsity, _number("sparsity", sparsity)
         if not 0.0 <= sparsity < 1.0:  # also refuses NaN
             raise ValueError(
-                f"sparsity: must be at least 0 and below 1, got {sparsity!r}; 0.9 zeroes 90 % of the weights."
+                f"sparsity: must be at least 0 and below 1, got {given!r}; 0.9 zeroes 90 % of the weights."
             )
         for name, size in self._sizes().items():
             if round(sparsity * size) >= size:
@@ -147,7 +164,7 @@ class SparseProjection:
                     f"sparsity: {sparsity!r} would leave {name} none of its {size} weights. Lower it"
                     + (", or name the layer in keep." if self.per_layer else ".")
                 )
-        self._sparsity = float(sparsity)
+        self._sparsity = sparsity
 
     @property
     def zeros(self) -> int:
@@ -169,12 +186,12 @@ class SparseProjection:
     def __call__(self) -> Tensor:
         """The squared distance, a scalar with a graph to the prunable parameters."""
         parts = []
-        parameters = self._parameters
+        parameters, weighting = self._parameters, self._fitting_weighting()
         for name, kept in self.masks().items():
-            squares = parameters[name].masked_fill(kept, 0.0).square()
-            parts.append(
-                (squares if self._weighting is None else squares * self._weighting[name]).sum()
-            )
+            # Half-precision weights are widened: their squares and the sums of these are not taken in half.
+            dropped = parameters[name].masked_fill(kept, 0.0)
+            squares = dropped.to(_wide(dropped)).square()
+            parts.append((squares if weighting is None else squares * weighting[name]).sum())
         return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
     def distance(self) -> float:
@@ -190,8 +207,9 @@ class SparseProjection:
         """
         # The root of h w², which orders the weights alike and does not underflow where w² would.
         scores = {name: p.detach().abs() for name, p in self._parameters.items()}
-        if self._weighting is not None:
-            scores = {name: score * self._weighting[name].sqrt() for name, score in scores.items()}
+        weighting = self._fitting_weighting()
+        if weighting is not None:
+            scores = {name: score * weighting[name].sqrt() for name, score in scores.items()}
         if self.per_layer:
             kept = [
                 _largest(s.flatten(), round(self._sparsity * s.numel())) for s in scores.values()
@@ -229,7 +247,23 @@ class SparseProjection:
             return {name: p.numel() for name, p in self._parameters.items()}
         return {"the network": self.total}
 
+    def _fitting_weighting(self) -> dict[str, Tensor] | None:
+        """The weighting on the devices where the parameters are now."""
+        if self._weighting is None:
+            return None
+        fitting = {}
+        for name, parameter in self._parameters.items():
+            h = self._weighting[name]
+            _check_shape(name, h, parameter)
+            fitting[name] = h.to(parameter.device)
+        return fitting
+
     def _checked(self, weighting: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not isinstance(weighting, Mapping):
+            raise TypeError(
+                "weighting: must be None, an AnchorMetric or a mapping from parameter names to tensors, "
+                f"got {type(weighting).__name__}."
+            )
         missing = [name for name in self.names if name not in weighting]
         if missing:
             raise ValueError(
@@ -239,14 +273,14 @@ class SparseProjection:
         checked = {}
         for name, parameter in self._parameters.items():
             h = weighting[name]
-            if h.shape != parameter.shape:
-                raise ValueError(
-                    f"weighting: {name} must have the parameter's shape {tuple(parameter.shape)}, "
-                    f"got {tuple(h.shape)}."
-                )
-            if not bool(((h >= 0) & torch.isfinite(h)).all()):
+            if not isinstance(h, Tensor) or h.is_complex():
+                got = f"a {h.dtype} tensor" if isinstance(h, Tensor) else type(h).__name__
+                raise TypeError(f"weighting: {name} must be a tensor of real numbers, got {got}.")
+            _check_shape(name, h, parameter)
+            # Checked as it is kept, which may overflow.
+            checked[name] = h.detach().to(parameter.device, _wide(parameter), copy=True)
+            if not bool(((checked[name] >= 0) & torch.isfinite(checked[name])).all()):
                 raise ValueError(f"weighting: {name} must be finite and not negative.")
-            checked[name] = h.detach().to(parameter, copy=True)
         return checked
 
 
@@ -266,12 +300,13 @@ class Diversity:
         references: One network or several. They are copied now: what becomes of them later does not matter, and
             ``model`` itself may be given to stand for what it is now.
         batches: A DataLoader or any re-iterable of ``(x, y)`` pairs; see :class:`TaskLoss`. ``x`` is one float
-            tensor with the inputs along dimension 0.
+            tensor with the inputs along dimension 0, at least one.
         loss_fn: Takes the output and ``y`` and returns a scalar that is a sum or mean over the inputs.
 
     Raises:
-        ValueError: If there is no reference; when called, as :class:`TaskLoss`.
-        TypeError: If a reference is not a module; when called, if ``x`` is not a float tensor.
+        ValueError: If there is no reference; when called, as :class:`TaskLoss`, or if a batch holds no input or the
+            loss does not depend on the inputs.
+        TypeError: If an argument has the wrong type; when called, if ``x`` is not a float tensor.
     """
 
     def __init__(
@@ -281,7 +316,11 @@ class Diversity:
         batches: Iterable[Any],
         loss_fn: LossFunction = F.cross_entropy,
     ) -> None:
-        modules = [references] if isinstance(references, nn.Module) else list(references)
+        modules: list[nn.Module]
+        if isinstance(references, nn.Module) or not isinstance(references, Iterable):
+            modules = [references]
+        else:
+            modules = list(references)
         if not modules:
             raise ValueError("references: is empty; give at least one network to differ from.")
         for module in modules:
@@ -290,9 +329,9 @@ class Diversity:
                     f"references: must be torch.nn.Modules, got {type(module).__name__}; "
                     "load weights into a module first."
                 )
-        self.model = model
+        self.model = _module("model", model)
         self.references = tuple(copy.deepcopy(unwrap(m)).requires_grad_(False) for m in modules)
-        self.loss_fn = loss_fn
+        self.loss_fn = _callable(loss_fn)
         self._batches = _Batches("batches", batches)
 
     def __call__(self) -> Tensor:
@@ -305,6 +344,13 @@ class Diversity:
             raise TypeError(
                 f"batches: x must be one float tensor, which has an input gradient; got {got}."
             )
+        if x.numel() == 0 or x.dim() == 0:
+            raise ValueError(
+                f"batches: x must hold at least one input along dimension 0, got shape {tuple(x.shape)}."
+            )
+        for reference in self.references:
+            if device_of(reference) != device:
+                reference.to(device)  # the model was moved
         ours = self._input_gradient(model, x, y, create_graph=torch.is_grad_enabled())
         cosines = [
             _cosine(ours, self._input_gradient(reference, x, y, create_graph=False))
@@ -318,20 +364,30 @@ class Diversity:
         # Evaluation also picks attention that can be differentiated twice.
         with torch.enable_grad(), evaluation(model, x.device):
             loss = _scalar(self.loss_fn(read_logits(model(x)), y))
+            if not loss.requires_grad:
+                raise ValueError(
+                    "loss_fn: its value must depend on the inputs through autograd; it is detached from them."
+                )
             (gradient,) = torch.autograd.grad(
                 loss, x, create_graph=create_graph, materialize_grads=True
             )
-        return gradient.flatten(1)
+        return gradient.reshape(len(x), -1)
 
 
 class _Batches:
     """The batches of a loader, one after the other without end."""
 
     def __init__(self, argument: str, loader: Iterable[Any]) -> None:
+        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+            raise TypeError(
+                f"{argument}: must be a DataLoader or another iterable of (x, y) pairs, "
+                f"got {type(loader).__name__}."
+            )
         self._argument = argument
         self._loader = loader
         self._iterator: Iterator[Any] | None = None
         self._used = 0  # batches taken from this pass
+        self._random: list[Tensor] = []  # states of self._generators() when this pass began
 
     def next(self, device: torch.device) -> tuple[Any, Any]:
         """The next pair, its tensors on ``device``."""
@@ -348,12 +404,12 @@ class _Batches:
     def _next(self) -> Any:
         if self._iterator is None:
             # Batches were used if this is a copy of one that was under way.
-            self._iterator = itertools.islice(self._loader, self._used, None)
+            self._iterator = self._resume() if self._used else self._begin()
         for batch in self._iterator:
             self._used += 1
             return batch
         self._used = 0
-        self._iterator = iter(self._loader)
+        self._iterator = self._begin()
         for batch in self._iterator:
             self._used += 1
             return batch
@@ -363,17 +419,95 @@ class _Batches:
             "a generator can be used up only once."
         )
 
+    def _begin(self) -> Iterator[Any]:
+        self._random = [generator.get_state() for generator in self._generators()]
+        return iter(self._loader)
+
+    def _resume(self) -> Iterator[Any]:
+        """The pass that was under way, after the batches that were used."""
+        if isinstance(self._loader, Iterator):
+            return self._loader  # its copy is where it was
+        generators = self._generators()
+        now = [generator.get_state() for generator in generators]
+        try:
+            for generator, state in zip(generators, self._random, strict=True):
+                generator.set_state(state)
+            iterator = iter(self._loader)
+            for _ in itertools.islice(iterator, self._used):
+                pass
+        finally:
+            for generator, state in zip(generators, now, strict=True):
+                generator.set_state(state)
+        return iterator
+
+    def _generators(self) -> list[torch.Generator]:
+        """What the loader may shuffle with: torch's own generator, and any that it or its sampler was given."""
+        sampler = getattr(self._loader, "sampler", None)
+        batch_sampler = getattr(self._loader, "batch_sampler", None)
+        owners = (self._loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+        given = [getattr(owner, "generator", None) for owner in owners]
+        own = {id(g): g for g in given if isinstance(g, torch.Generator)}
+        return [torch.default_generator, *own.values()]
+
     def __getstate__(self) -> dict[str, Any]:
         # The iterators of a DataLoader can be neither copied nor pickled.
         return self.__dict__ | {"_iterator": None}
 
 
 def _move(part: Any, device: torch.device) -> Any:
-    if isinstance(part, list):
-        part = tuple(part)
-    if isinstance(part, (Tensor, dict, tuple)):
-        return map_inputs(lambda t: t.to(device, non_blocking=True), part)
+    """``part`` with its tensors on ``device``; a mapping as a dict, a list as a tuple."""
+    if isinstance(part, Tensor):
+        # A copy to the CPU that does not block may be read before it has arrived.
+        return part.to(device, non_blocking=device.type == "cuda")
+    if isinstance(part, Mapping):
+        return {name: _move(value, device) for name, value in part.items()}
+    if isinstance(part, (tuple, list)):
+        return tuple(_move(value, device) for value in part)
     return part
+
+
+def _module(argument: str, value: Any) -> nn.Module:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{argument}: must be a torch.nn.Module, got {type(value).__name__}.")
+    return value
+
+
+def _callable(loss_fn: LossFunction) -> LossFunction:
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn: must be a function of the output and y, got {type(loss_fn).__name__}."
+        )
+    return loss_fn
+
+
+def _number(argument: str, value: Any) -> float:
+    """``value``, a real number of any library but no bool, as a float."""
+    whole = isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, "bool")
+    if whole or isinstance(value, (str, bytes)):
+        raise TypeError(f"{argument}: must be a number, got {value!r}.")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{argument}: must be a number, got {value!r}.") from error
+
+
+def _checked_names(keep: Iterable[str]) -> tuple[str, ...]:
+    names = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else ()
+    if not isinstance(keep, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"keep: must be names of parameters or modules, got {keep!r}.")
+    return names
+
+
+def _check_shape(name: str, h: Tensor, parameter: Tensor) -> None:
+    if h.shape != parameter.shape:
+        raise ValueError(
+            f"weighting: {name} must have the parameter's shape {tuple(parameter.shape)}, "
+            f"got {tuple(h.shape)}."
+        )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _scalar(loss: Any) -> Tensor:

@@ -1,13 +1,18 @@
 """Secondary objectives against brute force and against their definitions."""
 
+import contextlib
 import copy
 import math
 import pickle
+from collections import UserDict
+from fractions import Fraction
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -101,6 +106,76 @@ class TestTaskLoss:
             TaskLoss(model, [torch.ones(2, 4)])()
         with pytest.raises(TypeError, match="tuple of length 3"):
             TaskLoss(model, [(torch.ones(2, 4), torch.ones(2), torch.ones(2))])()
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+    @pytest.mark.parametrize("own_generator", [False, True])
+    @pytest.mark.parametrize("used", [0, 1, 3, 4])
+    def test_a_copy_shuffles_as_the_original_does(self, duplicate, own_generator, used):
+        """Each goes on with the random state that the copy was made with, as after a resumed run."""
+        torch.manual_seed(5)
+        model = small_net().eval()
+        x, y = torch.randn(10, 4), torch.randint(3, (10,))
+        generator = torch.Generator().manual_seed(3) if own_generator else None
+        loader = DataLoader(TensorDataset(x, y), batch_size=3, shuffle=True, generator=generator)
+        task = TaskLoss(model, loader)
+        for _ in range(used):
+            task()
+        twin = duplicate(task)
+        state = torch.get_rng_state()
+
+        def go_on(loss):
+            torch.set_rng_state(state)
+            losses = []
+            for _ in range(9):  # the rest of this pass, and two more
+                losses.append(float(loss()))
+                losses.append(float(torch.rand(())))  # what the training draws beside the loader
+            return losses
+
+        assert go_on(task) == go_on(twin)
+
+    def test_a_copy_of_an_iterator_goes_on(self):
+        model, batches = small_net().eval(), batches_of(16)
+        task = TaskLoss(model, iter(batches))
+        task()
+        twin = copy.deepcopy(task)
+        expected = [F.cross_entropy(model(x), y) for x, y in batches[1:]]
+        torch.testing.assert_close([twin() for _ in range(3)], expected)
+
+    def test_batches_are_moved_whatever_they_are_made_of(self):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(3, 2)
+
+            def forward(self, a, scale=1.0, mask=None):
+                assert mask is None
+                return self.layer(a) * scale
+
+        model, a, y = Model(), torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+        expected = F.cross_entropy(2 * model.layer(a), y)
+        for x in [
+            (a, 2.0),
+            [a, 2.0, None],
+            UserDict(a=a, scale=2.0),
+            {"a": a, "scale": 2.0, "mask": None},
+        ]:
+            torch.testing.assert_close(TaskLoss(model, [(x, y)])(), expected)
+        loss = TaskLoss(
+            model,
+            [(a, {"label": y, "names": ["u", "v"]})],
+            lambda z, y: F.cross_entropy(2 * z, y["label"]),
+        )
+        torch.testing.assert_close(loss(), expected)
+
+    def test_arguments_of_the_wrong_type(self):
+        model, batches = small_net(), batches_of()
+        for loader in (None, 3, nn.Linear(1, 1)):
+            with pytest.raises(TypeError, match="loader: must be a DataLoader or another iterable"):
+                TaskLoss(model, loader)
+        with pytest.raises(TypeError, match=r"model: must be a torch\.nn\.Module, got OrderedDict"):
+            TaskLoss(model.state_dict(), batches)
+        with pytest.raises(TypeError, match="loss_fn: must be a function .*, got str"):
+            TaskLoss(model, batches, "cross_entropy")
 
     def test_loss_must_be_a_scalar(self):
         with pytest.raises(ValueError, match=r"loss_fn: must return a scalar tensor, .*\(4,\)"):
@@ -275,6 +350,108 @@ class TestSparseProjection:
         projection = SparseProjection(model, 1 / 12)
         model[0].weight = nn.Parameter(torch.full((2, 3), 0.5))
         assert float(projection()) == 0.25
+
+    def test_parameters_of_another_size_are_followed(self):
+        model = two_layers([float(i) for i in range(1, 13)])
+        projection = SparseProjection(model, 0.5)
+        model[1] = nn.Linear(2, 5)
+        assert projection.total == 16
+        assert projection.zeros == 8
+        projection.project_()
+        assert int((flat_weights(model) == 0).sum()) == 8
+
+    def test_parameters_that_are_gone(self):
+        model = two_layers([float(i) for i in range(1, 13)])
+        projection = SparseProjection(model, 0.5)
+        torch.nn.utils.prune.identity(model[1], "weight")
+        before = flat_weights(model)
+        for use in (projection, projection.project_, projection.masks, lambda: projection.total):
+            with pytest.raises(
+                ValueError, match="model: a parameter that was to be pruned is gone"
+            ):
+                use()
+        assert torch.equal(flat_weights(model), before)
+
+    def test_a_weighting_of_the_parameters_that_were(self):
+        model = two_layers([float(i) for i in range(1, 13)])
+        weighting = {"0.weight": torch.ones(2, 3), "1.weight": torch.ones(3, 2)}
+        projection = SparseProjection(model, 0.5, weighting=weighting)
+        model[0].weight = nn.Parameter(torch.ones(1, 3))  # would be broadcast
+        before = flat_weights(model)
+        for use in (projection, projection.project_, projection.masks):
+            with pytest.raises(ValueError, match=r"weighting: 0\.weight .*\(1, 3\), got \(2, 3\)"):
+                use()
+        assert torch.equal(flat_weights(model), before)
+
+    def test_a_model_that_is_moved(self):
+        # The meta device stands for any other one.
+        model = two_layers([float(i) for i in range(1, 13)])
+        weighting = {"0.weight": torch.ones(2, 3), "1.weight": torch.ones(3, 2)}
+        projection = SparseProjection(model, 0.0, weighting=weighting)
+        model.to("meta")
+        assert projection().device.type == "meta"
+        model.to_empty(device="cpu")
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(2.0)
+        assert float(projection()) == 0.0
+        projection.sparsity = 0.5
+        assert float(projection()) == 6 * 4.0
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_weights(self, dtype):
+        values = [300.0 + 2 * i for i in range(12)]  # their squares overflow in float16
+        model = two_layers(values).to(dtype)
+        exact = sorted(v * v for v in flat_weights(model).tolist())
+        projection = SparseProjection(model, 0.5)
+        assert float(projection()) == pytest.approx(sum(exact[:6]), rel=1e-6)
+        h = 1e6  # as does this
+        projection.weighting = {
+            "0.weight": torch.full((2, 3), h),
+            "1.weight": torch.full((3, 2), h),
+        }
+        assert float(projection()) == pytest.approx(h * sum(exact[:6]), rel=1e-6)
+        assert sum(int((~mask).sum()) for mask in projection.masks().values()) == 6
+        with pytest.raises(ValueError, match=r"weighting: 0\.weight must be finite"):
+            projection.weighting = {
+                name: torch.full_like(p, 1e300, dtype=torch.float64)
+                for name, p in model.named_parameters()
+            }
+
+    @pytest.mark.parametrize(
+        "sparsity",
+        [True, False, "0.5", None, 0.5j, [0.5], torch.tensor([0.1, 0.2]), torch.tensor(True)],
+    )
+    def test_sparsity_that_is_no_number(self, sparsity):
+        with pytest.raises(TypeError, match="sparsity: must be a number, got"):
+            SparseProjection(small_net(), sparsity)
+        projection = SparseProjection(small_net(), 0.25)
+        with pytest.raises(TypeError, match="sparsity: must be a number, got"):
+            projection.sparsity = sparsity
+        assert projection.sparsity == 0.25
+
+    def test_sparsity_of_other_libraries(self):
+        for sparsity in (torch.tensor(0.5), np.float32(0.5), Fraction(1, 2)):
+            projection = SparseProjection(small_net(), sparsity)
+            assert type(projection.sparsity) is float
+            assert projection.sparsity == 0.5
+            assert projection.zeros == round(0.5 * 35)
+
+    def test_arguments_of_the_wrong_type(self):
+        model = small_net()
+        with pytest.raises(TypeError, match=r"model: must be a torch\.nn\.Module"):
+            SparseProjection(model.state_dict(), 0.5)
+        for keep in (3, [4], None):
+            with pytest.raises(TypeError, match="keep: must be names of parameters or modules"):
+                SparseProjection(model, 0.5, keep=keep)
+        for weighting in (1.0, [torch.ones(5, 4)], torch.ones(35)):
+            with pytest.raises(TypeError, match="weighting: must be None, an AnchorMetric or"):
+                SparseProjection(model, 0.5, weighting=weighting)
+        for h in (1.0, None, torch.ones(5, 4, dtype=torch.complex64)):
+            with pytest.raises(TypeError, match=r"weighting: 0\.weight must be a tensor of real"):
+                SparseProjection(
+                    model, 0.5, weighting={"0.weight": h, "4.weight": torch.ones(3, 5)}
+                )
 
     @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan])
     def test_sparsity_outside_its_range(self, sparsity):
@@ -468,3 +645,52 @@ class TestDiversity:
             Diversity(model, model, [])()
         with pytest.raises(TypeError, match=r"x must be one float tensor.*torch.int64"):
             Diversity(model, model, [(torch.ones(2, 4, dtype=torch.long), torch.ones(2))])()
+
+    def test_arguments_of_the_wrong_type(self):
+        model = small_net()
+        for references in (None, 3, "model", [None]):
+            with pytest.raises(TypeError, match=r"references: must be torch\.nn\.Modules"):
+                Diversity(model, references, batches_of())
+        with pytest.raises(TypeError, match=r"model: must be a torch\.nn\.Module"):
+            Diversity(None, model, batches_of())
+        with pytest.raises(TypeError, match="batches: must be a DataLoader"):
+            Diversity(model, model, None)
+        with pytest.raises(TypeError, match="loss_fn: must be a function"):
+            Diversity(model, model, batches_of(), None)
+
+    @pytest.mark.parametrize("x", [torch.ones(0, 4), torch.tensor(1.0), torch.ones(3, 0)])
+    def test_batches_without_an_input(self, x):
+        model = small_net()
+        with pytest.raises(ValueError, match=r"batches: x must hold at least one input"):
+            Diversity(model, model, [(x, torch.zeros(len(x) if x.dim() else 1).long())])()
+
+    def test_inputs_that_are_single_numbers(self):
+        class Model(nn.Module):
+            def __init__(self, slope):
+                super().__init__()
+                self.slope = nn.Parameter(torch.tensor(slope))
+
+            def forward(self, x):
+                return torch.stack([self.slope * x, -x], dim=1)
+
+        x, y = torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0, 1, 0])
+        assert float(Diversity(Model(2.0), Model(3.0), [(x, y)])()) == pytest.approx(1.0)
+        assert float(Diversity(Model(2.0), Model(-3.0), [(x, y)])()) == pytest.approx(-1.0)
+
+    def test_a_loss_that_does_not_depend_on_the_inputs(self):
+        model = small_net()
+        loss = Diversity(model, model, batches_of(), lambda z, y: z.detach().sum())
+        modes = [m.training for m in model.modules()]
+        with pytest.raises(ValueError, match="loss_fn: its value must depend on the inputs"):
+            loss()
+        assert [m.training for m in model.modules()] == modes
+
+    def test_references_follow_the_model_to_its_device(self):
+        # The meta device stands for any other one; there values cannot be read, only the device be seen.
+        model, reference = small_net(0), small_net(1)
+        diversity = Diversity(model, reference, batches_of())
+        model.to("meta")
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            diversity()
+        assert {p.device.type for p in diversity.references[0].parameters()} == {"meta"}
+        assert {p.device.type for p in reference.parameters()} == {"cpu"}
