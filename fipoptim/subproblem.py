@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fipoptim.geometry import Geometry
-from fipoptim.krylov import KrylovSpace, MatVec, inner, norm
+from fipoptim.krylov import KrylovSpace, MatVec, inner, norm, unit
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,19 @@ def first_order_step(
     Both are zero if ``c`` is.
     """
     if geometry is None:
-        direction, size = linear.clone(), norm(linear)
-    else:
+        direction, size = unit(linear)
+        return direction.mul_(-length), length * size
+    direction = geometry.inverse(linear)
+    square, scale = inner(linear, direction), 1.0
+    if not 1e-30 < square < 1e30:
+        # Also where float32 overflows or underflows.
+        linear, scale = unit(linear)
         direction = geometry.inverse(linear)
-        size = math.sqrt(max(inner(linear, direction), 0.0))
+        square = inner(linear, direction)
+    size = math.sqrt(max(square, 0.0))
     if size == 0.0:
         return direction, 0.0
-    return direction.mul_(-length / size), length * size
+    return direction.mul_(-length / size), length * scale * size
 
 
 def solve_on_sphere(
@@ -132,7 +138,9 @@ def solve_on_sphere(
             and ``c`` acts on the rest.
 
     Returns:
-        The solution; exact once the Krylov space is exhausted, else the best in it.
+        The solution; exact once the Krylov space is exhausted, else the best in it. A multiplier below zero is right
+        only if it is that of the least eigenvalue of all: a random start then looks for lower ones that neither ``c``
+        nor ``direction`` has a part in, where products are left.
 
     Raises:
         RuntimeError: If ``linear`` or a product is not finite.
@@ -148,6 +156,11 @@ def solve_on_sphere(
 
     c = scaled(linear)
     c_norm = norm(c)
+    if not 1e-30 < c_norm < 1e30:
+        # Also where c in these coordinates overflows or underflows.
+        c, size = unit(linear)
+        c = scaled(c)
+        c_norm = size * norm(c)
     if not math.isfinite(c_norm):
         raise RuntimeError("linear: the gradient of the step's problem is not finite.")
     space = KrylovSpace(
@@ -172,13 +185,14 @@ def solve_on_sphere(
     else:
         use_fill()
     del c  # of the size of the weights, and in the basis now
+    searched_to: int | None = None  # the size up to which lower eigenvalues are looked for
     solution = _Small(torch.zeros(0, dtype=torch.float64), 0.0, 0.0)
     residual: float | None = 0.0
     while True:
-        grown = space.extend()
+        grown = space.extend(newest=searched_to is not None)
         # Whether the products span all that they can, so that the solution in the space is the solution.
         whole = space.size == linear.numel() or (not grown and space.size < max_products)
-        if grown or (whole and onward):
+        if grown or (whole and onward and space.size > 0):
             # The basis starts with c, if c is not zero, and is orthogonal to it from there on.
             start = torch.zeros(space.size, dtype=torch.float64)
             start[0] = c_norm
@@ -196,13 +210,20 @@ def solve_on_sphere(
             outside = 2 * space.residual(solution.h)
             residual = outside / denominator if denominator > 0 else 0.0
             residual = None if space.closed or solution.stands_in else residual
-        converged = residual is not None and residual <= tol
+        converged = residual is not None and residual <= tol and space.size >= (searched_to or 0)
         # Where the space of c alone would overshoot, the rest of the sphere is filled from the given direction,
         # once that space is known as far as it goes or half the products are spent.
         explored = not grown or converged or 2 * space.size >= max_products
         open_ended = solution.hard or solution.multiplier < 0 or (onward and not whole)
         if open_ended and explored and fill is None and direction is not None:
             use_fill()
+            continue
+        stuck = space.size == 0 or solution.multiplier < -solution.noise
+        left = space.size < min(max_products, linear.numel())
+        if stuck and left and (not grown or converged) and searched_to is None and direction:
+            # As far as the space went so far, which was far enough for the eigenvalues that it holds.
+            searched_to = 2 * space.size
+            space.add_start(_random(linear))
             continue
         if not grown or converged:
             break
@@ -214,12 +235,19 @@ def solve_on_sphere(
     return SphereSolution(scaled(y), solution.multiplier, solution.change, space.size, residual)
 
 
+def _random(like: Tensor) -> Tensor:
+    """A vector that has a part in every eigenspace, the same at every call."""
+    seeded = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=seeded, dtype=torch.float64).to(like)
+
+
 @dataclass(frozen=True)
 class _Small:
     h: Tensor
     multiplier: float
     change: float
-    largest: float = 0.0
+    largest: float = 0.0  # eigenvalue of T
+    noise: float = 0.0  # what eigenvalues of T may be off by
     hard: bool = False
     stands_in: bool = False  # the lowest eigenvector, for a null space that is not there
 
@@ -257,7 +285,7 @@ def small_problem(
     null = gap <= noise * largest
     gap[null] = 0.0
     # A component this small is rounding; left in, it would fill the sphere at random.
-    alpha[null & (alpha.abs() <= noise * float(alpha.norm()))] = 0.0
+    alpha[null & (alpha.abs() <= noise * norm(alpha))] = 0.0
 
     if onward and toward is not None and (lowest > noise * largest or bool(alpha[null].any())):
         return _onward(eigenvalues, vectors, alpha, length, toward, null)
@@ -270,16 +298,17 @@ def small_problem(
         solvable = (eigenvalues > noise * largest) | (alpha == 0)
         if bool(solvable.all()):
             h = torch.where(alpha == 0, torch.zeros_like(alpha), -alpha / eigenvalues)
-            if float(h.norm()) <= length:
+            if norm(h) <= length:
                 return _Small(vectors @ h, 0.0, _change(eigenvalues, h), largest)
-    if float(coefficients(0.0).norm()) < length:
+    if norm(coefficients(0.0)) < length:
         # The hard case: the shift is zero and the lowest eigenspace fills the sphere.
         h = _filled(coefficients(0.0), length, vectors, toward, null)
-        return _Small(vectors @ h, -lowest, _change(eigenvalues, h), largest, hard=True)
+        change = _change(eigenvalues, h)
+        return _Small(vectors @ h, -lowest, change, largest, noise * largest, hard=True)
     s = _shift(alpha, gap, length)
     h = coefficients(s)
-    h = h * (length / float(h.norm()))
-    return _Small(vectors @ h, s - lowest, _change(eigenvalues, h), largest)
+    h = h * (length / norm(h))
+    return _Small(vectors @ h, s - lowest, _change(eigenvalues, h), largest, noise * largest)
 
 
 def _onward(
@@ -291,7 +320,7 @@ def _onward(
     """
     h = torch.where(null, torch.zeros_like(alpha), -alpha / eigenvalues)
     # What restores the function takes half of the (squared) step at most, so that it does go on.
-    h *= min(1.0, length * math.sqrt(0.5) / max(float(h.norm()), 1e-300))
+    h *= min(1.0, length * math.sqrt(0.5) / max(norm(h), 1e-300))
     h = _filled(h, length, vectors, toward, null)
     change, largest = _change(eigenvalues, h), float(eigenvalues[-1])
     return _Small(vectors @ h, -float(eigenvalues[0]), change, largest, hard=True, stands_in=True)
@@ -301,11 +330,11 @@ def _filled(
     h: Tensor, length: float, vectors: Tensor, toward: Tensor | None, null: Tensor
 ) -> Tensor:
     """``h`` brought to the sphere along the ``null`` eigenvectors, to the side of ``toward``."""
-    missing = math.sqrt(max(length**2 - float(h.norm()) ** 2, 0.0))
+    missing = length * math.sqrt(max(1.0 - (norm(h) / length) ** 2, 0.0))
     filling = (
         torch.where(null, vectors.T @ toward, 0.0) if toward is not None else torch.zeros_like(h)
     )
-    size = float(filling.norm())
+    size = norm(filling)
     if size == 0.0:
         filling[0], size = 1.0, 1.0
     return h + filling * (missing / size)
@@ -322,21 +351,20 @@ def _shift(alpha: Tensor, gap: Tensor, length: float) -> float:
     a bracket that bisection shrinks where Newton leaves it.
     """
     alpha = alpha / length  # now the target is 1
-    low = float(alpha[gap == 0].norm())
-    high = float(alpha.norm())
+    low, high = norm(alpha[gap == 0]), norm(alpha)
     s = low if low > 0 else high * 1e-8
     for _ in range(200):
         shifted = gap + s
         h = alpha / shifted
-        norm = float(h.norm())
-        if norm > 1:
+        size = norm(h)
+        if size > 1:
             low = max(low, s)
         else:
             high = min(high, s)
-        if abs(norm - 1) <= 4e-16 or high <= low * (1 + 4e-16):
+        if abs(size - 1) <= 4e-16 or high <= low * (1 + 4e-16):
             break
-        slope = float((h.square() / shifted).sum()) / norm**2
-        newton = s + (norm - 1) / slope
+        slope = float((h.square() / shifted).sum()) / size**2
+        newton = s + (size - 1) / slope
         previous = s
         s = newton if low < newton < high else (math.sqrt(low * high) if low > 0 else high / 16)
         if s == previous:

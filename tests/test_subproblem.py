@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fipoptim.geometry import Diagonal
-from fipoptim.krylov import _PIECE, KrylovSpace, inner
+from fipoptim.krylov import KrylovSpace, inner, norm, unit
 from fipoptim.subproblem import Solver, first_order_step, small_problem, solve_on_sphere
 
 
@@ -353,17 +353,210 @@ def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: in
         assert torch.allclose(found.step, expected.step, atol=1e-12)
 
 
+def exact(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float]:
+    """The inner product, and the sum of the products' sizes, summed without rounding."""
+    products = (v.double() * w.double()).tolist()
+    return math.fsum(products), math.fsum(map(abs, products))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
-    length=st.sampled_from([1, 7, _PIECE + 3]),
+    length=st.sampled_from([1, 7, 2**20 + 3]),
     log_scale=st.integers(-25, 15),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    signs=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_inner_products_neither_underflow_nor_overflow(length, log_scale, dtype, seed):
+def test_inner_products_neither_underflow_nor_overflow(length, log_scale, dtype, signs, seed):
     generator = torch.Generator().manual_seed(seed)
-    v, w = (torch.rand(2, length, generator=generator, dtype=torch.float64) * 10.0**log_scale).to(
-        dtype
+    v, w = torch.rand(2, length, generator=generator, dtype=torch.float64) * 10.0**log_scale
+    v, w = (v - 0.5 * signs * 10.0**log_scale).to(dtype), w.to(dtype)
+    expected, size = exact(v, w)
+    assert abs(inner(v, w) - expected) <= (5e-6 if dtype == torch.float32 else 1e-13) * size
+
+
+def test_a_million_numbers_are_added_as_precisely_as_a_few() -> None:
+    # Of one sign: what one running sum of float32 loses does not average out.
+    generator = torch.Generator().manual_seed(0)
+    v, w = torch.rand(2, 1_048_579, generator=generator, dtype=torch.float64).float()
+    assert inner(v, w) == pytest.approx(exact(v, w)[0], rel=5e-6)
+    assert inner(v, w) == pytest.approx(261906.82, rel=1e-6)
+    assert norm(v) == pytest.approx(math.sqrt(exact(v, v)[0]), rel=1e-6)
+
+
+def test_a_basis_of_long_vectors_of_one_sign_is_as_orthonormal_as_its_precision() -> None:
+    n = 2**20 + 3
+    generator = torch.Generator().manual_seed(0)
+    diagonal, start, other = torch.rand(3, n, generator=generator)
+
+    def quadratic(q: torch.Tensor) -> float:
+        return float((diagonal.double() * q.double().square()).sum())
+
+    space = KrylovSpace(lambda v: diagonal * v, 6, quadratic)
+    space.add_start(start)
+    for _ in range(3):
+        assert space.extend()
+    space.add_start(other)
+    while space.extend():
+        pass
+    assert space.closed
+    q = torch.stack([space.combine(e) for e in torch.eye(6, dtype=torch.float64)]).double()
+    identity = torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(q @ q.T, identity, rtol=0, atol=2e-6)
+    torch.testing.assert_close((q * diagonal) @ q.T, space.T, rtol=0, atol=2e-6)
+    torch.testing.assert_close(space.coordinates(other), q @ other.double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [
+        *[(torch.float32, x) for x in (3e38, 1e25, 1e-15, 1e-25, 1e-38, 1e-44)],
+        *[(torch.float64, x) for x in (1e300, 1e160, 1e-20, 1e-160, 1e-300, 1e-320)],
+    ],
+)
+def test_a_norm_is_right_whatever_the_size_of_its_entries(
+    dtype: torch.dtype, largest: float, length: int
+) -> None:
+    v = (torch.linspace(-1, 1, length, dtype=torch.float64) * largest).to(dtype)
+    expected = math.hypot(*v.tolist())
+    rel = 1e-6 if dtype == torch.float32 else 1e-12
+    assert norm(v) == pytest.approx(expected, rel=rel)
+    direction, size = unit(v)
+    assert size == norm(v)
+    exactly = v.double() / v.double().abs().max()
+    exactly /= exactly.norm()
+    torch.testing.assert_close(direction.double(), exactly, rtol=0, atol=2 * rel)
+    v[length // 2] = math.inf
+    assert norm(v) == math.inf
+    v[0] = math.nan
+    assert math.isnan(norm(v))
+
+
+def test_the_norm_of_nothing_is_zero() -> None:
+    for v in (torch.zeros(0), torch.zeros(5), torch.zeros(300, dtype=torch.float64)):
+        assert norm(v) == 0.0
+        assert torch.equal(unit(v)[0], v)
+        assert unit(v)[1] == 0.0
+
+
+SCALES = [
+    *[(torch.float32, x) for x in (1e38, 1e25, 1e-25, 1e-36)],
+    *[(torch.float64, x) for x in (1e200, 1e-200)],
+]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("dtype", "scale"), [*SCALES, (torch.float32, 1e-40)])
+def test_a_step_without_products_is_finite_where_its_gradient_is(
+    dtype: torch.dtype, scale: float, weighted: bool
+) -> None:
+    c, weight = vector(50, 0).clamp(-3, 3), vector(50, 1).abs() + 0.01
+    geometry = diagonal(weight.to(dtype) if weighted else None)
+    expected, gain = first_order_step(c, 0.3, diagonal(weight if weighted else None))
+    v, found = first_order_step((c * scale).to(dtype), 0.3, geometry)
+    close = 1e-3 if scale == 1e-40 else 1e-6  # such a gradient has few digits itself
+    torch.testing.assert_close(v.double(), expected, rtol=0, atol=close)
+    assert found == pytest.approx(gain * scale, rel=close)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("dtype", "scale"), SCALES)
+@pytest.mark.parametrize("log_share", [-3, 0, 3])
+def test_so_is_one_with_products(
+    dtype: torch.dtype, scale: float, weighted: bool, log_share: int
+) -> None:
+    c, weight = vector(20, 0).clamp(-3, 3), vector(20, 1).abs() + 0.1
+    g = psd(20, 6, 2)
+    # As only ratios matter, g may be as large, but for the range of its own precision.
+    factor = scale * 10.0**-log_share if 1e-30 < scale < 1e30 else 0.0
+    geometry = diagonal(weight.to(dtype) if weighted else None)
+    near = (g * factor).to(dtype)
+    solution = solve_on_sphere(
+        lambda v: near @ v, (c * scale).to(dtype), 0.3, geometry=geometry,
+        direction=lambda: vector(20, 7).to(dtype), max_products=20, tol=0.0,
+    )  # fmt: skip
+    expected = solve(g * (factor / scale), c, 0.3, geometry=diagonal(weight if weighted else None))
+    torch.testing.assert_close(solution.step.double(), expected.step, rtol=0, atol=1e-4)
+    assert solution.multiplier == pytest.approx(expected.multiplier * scale, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-34, 1e-25, 1e25, 1e36])
+def test_products_near_the_ends_of_float32_are_projected_as_they_are(scale: float) -> None:
+    g = psd(30, 7, 0).float()
+    spaces = []
+    for factor in (1.0, scale):
+        matrix = g.double() * factor
+        space = KrylovSpace(lambda v, m=matrix: (m @ v.double()).float(), 12)
+        space.add_start(vector(30, 1).float())
+        while space.extend():
+            pass
+        spaces.append(space.T / factor)
+    torch.testing.assert_close(
+        *(torch.linalg.eigvalsh(T)[-5:] for T in spaces), rtol=1e-4, atol=1e-6
     )
-    expected = float(v.double().numpy() @ w.double().numpy())
-    assert inner(v, w) == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-13)
+
+
+# --- eigenvalues that repeat ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    times=st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    null=st.booleans(),
+    log_c=st.integers(-6, 3),
+    c_misses=st.sampled_from(["nothing", "the lowest", "all but one", "everything"]),
+    direction_misses=st.sampled_from(["nothing", "the lowest", "all but one", "everything"]),
+    onward=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_repeated_eigenvalues_are_solved_as_any_others(
+    times: list[int],
+    null: bool,
+    log_c: int,
+    c_misses: str,
+    direction_misses: str,
+    onward: bool,
+    seed: int,
+) -> None:
+    """Also where neither the linear term nor the direction has a part in the lowest eigenspace."""
+    eigenvalues = np.repeat([0.0 if null and i == 0 else 0.5 + i for i in range(len(times))], times)
+    n = len(eigenvalues)
+
+    def with_parts(misses: str, seed: int) -> torch.Tensor:
+        part = vector(n, seed)
+        if misses == "everything":
+            part[:] = 0.0
+        if misses != "nothing":
+            part[: times[0]] = 0.0
+        if misses == "all but one":
+            part[: n - times[-1]] = 0.0
+        return part
+
+    # Diagonal, so that what is missing is missing to the last digit.
+    g = torch.diag(torch.from_numpy(eigenvalues))
+    c = 10.0**log_c * with_parts(c_misses, seed)
+    direction = with_parts(direction_misses, seed + 1)
+    solution = solve(
+        g, c, 0.5, direction=lambda: direction.clone(), max_products=4 * n, onward=onward
+    )
+    v = solution.step.numpy()
+    assert np.linalg.norm(v) == pytest.approx(0.5, rel=1e-9)
+    filling = vector(n, seed + 2).numpy()  # any will do
+    expected, multiplier = oracle.sphere_step(g.numpy(), c.numpy(), 0.5, direction=filling)
+    best = oracle.objective(g.numpy(), c.numpy(), expected)
+    size = abs(expected @ g.numpy() @ expected) + abs(c.numpy() @ expected)
+    assert oracle.objective(g.numpy(), c.numpy(), v) - best <= 1e-10 * max(size, 1.0)
+    assert solution.multiplier == pytest.approx(multiplier, rel=1e-6, abs=1e-7)
+
+
+def test_the_direction_fills_a_lowest_eigenspace_of_several_dimensions() -> None:
+    eigenvalues = torch.tensor([0.5, 0.5, 0.5, 1.0, 1.0, 2.0], dtype=torch.float64)
+    c = torch.tensor([0.0, 0.0, 0.0, 1e-2, -2e-2, 1e-2], dtype=torch.float64)
+    direction = vector(6, 3)
+    solution = solve(torch.diag(eigenvalues), c, 1.0, direction=lambda: direction.clone())
+    inside = torch.where(c == 0, 0.0, -c / 2 / (eigenvalues - 0.5))
+    fill = torch.where(c == 0, direction, 0.0)
+    fill *= (1 - inside.norm() ** 2).sqrt() / fill.norm()
+    torch.testing.assert_close(solution.step, inside + fill, rtol=0, atol=1e-9)
+    assert solution.multiplier == pytest.approx(-0.5, rel=1e-9)
