@@ -96,6 +96,61 @@ def test_the_matrix_its_diagonal_and_its_spectrum(name: str) -> None:
     np.testing.assert_allclose(metric.spectrum(5, tol=1e-9).numpy(), largest, rtol=1e-6, atol=1e-9)
 
 
+def check_spectrum(model: nn.Module, inputs: Any, tol: float, params: Any = None) -> None:
+    """Spectra of several lengths, up to all eigenvalues, against the dense decomposition."""
+    metric = AnchorMetric(AnchorBatch(model, inputs), params)
+    g = oracle.metric(oracle.jacobian(model, inputs, "logits", metric.params))
+    every = np.maximum(np.linalg.eigvalsh(g)[::-1], 0)
+    for k in sorted({1, 2, 3, 6, min(10, metric.size), metric.size}):
+        values = metric.spectrum(k)
+        assert values.dtype == torch.float64
+        np.testing.assert_allclose(values.numpy(), every[:k], rtol=0, atol=tol * every[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@all_cases
+def test_the_spectrum_holds_each_eigenvalue_as_often_as_it_occurs(
+    name: str, dtype: torch.dtype
+) -> None:
+    case = build(name, dtype)
+    check_spectrum(case.model, case.inputs, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("anchors", [2, 30])
+def test_a_linear_layer_has_each_eigenvalue_once_for_each_output(
+    anchors: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(5, 3).to(dtype), torch.randn(anchors, 5, dtype=dtype)
+    check_spectrum(model, inputs, 1e-5)
+    with_ones = torch.cat([inputs, torch.ones(anchors, 1, dtype=dtype)], dim=1).double()
+    single = torch.linalg.eigvalsh(with_ones.T @ with_ones / anchors).flip(0)
+    found = AnchorMetric(AnchorBatch(model, inputs)).spectrum(6)
+    expected = single.repeat_interleave(3)[:6]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(single[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_so_has_the_head_of_a_network(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(dtype)
+    inputs = torch.randn(20, 4, dtype=dtype)
+    check_spectrum(model, inputs, 1e-5, model[2].parameters())
+    values = AnchorMetric(AnchorBatch(model, inputs), model[2].parameters()).spectrum(6)
+    torch.testing.assert_close(values[:5], values[0].expand(5), rtol=1e-5, atol=0)
+    assert float(values[5]) < 0.99 * float(values[0])
+
+
+def test_a_dead_network_has_a_spectrum_of_zeros() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    metric = AnchorMetric(AnchorBatch(model, torch.randn(5, 4)))
+    for k in (1, 7, metric.size):
+        assert metric.spectrum(k).tolist() == [0.0] * k
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn-batch-norm", "residual", "tied"])
 def test_logit_products_are_the_generalized_gauss_newton_of_the_squared_error(name: str) -> None:
     case = build(name)
