@@ -10,6 +10,7 @@ al., 2024; Shampoo without memory).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,7 +116,9 @@ class Layers(Geometry):
         some = mean > 0
         unit = torch.where(some, mean * (1 + DAMPING), 1.0)
         damping = torch.where(some, torch.full_like(mean, DAMPING / (1 + DAMPING)), 1.0)
-        self._diagonal.div_(unit.to(like)).add_(damping.to(like))
+        # In float32 a unit may underflow where all of the diagonal does.
+        unit_of_weights = unit.to(like).clamp_(min=torch.finfo(like.dtype).tiny)
+        self._diagonal = torch.addcdiv(damping.to(like), self._diagonal, unit_of_weights)
         self._sides = [replace(g, values=g.values / unit + damping) for g in sides]
         if stretch is not None and any(factor != 1.0 for factor in stretch):
             blocks = dict(zip(self._diagonals, self._split(self._diagonal), strict=True))
@@ -129,7 +132,7 @@ class Layers(Geometry):
         for group in sides:
             sums.extend(group.values.sum(dim=1))
             # An eigenvalue is on the diagonal as often as the other side of its matrix is long.
-            times.extend(self._sizes[k] / group.values.shape[1] for k in group.members)
+            times.extend(float(max(matrix_shape(self._shapes[k]))) for k in group.members)
         return torch.stack(torch._foreach_mul(sums, times)).sum()
 
     def inverse(self, v: Tensor) -> Tensor:
@@ -198,7 +201,7 @@ class Layers(Geometry):
 
 def matrix_shape(shape: torch.Size) -> tuple[int, int]:
     """Rows and columns of a tensor of weights seen as a matrix: outputs, and all the rest."""
-    return shape[0], shape.numel() // shape[0]
+    return shape[0], math.prod(shape[1:])
 
 
 def on_rows(shape: torch.Size) -> bool:

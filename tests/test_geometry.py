@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import numpy as np
 import oracle
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.geometry import Layers, orthogonalizing
+from fipoptim.geometry import Layers, is_matrix, matrix_shape, orthogonalizing
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:
@@ -71,6 +74,97 @@ def test_without_a_linear_term_it_is_euclidean() -> None:
     v = torch.arange(8.0)
     torch.testing.assert_close(geometry.root(v), v)
     torch.testing.assert_close(geometry.inverse_root(v), v)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (3,), (0, 6), (6, 0), (0, 0), (1, 6), (6, 1), (4, 0, 2), (4, 3, 0), (1, 1)]
+)
+def test_what_has_no_two_sides_is_no_matrix(shape: tuple[int, ...]) -> None:
+    weights = torch.ones(shape)
+    assert not is_matrix(weights)
+    if len(shape) >= 2:
+        rows, columns = matrix_shape(weights.shape)
+        assert (rows, columns) == (shape[0], math.prod(shape[1:]))
+    alone = Layers([weights.shape], {0: weights}, [], weights)
+    v = torch.arange(float(weights.numel()))
+    for product in (alone.root(v), alone.inverse_root(v), alone.inverse(v)):
+        torch.testing.assert_close(product, v)
+
+
+@pytest.mark.parametrize("shape", [(0, 6), (6, 0), (3, 0, 2)])
+@pytest.mark.parametrize("as_matrix", [False, True])
+def test_an_empty_tensor_beside_others_changes_nothing(
+    shape: tuple[int, ...], as_matrix: bool
+) -> None:
+    c, biases, empty = gaussian(3, 4, seed=0), gaussian(3, seed=1), gaussian(*shape, seed=2)
+    expected = Layers([c.shape, biases.shape], {1: biases.square()}, orthogonalizing({0: c}), c)
+    geometry = Layers(
+        [c.shape, empty.shape, biases.shape],
+        {2: biases.square()} | ({} if as_matrix else {1: empty}),
+        orthogonalizing({0: c} | ({1: empty} if as_matrix else {})),
+        c,
+    )
+    v = gaussian(15, seed=3)
+    torch.testing.assert_close(geometry.root(v), expected.root(v))
+    torch.testing.assert_close(geometry.inverse_root(v), expected.inverse_root(v))
+    torch.testing.assert_close(geometry.inverse(v), expected.inverse(v))
+
+
+class Wide(nn.Module):
+    """A layer with an empty side, as pruning or a width of zero leaves it, a scalar and an ordinary layer."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that nothing is initialised
+            self.empty = nn.Linear(inputs, outputs)
+        self.scale, self.full = nn.Parameter(torch.ones(())), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = self.empty(x[:, : self.empty.in_features]).sum(dim=1, keepdim=True)
+        return self.scale * self.full(x) + side
+
+
+@pytest.mark.parametrize("precondition", [None, "adam", "muon"])
+@pytest.mark.parametrize("products", [0, 4])
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 0), (0, 6), (0, 0)])
+def test_a_network_with_an_empty_layer_takes_the_step_of_the_others(
+    inputs: int, outputs: int, products: int, precondition: str | None
+) -> None:
+    torch.manual_seed(0)
+    model = Wide(inputs, outputs)
+    anchors = AnchorBatch(model, torch.randn(5, 6))
+    optimizer = FIPOptimizer(
+        model.parameters(),
+        anchors,
+        eps=0.1,
+        precondition=precondition,
+        momentum=0.9,
+        solver=Solver(products=products),
+    )
+    for _ in range(3):
+        start = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().sum().backward()
+        optimizer.step()
+        moved = [(p.detach() - s).flatten() for p, s in zip(model.parameters(), start, strict=True)]
+        assert optimizer.last_step is not None
+        assert float(torch.cat(moved).norm()) == pytest.approx(optimizer.last_step.step_norm, 1e-4)
+        assert float(torch.cat(moved).norm()) > 0.01
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e25, 1e38])
+def test_a_geometry_of_very_large_or_small_terms_is_that_of_their_ratios(scale: float) -> None:
+    c, biases = gaussian(3, 4, seed=0).clamp(-3, 3), gaussian(2, seed=1)
+    near = (c * scale).float()
+    shapes = [c.shape, biases.shape]
+    geometry = Layers(shapes, {1: torch.zeros(2)}, orthogonalizing({0: near}), near)
+    exactly = near.double() / scale
+    expected = Layers(shapes, {1: torch.zeros(2).double()}, orthogonalizing({0: exactly}), exactly)
+    v = gaussian(14, seed=3)
+    for name in ("root", "inverse_root", "inverse"):
+        close = getattr(geometry, name)(v.float()).double()
+        torch.testing.assert_close(close, getattr(expected, name)(v), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (5, 5)])
