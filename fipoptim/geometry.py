@@ -231,13 +231,29 @@ def orthogonalizing(linears: Mapping[int, Tensor]) -> list[Sides]:
 
 
 def _sides_of(members: list[int], linears: list[Tensor]) -> Sides:
-    grams, others = [], []
-    for linear in linears:
-        c = linear.reshape(matrix_shape(linear.shape)).double()
-        grams.append(c @ c.T if on_rows(linear.shape) else c.T @ c)
-        others.append(float(max(c.shape)))
-    stacked = torch.stack(grams)
+    stacked = torch.stack([_gram(linear, 1.0) for linear in linears])
     # By LAPACK: cuSOLVER takes longer for a few matrices of this size, and much longer on a shared GPU.
-    values, vectors = (t.to(stacked.device) for t in torch.linalg.eigh(stacked.cpu()))
-    torch._foreach_div_(list(values.clamp_min_(0)), others)
-    return Sides(members, values.sqrt_().div_(ADAM_RMS), vectors)
+    grams = stacked.cpu()
+    # An entry of C beyond 1e150, or one below its inverse, has no square in float64.
+    squares = grams.diagonal(dim1=1, dim2=2).sum(dim=1)
+    scales = [1.0] * len(linears)
+    for k in torch.nonzero(~((squares > 1e-250) & (squares < torch.inf))).flatten().tolist():
+        largest = float(linears[k].abs().max()) if linears[k].numel() else 0.0
+        if largest > 0:
+            scales[k] = largest
+            grams[k] = _gram(linears[k], largest).cpu()
+    values, vectors = (t.to(stacked.device) for t in torch.linalg.eigh(grams))
+    torch._foreach_div_(
+        list(values.clamp_min_(0)), [float(max(matrix_shape(c.shape))) for c in linears]
+    )
+    roots = values.sqrt_().div_(ADAM_RMS)
+    torch._foreach_mul_(list(roots), scales)
+    return Sides(members, roots, vectors)
+
+
+def _gram(linear: Tensor, scale: float) -> Tensor:
+    """:math:`C C^T` on the shorter side of a matrix of weights, of ``linear / scale``, in float64."""
+    c = linear.reshape(matrix_shape(linear.shape)).double()
+    if scale != 1.0:
+        c = c / scale
+    return c @ c.T if on_rows(linear.shape) else c.T @ c

@@ -153,6 +153,19 @@ def test_a_network_with_an_empty_layer_takes_the_step_of_the_others(
         assert float(torch.cat(moved).norm()) > 0.01
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3)])
+def test_matrices_whose_squares_overflow_or_vanish_are_decomposed(
+    shape: tuple[int, int], scale: float
+) -> None:
+    c, dead = gaussian(*shape, seed=0), torch.zeros(*shape, dtype=torch.float64)
+    (expected,) = orthogonalizing({0: c, 1: dead, 2: c})
+    (found,) = orthogonalizing({0: c * scale, 1: dead, 2: c})
+    factors = torch.tensor([[scale], [1.0], [1.0]], dtype=torch.float64)
+    torch.testing.assert_close(found.values / factors, expected.values)
+    torch.testing.assert_close(found.vectors.abs(), expected.vectors.abs())
+
+
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e25, 1e38])
 def test_a_geometry_of_very_large_or_small_terms_is_that_of_their_ratios(scale: float) -> None:
     c, biases = gaussian(3, 4, seed=0).clamp(-3, 3), gaussian(2, seed=1)
