@@ -11,7 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fipoptim.output_space import OutputMap, flatten_outputs, output_map
+from fipoptim.embedding import PureLookups
+from fipoptim.output_space import OutputMap, flatten_outputs, output_map, predictions
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -319,9 +320,21 @@ class AnchorBatch:
         return float(squared.mean() if reduction == "mean" else squared.sum())
 
     def predictions_kept(self) -> float:
-        """Fraction of anchors whose largest output (argmax over all of an anchor's outputs) is unchanged."""
-        now = self.outputs(self.inputs).argmax(dim=1)
-        return float((now == self.reference.argmax(dim=1)).double().mean())
+        """Fraction of anchors whose prediction is that of the reference.
+
+        An anchor with outputs ``(C,)`` predicts the class of the largest. With ``(T, C)``, as of a token classifier, it
+        predicts one class at each of the T positions, and with feature maps ``(C, H, W)`` one at each pixel: all of
+        them have to be the same. A single output predicts by its sign; with ``output="probabilities"``, the likelier
+        of the two classes. With a callable ``output`` the same is said of what it returns.
+        """
+        kept, weights = [], self.weights()
+        references = iter(self.reference.split([count_inputs(x) for x in self.chunks(self.inputs)]))
+        with evaluation(self.model, self.device), torch.no_grad():
+            for chunk in self.progress(self.chunks(self.inputs)):
+                z = self._mapped(chunk, weights)
+                before = next(references).to(z.device).reshape(z.shape)
+                kept.append((predictions(z) == predictions(before)).all(dim=1))
+        return float(torch.cat(kept).double().mean())
 
     def refresh(self) -> None:
         """Make today's outputs the reference of all anchors."""
@@ -404,12 +417,29 @@ class AnchorBatch:
 
         To be called inside :func:`evaluation`.
         """
+        return flatten_outputs(self._mapped(inputs, weights), count_inputs(inputs))
+
+    def padding_rows(self) -> dict[str, list[int]]:
+        """The padding rows of tables of embeddings, by the parameter's name: no lookup has a derivative by them."""
+        weights, lookups = self.weights(), PureLookups()
+        with evaluation(self.model, self.device), torch.no_grad():
+            self._mapped(self.chunks(self.inputs)[0], weights, lookups)
+        names = {id(p): name for name, p in weights.parameters.items()}
+        rows: dict[str, set[int]] = {}
+        for table, row in lookups.padding:
+            if id(table) in names:
+                rows.setdefault(names[id(table)], set()).add(row)
+        return {name: sorted(found) for name, found in rows.items()}
+
+    def _mapped(self, inputs: Inputs, weights: Weights, lookups: PureLookups | None = None) -> Any:
+        """What the output map makes of the model's outputs, before it is checked and flattened."""
         device = self.device
         inputs = map_inputs(lambda x: x.to(device, non_blocking=True), inputs)
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         args = (args,) if isinstance(args, Tensor) else args
-        result = torch.func.functional_call(self.model, tuple(weights), args, kwargs)
-        return flatten_outputs(self._map(result), count_inputs(inputs))
+        with lookups or PureLookups():
+            result = torch.func.functional_call(self.model, tuple(weights), args, kwargs)
+        return self._map(result)
 
     def chunks(self, inputs: Inputs) -> list[Inputs]:
         """``inputs`` in parts of at most ``chunk_size``."""

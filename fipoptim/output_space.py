@@ -41,14 +41,51 @@ def logits(output: Any) -> Tensor:
 
 
 def probabilities(output: Any) -> Tensor:
-    r"""Square-root probabilities, :math:`z = 2\sqrt{\mathrm{softmax}(\text{logits})}`.
+    r"""Square-root probabilities, :math:`z = 2\sqrt{\mathrm{softmax}(\text{logits})}`, ``(N, positions, classes)``.
 
     Their pull-back metric is the Fisher information of the categorical distribution, and
     :math:`\|\Delta z\|^2 = 4 \sum_k (\sqrt{p_k} - \sqrt{q_k})^2`, which is 8 times the squared Hellinger
-    distance and to leading order ``2 KL``. Classes are in the last dimension.
+    distance and to leading order ``2 KL``. Classes are where :func:`classes_last` finds them. A single logit, as of
+    shape ``(N, 1)`` or ``(N,)``, is that of the second of two classes, whose probability is its sigmoid.
     """
+    scores = read_logits(output)
+    if not scores.is_floating_point() or scores.dim() == 0:
+        return scores  # which is refused, by name, where it is flattened
+    scores = _widened(classes_last(scores))
+    if scores.shape[-1] == 1:
+        scores = torch.cat([torch.zeros_like(scores), scores], dim=-1)
+    # As log_softmax, but with derivatives that are exact where a class is nearly certain: there the terms of the
+    # largest score, here left out, cancel but for their rounding.
+    largest = scores.argmax(dim=-1, keepdim=True)
+    below = (scores - scores.gather(-1, largest)).scatter(-1, largest, 0.0)
+    others = below.exp().scatter(-1, largest, 0.0).sum(dim=-1, keepdim=True)
     # exp(log p / 2) rather than sqrt(p): the derivative stays finite where p underflows.
-    return 2.0 * (0.5 * torch.log_softmax(read_logits(output), dim=-1)).exp()
+    return 2.0 * (0.5 * (below - others.log1p())).exp()
+
+
+def classes_last(z: Tensor) -> Tensor:
+    """``z`` with one row of class scores for each prediction, shape ``(N, positions, classes)``.
+
+    Classes are in the last dimension, as of ``(N, C)`` and of ``(N, T, C)`` for tokens, and in dimension 1 of feature
+    maps ``(N, C, H, W)`` and all else of four or more dimensions, where losses of torch have them too. ``(N,)`` is one
+    score an input.
+    """
+    if z.dim() == 1:
+        z = z.unsqueeze(1)
+    if z.dim() > 3:
+        z = z.movedim(1, -1)
+    return z.reshape(z.shape[0], z.shape[1:-1].numel(), z.shape[-1])
+
+
+def predictions(z: Tensor) -> Tensor:
+    """The class that each row of scores in ``z`` (see :func:`classes_last`) predicts, shape ``(N, positions)``.
+
+    It is the largest score, the first of equal ones; a single score predicts class 1 if it is positive, and else 0.
+    """
+    scores = classes_last(z)
+    if scores.shape[-1] == 1:
+        return (scores > 0).squeeze(-1).long()
+    return scores.argmax(dim=-1)
 
 
 SPACES: dict[str, OutputMap] = {"logits": logits, "probabilities": probabilities}
@@ -93,4 +130,8 @@ def flatten_outputs(z: Any, count: int) -> Tensor:
             f"model: its output must have one row per anchor ({count}), got shape {tuple(z.shape)}."
         )
     rows: Tensor = z.reshape(count, -1)
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    return _widened(rows)
+
+
+def _widened(z: Tensor) -> Tensor:
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
