@@ -6,13 +6,11 @@ over the anchors.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -246,7 +244,11 @@ class AnchorMetric:
         if not self.params:
             raise ValueError("params: got none; give at least one parameter of the anchors' model.")
         self.names = parameter_names(anchors, self.params)
-        self.form: Form = form or probe(anchors, self.params)
+        if form is None:
+            from fipoptim.probe import probe  # which takes products itself
+
+            form = probe(anchors, self.params)
+        self.form: Form = form
         self.traced = trace and self.form == "forward"
         self.sample = sample or anchors.all()
         self.size = sum(p.numel() for p in self.params)
@@ -620,123 +622,3 @@ class _Sum:
             self._views = self._metric.views(self.vector)
         else:
             torch._foreach_add_(self._views, [p.to_dense() for p in parts])
-
-
-# --- the probe: are the products right? ---------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _whole_float32() -> Iterator[None]:
-    """On a GPU products and convolutions in float32 are not rounded to TF32, which a finite difference drowns in."""
-    backends: Any = torch.backends  # whose layers torch makes at run time
-    layers = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    before = [layer.fp32_precision for layer in layers]
-    try:
-        for layer in layers:
-            layer.fp32_precision = "ieee"
-        yield
-    finally:
-        for layer, precision in zip(layers, before, strict=True):
-            layer.fp32_precision = precision
-
-
-@_whole_float32()
-def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
-    """Find the form of Jacobian-vector product that is right for this model, on a few of the anchors.
-
-    Checked are: the same outputs under another random seed, ``<Jv, u> = <v, J^T u>`` with the backward pass,
-    and ``J v`` against a finite difference. The last one finds what the second cannot: reentrant activation
-    checkpointing drops the same terms from both sides.
-
-    Raises:
-        ValueError: If the model is random in eval mode.
-        RuntimeError: If neither form is right, with the cause.
-    """
-    few = map_inputs(lambda x: x[:8], anchors.inputs)
-    device = anchors.device
-    with evaluation(anchors.model, device), torch.no_grad():
-        outputs = []
-        for seed in (0, 1):
-            torch.manual_seed(seed)
-            outputs.append(anchors.call(few, anchors.weights()))
-    if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6, equal_nan=True):
-        raise ValueError(
-            "model: two evaluations of the same anchors in eval mode differ, so there is no function to "
-            "preserve. Switch off the randomness that stays on in eval mode (functional dropout with "
-            "training=True, sampling, noise layers)."
-        )
-    causes: list[str] = []
-    forms: tuple[Form, Form] = ("forward", "double-vjp")
-    for form in forms:
-        cause = _wrong(anchors, params, few, form)
-        if cause is None:
-            if causes:
-                warnings.warn(
-                    f"fipoptim: forward-mode products are not available for this model ({causes[0]}); "
-                    "using the double-VJP form, which is right but slower.",
-                    stacklevel=3,
-                )
-            return form
-        causes.append(cause)
-    raise RuntimeError(
-        "model: no form of Jacobian-vector product is right for it. "
-        f"Forward mode: {causes[0]}. Double VJP: {causes[1]}. Common causes: reentrant activation "
-        "checkpointing (use_reentrant=True), outputs that were detached, custom autograd functions without a "
-        "differentiable backward, fused attention kernels called directly."
-    )
-
-
-def _wrong(anchors: AnchorBatch, params: Sequence[Tensor], few: Inputs, form: Form) -> str | None:
-    """What is wrong with products of this form on the anchors ``few``, or None."""
-    try:
-        metric = AnchorMetric(
-            anchors, params, sample=Sample(few, anchors.reference), form=form, trace=False
-        )
-        seeded = torch.Generator().manual_seed(0)
-
-        def random(shape: Sequence[int], like: Tensor) -> Tensor:
-            return torch.randn(tuple(shape), generator=seeded, dtype=torch.float64).to(like)
-
-        # A direction in proportion to each parameter's own scale, so that a finite difference is meaningful.
-        scales = [float(p.detach().abs().mean()) + 1e-3 for p in params]
-        v = metric.flatten(random(p.shape, p) * s for p, s in zip(params, scales, strict=True))
-        u = random(metric.outputs.shape, metric.outputs)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            jv, jtu = metric.jvp(v), metric.vjp(u)
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    if not (bool(torch.isfinite(jv).all()) and bool(torch.isfinite(jtu).all())):
-        return "its derivatives are not finite"
-    double = jv.dtype == torch.float64 and jtu.dtype == torch.float64
-    norm = torch.linalg.vector_norm
-    left, right = float((jv.double() * u.double()).sum()), float((v.double() * jtu.double()).sum())
-    size = float(norm(jv, dtype=torch.float64) * norm(u, dtype=torch.float64))
-    size = max(size, float(norm(v, dtype=torch.float64) * norm(jtu, dtype=torch.float64)))
-    if abs(left - right) > (1e-8 if double else 1e-3) * size:
-        return f"<Jv, u> = {left:.6g} but <v, J^T u> = {right:.6g}"
-    off = min(_difference_error(metric, v, jv, h) for h in (1e-2, 1e-3, 1e-4))
-    if off > 0.1:
-        return (
-            f"J v differs from a finite difference by {100 * off:.0f} %, although it agrees with the "
-            "backward pass: part of the network is missing from both (reentrant checkpointing, detach)"
-        )
-    return None
-
-
-def _difference_error(metric: AnchorMetric, v: Tensor, jv: Tensor, h: float) -> float:
-    """Relative distance of ``J v`` from the central difference with step ``h``."""
-    weights = metric._weights
-    moved = []
-    for sign in (1, -1):
-        tangents = dict(zip(metric.names, metric.unflatten(v), strict=True))
-        changed = {name: weights.parameters[name] + sign * h * t for name, t in tangents.items()}
-        moved.append(
-            metric.anchors.outputs(
-                metric.sample.inputs, Weights(weights.parameters | changed, weights.buffers)
-            )
-        )
-    difference = (moved[0] - moved[1]).double() / (2 * h)
-    rounding = 10 * torch.finfo(jv.dtype).eps * float(metric.outputs.double().norm()) / h
-    scale = max(float(jv.double().norm()), float(difference.norm()), 1e-300)
-    return max(0.0, float((difference - jv.double()).norm()) - rounding) / scale

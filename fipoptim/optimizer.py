@@ -19,8 +19,9 @@ from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_dista
 from fipoptim.budget import DriftBudget, displace
 from fipoptim.geometry import Diagonal, Geometry, Layers, is_matrix, orthogonalizing
 from fipoptim.krylov import norm
-from fipoptim.metric import AnchorMetric, Form, parameter_names, probe
+from fipoptim.metric import AnchorMetric, Form, parameter_names
 from fipoptim.path import FIPPath
+from fipoptim.probe import probe
 from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
 
 SECOND_MOMENT_DECAY = 0.999  # Adam's, of the squared gradient
@@ -477,11 +478,17 @@ class FIPOptimizer(Optimizer):
         """The direction of the hard case: the previous velocity, or a seeded random one."""
         parts = []
         seed = seed_of_step(self.param_groups[0]["seed"], count)
-        seeded = torch.Generator().manual_seed(seed)
-        for p in metric.params:
+        seeded = torch.Generator("cpu").manual_seed(seed)
+        fixed = self.anchors.padding_rows()
+        for name, p in zip(metric.names, metric.params, strict=True):
             velocity = self.state.get(p, {}).get("velocity")
             if velocity is None:
-                velocity = torch.randn(p.shape, generator=seeded, dtype=torch.float64).to(p)
+                velocity = torch.randn(
+                    p.shape, generator=seeded, dtype=torch.float64, device="cpu"
+                ).to(p)
+            if name in fixed:
+                rows = torch.tensor(fixed[name], device=p.device)
+                velocity = velocity.index_fill(0, rows, 0.0)  # Eq. 4 has no say there
             parts.append(velocity)
         return metric.flatten(parts)
 

@@ -1,4 +1,4 @@
-"""Products with J, J^T and g against an independent Jacobian, and the probe that finds wrong ones."""
+"""Products with J, J^T and g against an independent Jacobian."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import torch
 from cases import TOGETHER, all_cases, build, cases_in_chunks
 from curvlinops import GGNLinearOperator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
 from fipoptim import metric as metric_module
 from fipoptim.linearization import Traced
-from fipoptim.metric import _TRACES, BLOCK, MOST_STALE, MOST_TRACES, probe
+from fipoptim.metric import _TRACES, BLOCK, MOST_STALE, MOST_TRACES
 
 
 def params_of(model: nn.Module) -> list[Tensor]:
@@ -286,107 +285,6 @@ def test_a_metric_says_when_the_weights_have_changed() -> None:
         metric.matvec(torch.zeros(metric.size, dtype=torch.float64))
 
 
-# --- models whose forward-mode derivative is missing or wrong ---------------------------------------------
-
-
-class Cube(torch.autograd.Function):
-    """A function of the old style: backward only, but differentiable."""
-
-    @staticmethod
-    def forward(ctx, x):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * grad
-
-
-class Wrapped(nn.Module):
-    def __init__(self, middle) -> None:  # type: ignore[no-untyped-def]
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 6).double(), nn.Linear(6, 3).double()
-        self.middle = middle
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.middle(self, torch.tanh(self.first(x))))
-
-
-def test_without_forward_mode_it_falls_back_and_says_so() -> None:
-    model = Wrapped(lambda self, h: Cube.apply(h))
-    inputs = torch.randn(5, 4, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="double-VJP form"):
-        metric = AnchorMetric(AnchorBatch(model, inputs))
-    assert metric.form == "double-vjp"
-    assert "double-vjp" in repr(metric)
-    same = Wrapped(lambda self, h: h**3)
-    same.load_state_dict(model.state_dict())
-    v = torch.randn(metric.size, dtype=torch.float64)
-    expected = AnchorMetric(AnchorBatch(same, inputs))
-    assert expected.form == "forward"
-    torch.testing.assert_close(metric.matvec(v), expected.matvec(v))
-    with pytest.warns(UserWarning, match="double-VJP form"):
-        opt = FIPOptimizer(model.parameters(), AnchorBatch(model, inputs))
-    assert opt.form == "double-vjp"
-    opt.step()  # and warns no more
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
-def test_reentrant_checkpointing_is_found_by_the_finite_difference() -> None:
-    model = Wrapped(lambda self, h: checkpoint(torch.tanh, h, use_reentrant=True))
-    with pytest.raises(
-        RuntimeError, match=r"no form of Jacobian-vector product is right.*reentrant"
-    ):
-        AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
-
-
-@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")  # torch 2.11 has none here
-def test_other_checkpointing_is_right() -> None:
-    model = Wrapped(lambda self, h: checkpoint(torch.tanh, h, use_reentrant=False))
-    plain = Wrapped(lambda self, h: torch.tanh(h))
-    plain.load_state_dict(model.state_dict())
-    inputs = torch.randn(5, 4, dtype=torch.float64)
-    metric, expected = (AnchorMetric(AnchorBatch(m, inputs)) for m in (model, plain))
-    v = torch.randn(metric.size, dtype=torch.float64)
-    torch.testing.assert_close(metric.matvec(v), expected.matvec(v))
-
-
-def test_a_part_cut_off_by_detach_is_found() -> None:
-    model = Wrapped(lambda self, h: h + torch.tanh(self.first.weight).sum().detach() * h.detach())
-    with pytest.raises(RuntimeError, match="no form of Jacobian-vector product is right"):
-        AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
-
-
-@pytest.mark.parametrize("where", ["functional", "noise"])
-def test_randomness_in_eval_mode_is_refused(where: str) -> None:
-    model = Wrapped(
-        lambda self, h: (
-            nn.functional.dropout(h, 0.5, training=True)
-            if where == "functional"
-            else h + torch.randn_like(h)
-        )
-    )
-    anchors = AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64))
-    with pytest.raises(ValueError, match="model: two evaluations"):
-        FIPOptimizer(model.parameters(), anchors)
-
-
-def test_outputs_without_a_derivative_name_the_cause() -> None:
-    class NumPy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):  # type: ignore[no-untyped-def]
-            return torch.from_numpy(np.tanh(x.detach().numpy()))
-
-        @staticmethod
-        def backward(ctx, grad):  # type: ignore[no-untyped-def]
-            raise NotImplementedError("tanh of NumPy has no derivative here")
-
-    model = Wrapped(lambda self, h: NumPy.apply(h))
-    with pytest.raises(RuntimeError, match="has no derivative here"):
-        AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
-
-
 def test_float32_products_of_a_transformer_agree_with_float64() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -564,24 +462,6 @@ def test_traces_go_with_their_anchors() -> None:
     del anchors
     gc.collect()
     assert len(_TRACES) == before
-
-
-def test_the_probe_computes_in_whole_float32_and_puts_the_precision_back() -> None:
-    layers = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    seen = []
-
-    class Noting(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append([layer.fp32_precision for layer in layers])
-            return super().forward(x)
-
-    before = [layer.fp32_precision for layer in layers]
-    anchors = AnchorBatch(Noting(3, 2), torch.randn(4, 3))
-    seen.clear()
-    probe(anchors, list(anchors.model.parameters()))
-    assert seen
-    assert all(found == ["ieee"] * 3 for found in seen)
-    assert [layer.fp32_precision for layer in layers] == before
 
 
 @pytest.mark.parametrize("name", sorted(TOGETHER))
