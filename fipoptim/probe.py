@@ -32,6 +32,8 @@ ANCHORS = 8
 DISTANCES = (0.1, 1e-3, 0.0)
 # Steps along the line in the same units: those that settle most models come first.
 STEPS = (1e-3, 1e-2, 1e-4, 1e-1, 5e-1, 1e-5, 1e-6, 1e-7)
+# The seeds of further lines, one of which has to confirm an error before it is believed.
+OTHERS = (1, 2)
 # The relative error of J v that is an error, beyond what is allowed for.
 ERROR = 0.02
 # Parts into which the parameters are divided at most to say where an error comes from.
@@ -74,12 +76,19 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
     wrong: list[bool] = []
     forms: tuple[Form, Form] = ("forward", "double-vjp")
     with evaluation(anchors.model, anchors.device):
-        probed = _Probed(anchors, params)
+        lines = [_Probed(anchors, params, seed=0)]
         for form in forms:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    cause = probed.fault(form)
+                    cause = lines[0].fault(form)
+                    if cause is not None:
+                        # Few numbers can be unlucky: what is wrong is so along another line too.
+                        lines += [
+                            _Probed(anchors, params, seed) for seed in OTHERS[len(lines) - 1 :]
+                        ]
+                        if all(line.fault(form) is None for line in lines[1:]):
+                            cause = None
                 wrong.append(True)
             except (RuntimeError, NotImplementedError, TypeError) as error:
                 words = str(error).strip().splitlines() or [""]
@@ -121,20 +130,28 @@ class _Difference:
     Attributes:
         step: Half its width h.
         slope: What it makes of the derivative, shape ``(N, m)``.
-        allowance: How far that may be from the derivative, in Euclidean norm.
+        spread: How far that is from the derivative by curvature, kinks and rounding, as measured: the slope depends on
+            the width, and its two sides differ. In Euclidean norm.
+        rounding: How far it may be by the rounding that is known of.
         still: Whether no output moved at all.
     """
 
     step: float
     slope: Tensor
-    allowance: float
+    spread: float
+    rounding: float
     still: bool
+
+    @property
+    def allowance(self) -> float:
+        """How far the slope may be from the derivative."""
+        return self.spread + self.rounding
 
 
 class _Probed:
     """A few anchors, two points in weight space and a line through the second. Inside :func:`evaluation`."""
 
-    def __init__(self, anchors: AnchorBatch, params: Sequence[Tensor]) -> None:
+    def __init__(self, anchors: AnchorBatch, params: Sequence[Tensor], seed: int) -> None:
         self._anchors = anchors
         self._names = parameter_names(anchors, params)
         self._weights = anchors.weights()
@@ -144,7 +161,7 @@ class _Probed:
         self._few = anchors._select(torch.tensor(spread, device="cpu"))
         self._here = {name: self._weights.parameters[name] for name in self._names}
         z = self._checked_outputs()
-        generator = torch.Generator(device="cpu").manual_seed(0)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
 
         def random(like: Tensor) -> Tensor:
             drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -266,9 +283,17 @@ class _Probed:
                 _size([difference.slope - jv]) <= ERROR * scale
             ):
                 return None
-        found = list(self._all_differences())
-        # A step at which no output moves says only that it is too small for the precision inside.
-        telling = [d for d in found if not d.still] or found
+        found = sorted(self._all_differences(), key=lambda d: d.step)
+        telling: list[_Difference] = []
+        for difference in found:
+            if difference.still:
+                continue  # too small a step for the precision inside, which says no more
+            scale = max(_size([jv]), _size([difference.slope]))
+            if difference.spread > max(4 * difference.rounding, scale / 4):
+                break  # what varies within so small a step is not resolved by longer ones
+            telling.append(difference)
+        if all(difference.still for difference in found):
+            telling = found[-1:]
         if not telling:
             return None
         best = min(telling, key=lambda d: d.allowance)
@@ -299,12 +324,11 @@ class _Probed:
         wide, narrow = (
             (moved[h].double() - moved[-h].double()) / (2 * h) for h in (step, step / 2)
         )
-        bend = _size([moved[step / 2].double() - 2 * z + moved[-step / 2].double()])
-        # Of curvature, kinks and rounding: the slope depends on the width, the sides differ, and what is known of
-        # the precision.
-        allowance = _size([wide - narrow]) + bend / (step / 2) + self._eps * _size([z]) / step
+        bend = _size([moved[step].double() - 2 * z + moved[-step].double()])
+        spread = max(_size([wide - narrow]), bend / (2 * step))
+        rounding = self._eps * _size([z]) / step
         still = all(torch.equal(x, self._z) for x in moved.values())
-        return _Difference(step, narrow, allowance, still)
+        return _Difference(step, wide, spread, rounding, still)
 
     def _moved(self, h: float, part: Sequence[bool] | None) -> Parameters:
         part = part or [True] * len(self._v)
@@ -323,11 +347,9 @@ class _Probed:
             if _size([a - b]) > 0.1 * max(_size([a]), _size([b]))
         ]
         outputs = jv.shape[1]
-        where = (
-            f"all {outputs} outputs"
-            if len(columns) == outputs
-            else f"outputs {_few(columns)} of {outputs}"
-        )
+        where = f"output {_few(columns)} of {outputs}"
+        if len(columns) in (0, outputs):
+            where = f"all {outputs} outputs"
         names, causes = self._concerned(chunk, best.step)
         by = f" by {_listed(names)}" if names else ""
         rounding = ""
@@ -357,7 +379,7 @@ class _Probed:
                 continue
             names += self._names[start : start + size]
             causes[_likeness(jv.double(), difference.slope)] = None
-        return names, list(causes) or ["in no parameter by itself"]
+        return names, list(causes) or ["too little to be seen in a single part of them"]
 
 
 class _Precision(TorchDispatchMode):
