@@ -246,6 +246,7 @@ class AnchorBatch:
         self.progress = progress or iter
         self._map = output_map(output)
         self._seed = draw_seed(generator)
+        self._padding: dict[str, list[int]] | None = None
         self.inputs: Inputs = _checked_inputs(inputs)
         count = len(self)
         if batch_size is not None and batch_size > count:
@@ -421,6 +422,8 @@ class AnchorBatch:
 
     def padding_rows(self) -> dict[str, list[int]]:
         """The padding rows of tables of embeddings, by the parameter's name: no lookup has a derivative by them."""
+        if self._padding is not None:
+            return self._padding
         weights, lookups = self.weights(), PureLookups()
         few = map_inputs(lambda x: x[:2], self.inputs)  # any tell, as all are looked up alike
         with evaluation(self.model, self.device), torch.no_grad():
@@ -430,7 +433,8 @@ class AnchorBatch:
         for table, row in lookups.padding:
             if id(table) in names:
                 rows.setdefault(names[id(table)], set()).add(row)
-        return {name: sorted(found) for name, found in rows.items()}
+        self._padding = {name: sorted(found) for name, found in rows.items()}
+        return self._padding
 
     def _mapped(self, inputs: Inputs, weights: Weights, lookups: PureLookups | None = None) -> Any:
         """What the output map makes of the model's outputs, before it is checked and flattened."""
