@@ -12,6 +12,23 @@ from typing import Any
 import torch
 
 
+class Distinct(argparse.Action):
+    """Stores the values of an option of which none may be given twice: what is counted twice is not measured twice."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Refuses a second one by name."""
+        for k, value in enumerate(values):
+            if value in values[:k]:
+                raise argparse.ArgumentError(self, f"{value} is given twice; give each value once")
+        setattr(namespace, self.dest, values)
+
+
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """An argument type: an integer of at least ``least``, at most ``most``."""
 
@@ -28,6 +45,9 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+SEED = whole(0, 2**32 - 1)
 
 
 def positive(text: str) -> float:
@@ -116,11 +136,12 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
 def add_run_options(group: argparse._ArgumentGroup, recipe: str) -> None:
     """``--seed`` or ``--seeds``, ``--device``, ``--out``, ``--resume`` and ``--no-progress``."""
     seed = group.add_mutually_exclusive_group()
-    seed.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="[%(default)s]")
+    seed.add_argument("--seed", type=SEED, default=0, help="[%(default)s]")
     seed.add_argument(
         "--seeds",
-        type=whole(0, 2**32 - 1),
+        type=SEED,
         nargs="+",
+        action=Distinct,
         metavar="SEED",
         help="several, one run each",
     )

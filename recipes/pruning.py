@@ -1,8 +1,9 @@
 """From a dense network to sparse ones: along a functionally invariant path, and as others go.
 
-Every method visits the wanted sparsities in increasing order and trains for the same number of epochs for each. Those
-that prune gradually go on from one to the next; along the first half of the epochs the sparsity rises on a cubic
-(Zhu and Gupta, 2017), in the second half the weights that are left settle.
+Every method visits the wanted sparsities in increasing order. The path gets there in stages (``recipes.waypoints``) of
+equally many epochs; the other methods have epochs for as many stages, and more. Those that prune gradually go on from
+one sparsity to the next: along the first half of the epochs the sparsity rises on a cubic (Zhu and Gupta, 2017), in the
+second half the weights that are left settle.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from recipes.data import Task
 from recipes.masks import MaskedWeights
 from recipes.progress import Progress
 from recipes.training import accuracy, steps_an_epoch, synchronize
+from recipes.waypoints import stages
 
 RAMP = 0.5  # the part of the steps in which the sparsity rises
 SNAPSHOTS = 6  # networks remembered on the way to each sparsity
@@ -43,13 +45,15 @@ class Settings:
     """What may be tuned; every field is an option of the command line.
 
     Attributes:
-        epochs: Passes over as many inputs as the training set has, for each sparsity.
+        epochs: Passes over as many inputs as the training set has, for each stage of the path.
         batch_size: Inputs of a step.
         lr: Adam's highest learning rate on the path, where steps take no products, for the dense network. It grows with
             the inverse root of the share of weights that are to be left, so that a step keeps its length.
-        baseline_epochs: The same as ``epochs`` for the baselines; they get as much time as the path takes, or more.
+        baseline_epochs: The same for the baselines, for each stage that the path takes to a sparsity; they get as much
+            time as it does, or more.
         baseline_lr: Adam's highest learning rate in the baselines.
         mask_every: Steps between two choices of the weights to keep.
+        waypoints: Whether the path visits sparsities between those asked for, where these are far apart.
         products: Metric products of a step: 0 is Adam's own step on drift and distance, on minibatches in training
             mode; ``"adaptive"`` or a number takes the steps of ``FIPOptimizer``, on anchors in eval mode.
         max_products: Most products of an adaptive step.
@@ -76,6 +80,7 @@ class Settings:
     baseline_epochs: int
     baseline_lr: float
     mask_every: int = 10
+    waypoints: bool = True
     products: int | str = 0
     max_products: int = 16
     eps: float = 5.0
@@ -104,6 +109,21 @@ class Method:
     rise: Literal["gradual", "at once", "rounds"]
 
 
+@dataclass(frozen=True)
+class Leg:
+    """One training of a method on its way, under one schedule.
+
+    Attributes:
+        sparsity: Where it leads.
+        epochs: Passes over the inputs.
+        asked: Whether that sparsity was asked for; a waypoint was not.
+    """
+
+    sparsity: float
+    epochs: int
+    asked: bool = True
+
+
 # Plain magnitude empties the layer with the smallest weights, at the latest where little is left: 58 % correct on MNIST
 # with LeNet-300-100 at 98 %, where magnitudes relative to their layer's keep 97 %.
 METHODS = {
@@ -122,6 +142,22 @@ class Dense:
 
     model: nn.Module
     early: dict[str, Tensor] | None
+
+
+def title(method: str, settings: Settings, *, rewinds: bool) -> str:
+    """What tables and plots call a method: what runs in it with these settings.
+
+    Args:
+        method: One of ``METHODS``.
+        settings: How.
+        rewinds: Whether weights from early in training are known, to which the lottery ticket goes back.
+    """
+    if method == "fip":
+        name = "Adam on drift + distance" if settings.products == 0 else METHODS[method].title
+        return f"{name} + labels" if settings.labels else name
+    if METHODS[method].rise == "rounds" and not rewinds:
+        return "iterative, labels"
+    return METHODS[method].title
 
 
 @dataclass(frozen=True)
@@ -163,10 +199,17 @@ class SparseNetwork:
 
 @dataclass
 class Run:
-    """What a method left: the networks it arrived at, and prunable weights on the way as flat vectors."""
+    """What a method left.
+
+    Attributes:
+        networks: Those it arrived at, one for each sparsity asked for.
+        path: Prunable weights on the way, as flat vectors; the dense network's first.
+        arrived: Which of them are the networks' own.
+    """
 
     networks: list[SparseNetwork]
     path: list[Tensor]
+    arrived: list[int]
 
 
 def softened(temperature: float) -> Callable[[Tensor], Tensor]:
@@ -224,14 +267,24 @@ def _random_like(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
+def legs(method: str, sparsities: Sequence[float], settings: Settings) -> list[Leg]:
+    """What ``sparsify`` does in turn."""
+    way = stages(sparsities) if settings.waypoints else [[wanted] for wanted in sparsities]
+    epochs = settings.baseline_epochs
+    if METHODS[method].follow == "path":
+        return [
+            Leg(on_the_way, settings.epochs, asked=on_the_way == wanted)
+            for part, wanted in zip(way, sparsities, strict=True)
+            for on_the_way in part
+        ]
+    if METHODS[method].rise == "rounds":
+        return [Leg(wanted, epochs, asked=wanted in sparsities) for wanted in _rounds(sparsities)]
+    return [Leg(wanted, epochs * len(part)) for part, wanted in zip(way, sparsities, strict=True)]
+
+
 def total_steps(method: str, task: Task, sparsities: Sequence[float], settings: Settings) -> int:
     """How many steps ``sparsify`` takes."""
-    stages = len(_rounds(sparsities)) if METHODS[method].rise == "rounds" else len(sparsities)
-    return stages * _steps(method, task, settings)
-
-
-def _steps(method: str, task: Task, settings: Settings) -> int:
-    epochs = settings.epochs if METHODS[method].follow == "path" else settings.baseline_epochs
+    epochs = sum(leg.epochs for leg in legs(method, sparsities, settings))
     return epochs * steps_an_epoch(task, settings.batch_size)
 
 
@@ -259,8 +312,9 @@ class _Pruning:
         progress: Progress,
     ) -> None:
         start = time.perf_counter()
-        self.method, self.task, self.settings = METHODS[method], task, settings
-        self.steps = _steps(method, task, settings)
+        self.name, self.method = method, METHODS[method]
+        self.task, self.settings = task, settings
+        self.steps = 0  # of the leg
         seeing = {"none": (), "labels": ("labels",), "all": ("path", "outputs", "labels")}
         self.augment = augment if self.method.follow in seeing[settings.augment] else None
         self.progress = progress
@@ -268,6 +322,7 @@ class _Pruning:
         self.model = copy.deepcopy(dense.model).to(memory_format=torch.channels_last)
         self.dense = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.early = dense.early
+        self.title = title(method, settings, rewinds=dense.early is not None)
         self.start = copy.deepcopy(dense.model.state_dict())
         self.generator = torch.Generator().manual_seed(seed)
         count = len(task.train_inputs)
@@ -308,18 +363,18 @@ class _Pruning:
     # --- from one sparsity to the next ----------------------------------------------------------------
 
     def run(self, sparsities: Sequence[float]) -> Run:
-        networks = []
+        networks, arrived = [], []
         self._remember()
-        stages = _rounds(sparsities) if self.method.rise == "rounds" else sparsities
-        for wanted in stages:
-            if self.method.rise == "gradual":
-                self._stage(wanted, rising=True)
-            else:
-                self._start_over(wanted)
-                self._stage(wanted, rising=False)
-            if wanted in sparsities:
-                networks.append(self._network(wanted))
-        return Run(networks, self.path)
+        way = legs(self.name, sparsities, self.settings)
+        for k, leg in enumerate(way, start=1):
+            rising = self.method.rise == "gradual"
+            if not rising:
+                self._start_over(leg.sparsity)
+            self._train(leg, rising=rising, of=f"{k} of {len(way)}" if len(way) > 1 else "")
+            if leg.asked:
+                networks.append(self._network(leg.sparsity))
+                arrived.append(len(self.path) - 1)
+        return Run(networks, self.path, arrived)
 
     def _start_over(self, wanted: float) -> None:
         """Prunes at once: the dense network, or for the lottery ticket what the last round trained."""
@@ -332,7 +387,10 @@ class _Pruning:
             if self.early is not None:
                 self.held.hold_only(self.held.masks, self.early)
 
-    def _stage(self, wanted: float, *, rising: bool) -> None:
+    def _train(self, leg: Leg, *, rising: bool, of: str) -> None:
+        """From the sparsity of now to that of the leg; ``of`` says which one of how many it is."""
+        wanted = leg.sparsity
+        self.steps = leg.epochs * steps_an_epoch(self.task, self.settings.batch_size)
         start = time.perf_counter()
         optimizer, scheduler, step = self._mover(wanted)
         self.seconds += time.perf_counter() - start
@@ -357,12 +415,12 @@ class _Pruning:
             scheduler.step()
             synchronize(self.device)
             self.seconds += time.perf_counter() - start
-            self.progress(1, f"{self.sparsity:.2%} zeros")
+            self.progress(1, f"{of and of + ': '}{self.sparsity:.2%} zeros")
             if (t + 1) % spacing == 0 or t + 1 == self.steps:
                 self._remember()
         if not bool(all(torch.isfinite(p).all() for p in self.model.parameters())):
             raise FloatingPointError(
-                f"{self.method.title}: the weights are not finite; lower the learning rate"
+                f"{self.title}: the weights are not finite; lower the learning rate"
             )
 
     def _hold(self, sparsity: float) -> None:

@@ -19,10 +19,11 @@ from typing import Any
 
 from fipoptim import Solver
 from fipoptim.secondary import SparseProjection
-from recipes import report
+from recipes import kept, report, sparsify_tables
 from recipes.augment import augmentation
 from recipes.data import DataError, load_task
 from recipes.options import (
+    Distinct,
     add_data_options,
     add_run_options,
     fraction,
@@ -74,13 +75,14 @@ def _main(argv: Sequence[str] | None) -> int:
             f"argument --anchors: {settings.anchors} is more than the {len(task.train_inputs)} "
             f"training inputs of {data}"
         )
-    seeds: list[int] = arguments.seeds or [arguments.seed]
+    seeds = arguments.seeds or [arguments.seed]
     methods = list(METHODS) if "all" in arguments.method else list(dict.fromkeys(arguments.method))
     config = {
         "network": name,
         "data": data,
-        "checkpoint": None if checkpoint is None else arguments.checkpoint.name,
+        **kept.identity(arguments.checkpoint),
         "dense_epochs": network.dense_epochs,
+        "dense_batch_size": network.dense_batch_size,
         "validation": arguments.validation,
         "sparsities": list(sparsities),
         **dataclasses.asdict(settings),
@@ -99,18 +101,25 @@ def _main(argv: Sequence[str] | None) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         if arguments.resume:
             experiment.check_resumable(seeds, methods)
+        else:
+            experiment.clear(seeds, methods)
     except OSError as error:
         parser.error(f"argument --out: cannot make the folder {arguments.out}: {error.strerror}")
     except DataError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    for seed in seeds:
-        experiment.run(
-            seed,
-            methods,
-            checkpoint,
-            resume=arguments.resume,
-            progress=arguments.progress,
-        )
+    plan = sparsify_tables.plan(methods, sparsities, settings, rewinds=checkpoint is None)
+    print(f"{plan}\n", flush=True)
+    try:
+        for seed in seeds:
+            experiment.run(
+                seed,
+                methods,
+                checkpoint,
+                resume=arguments.resume,
+                progress=arguments.progress,
+            )
+    except FloatingPointError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
     experiment.report(seeds, methods, export=arguments.export)
     return 0
 
@@ -172,7 +181,9 @@ def _parser() -> argparse.ArgumentParser:
         type=number,
         nargs="+",
         metavar="P",
-        help="shares of the prunable weights that are to be zero, visited in increasing order "
+        action=Distinct,
+        help="shares of the prunable weights that are to be zero, visited in increasing order, with waypoints where "
+        "they are far apart "
         + "["
         + " / ".join(" ".join(f"{s:g}" for s in n.sparsities) for n in NETWORKS.values())
         + "]",
@@ -219,8 +230,13 @@ def _parser() -> argparse.ArgumentParser:
     rate = {"type": positive, "metavar": "X"}
     switch = {"action": argparse.BooleanOptionalAction}
     group = parser.add_argument_group("all methods")
-    setting("--epochs", "epochs for each sparsity on the path", **count)
-    setting("--baseline-epochs", "epochs for each sparsity in the baselines", **count)
+    setting("--epochs", "epochs for each stage of the path", **count)
+    setting(
+        "--baseline-epochs",
+        "epochs in the baselines, for each stage that the path takes to a sparsity",
+        **count,
+    )
+    setting("--waypoints", "visit sparsities between those that are far apart", **switch)
     setting("--batch-size", "inputs of a step", **count)
     setting("--baseline-lr", "Adam's highest learning rate in the baselines", **rate)
     setting("--mask-every", "steps between two choices of the weights to keep", **count)

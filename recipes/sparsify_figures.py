@@ -38,7 +38,7 @@ def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -
             left,
             found.mean(axis=0),
             spread,
-            label=METHODS[method].title,
+            label=runs[0]["title"],
             color=_COLOURS[k],
             marker=_MARKERS[k],
             markersize=4,
@@ -64,13 +64,16 @@ def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -
     _save(figure, path)
 
 
-def weight_space(path: Path, points: Tensor, *, stages: int, seed: int) -> None:
+def weight_space(
+    path: Path, points: Tensor, *, arrived: Sequence[int], title: str, seed: int
+) -> None:
     """The path in the plane of its principal components (Fig. 3D, 3E), with random sparse networks.
 
     Args:
         path: The file.
         points: ``(networks, weights)``, the dense network first.
-        stages: How many sparsities were visited, with equally many networks on the way to each.
+        arrived: Those of them that have a sparsity asked for.
+        title: What the way is called.
         seed: Of the random masks, which leave the dense network's weights elsewhere as they are.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -85,10 +88,9 @@ def weight_space(path: Path, points: Tensor, *, stages: int, seed: int) -> None:
     plane = PCA(2, svd_solver="randomized", random_state=0).fit_transform(every)
     way, others = plane[: len(points)], plane[len(points) :]
     figure, axes = plt.subplots(figsize=(6.0, 4.6), layout="constrained")
-    each = (len(points) - 1) // stages
     axes.plot(way[:, 0], way[:, 1], color=_COLOURS[0], linewidth=1.2, zorder=1)
-    axes.scatter(way[:, 0], way[:, 1], s=10, color=_COLOURS[0], label="invariant path", zorder=2)
-    ends = way[each::each]
+    axes.scatter(way[:, 0], way[:, 1], s=10, color=_COLOURS[0], label=title, zorder=2)
+    ends = way[list(arrived)]
     axes.scatter(
         ends[:, 0],
         ends[:, 1],

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from recipes.augment import Augment
-from recipes.data import DataError, Task
+from recipes.checkpoints import load_weights
+from recipes.data import Task
 from recipes.networks import digits_mlp, lenet_300_100, resnet20
 from recipes.progress import Progress
 from recipes.pruning import Dense, Settings
@@ -138,37 +136,6 @@ def train_dense(
 
 
 def load_dense(path: Path, model: nn.Module) -> Dense:
-    """A start network from a safetensors file, or a state dict that torch saved.
-
-    Raises:
-        DataError: If the file cannot be read, or its names or shapes are not the model's.
-    """
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read as weights: {reason}") from error
-    own = model.state_dict()
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise DataError(f"{path} holds no state dict of tensors; save model.state_dict()")
-    # A safetensors file of a network with batch norm may leave out the counters.
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    unknown = [n for n in state if n not in own]
-    other = [
-        f"{n} is {tuple(state[n].shape)}, not {tuple(t.shape)}"
-        for n, t in own.items()
-        if n in state and state[n].shape != t.shape
-    ]
-    if missing or unknown or other:
-        said = [
-            f"{label} {', '.join(items[:3])}{' and more' if len(items) > 3 else ''}"
-            for label, items in (("lacks", missing), ("has unknown", unknown), ("", other))
-            if items
-        ]
-        raise DataError(f"{path} does not fit the network: {'; '.join(said).strip()}")
-    model.load_state_dict({**own, **state})
+    """A start network from a file; see :func:`recipes.checkpoints.load_weights`."""
+    load_weights(path, model)
     return Dense(model, None)

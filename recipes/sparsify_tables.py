@@ -7,18 +7,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipes import report
-from recipes.pruning import METHODS, SparseNetwork
+from recipes.pruning import METHODS, Settings, SparseNetwork, legs, title
 
 
-def line(seed: int, method: str, dense: float, networks: Sequence[SparseNetwork]) -> str:
+def plan(
+    methods: Sequence[str], sparsities: Sequence[float], settings: Settings, *, rewinds: bool
+) -> str:
+    """What each method is going to do: the sparsities it visits, and its epochs."""
+    rows = [["from the dense network to", "% of the weights zero", "epochs"]]
+    for method in methods:
+        way = legs(method, sparsities, settings)
+        visited = ", ".join(f"{100 * leg.sparsity:.4g}" for leg in way)
+        if METHODS[method].rise == "at once" and len(way) > 1:
+            visited += ", each by itself"
+        each = {leg.epochs for leg in way}
+        total = sum(leg.epochs for leg in way)
+        epochs = f"{len(way)} x {each.pop()} = {total}" if len(each) == 1 else f"{total}"
+        rows.append([title(method, settings, rewinds=rewinds), visited, epochs])
+    return report.aligned(rows)
+
+
+def line(seed: int, title: str, dense: float, networks: Sequence[SparseNetwork]) -> str:
     """One run in a line: the accuracy at each sparsity."""
     found = ", ".join(f"{n.wanted:.4g}: {n.accuracy:.2f}" for n in networks)
-    return f"seed {seed}, {method}: dense {dense:.2f}; {found}; {networks[-1].seconds:.0f} s"
+    return f"seed {seed}, {title}: dense {dense:.2f}; {found}; {networks[-1].seconds:.0f} s"
 
 
 def metrics(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """What ``results.json`` holds: the path's networks (the sparsest one's numbers on top), baselines below."""
     summaries = {method: _summary(runs) for method, runs in records.items()}
+    titles = {method: runs[0]["title"] for method, runs in records.items()}
     first = next(iter(records.values()))
     dense = [run["dense_accuracy"] for run in first]
     metrics: dict[str, Any] = {
@@ -27,10 +45,10 @@ def metrics(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
     }
     if "fip" in summaries:
         path = summaries.pop("fip")
-        metrics |= path[-1]
-        metrics["networks"] = path
+        metrics |= {"title": titles["fip"], **path[-1], "networks": path}
     metrics["baselines"] = {
-        method: {**networks[-1], "networks": networks} for method, networks in summaries.items()
+        method: {"title": titles[method], **networks[-1], "networks": networks}
+        for method, networks in summaries.items()
     }
     return metrics
 
@@ -74,7 +92,7 @@ def table(records: Mapping[str, Sequence[Mapping[str, Any]]], sparsities: Sequen
         return f"{entry['accuracy']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
     total = path[0]["total"]
-    rows = [[f"sparsity of {total:,} weights", *(METHODS[m].title for m in summaries)]]
+    rows = [[f"sparsity of {total:,} weights", *(runs[0]["title"] for runs in records.values())]]
     for k in range(len(sparsities)):
         share = f"{path[k]['sparsity']:.2%} ({path[k]['nonzero']:,} left)"
         rows.append([share, *(cell(networks[k]) for networks in summaries.values())])

@@ -2,21 +2,24 @@
 
 import itertools
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.text import Text
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fipoptim import AnchorBatch, AnchorMetric
-from recipes import pruning, sparse_export, sparsify, sparsify_experiment
+from recipes import pruning, sparse_export, sparsify, sparsify_experiment, sparsify_figures
 from recipes.augment import augmentation
 from recipes.data import DATASETS, load_task
 from recipes.masks import MaskedWeights
 from recipes.networks import digits_mlp, lenet_300_100, resnet20
-from recipes.pruning import METHODS, Dense, Settings, softened
+from recipes.pruning import METHODS, Dense, Settings, legs, softened, title
 from recipes.sparsify_networks import NETWORKS, load_dense, train_dense
+from recipes.waypoints import stages
 
 NAMES = ("1.weight", "3.weight", "5.weight")
 TOTAL = 64 * 128 + 128 * 64 + 64 * 10
@@ -143,6 +146,83 @@ def test_rounds_prune_no_more_than_their_share():
     assert all(b / a >= 1 - pruning.ROUND - 1e-9 for a, b in itertools.pairwise(left))
 
 
+DEFAULTS = [list(network.sparsities) for network in NETWORKS.values()]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [[s] for s in (0.0, 0.3, 0.5, 0.9, 0.93, 0.95, 0.98, 0.994, 0.9999)]
+    + [[0.5, 0.994], [0.9, 0.994], [0.2, 0.93, 0.98], [0.0, 0.999]],
+)
+def test_no_stage_of_the_way_is_too_long(asked):
+    way = stages(asked)
+    assert [part[-1] for part in way] == asked  # exactly, and reported from there
+    visited = [sparsity for part in way for sparsity in part]
+    assert visited == sorted(set(visited))
+    here = 0.0
+    for sparsity in visited:
+        share = (sparsity - here) / (1 - here)
+        assert sparsity <= 0.93 + 1e-9 or share <= 0.6 + 1e-9
+        here = sparsity
+    # As few as there can be: with one less some stage would be longer.
+    begun = 0.0
+    for part, wanted in zip(way, asked, strict=True):
+        least = max(
+            1, math.ceil(math.log((1 - wanted) / min(1 - begun, 0.175)) / math.log(0.4) - 1e-9)
+        )
+        assert len(part) == least
+        begun = wanted
+
+
+def test_what_is_known_to_work_is_left_as_it_is():
+    assert len(DEFAULTS) == 3
+    for asked in DEFAULTS:
+        assert stages(asked) == [[sparsity] for sparsity in asked]
+    assert len(stages([0.994])[0]) == 4
+
+
+@pytest.mark.parametrize("products", [0, 1])
+def test_one_sparsity_gets_the_way_it_needs_by_itself(products, digits, dense):
+    settings = replace(SETTINGS, products=products, epochs=1, eps=1.0)
+    way = stages([0.98])[0]
+    assert len(way) == 3
+    seen = []
+    alone, told, direct = (
+        pruning.sparsify("fip", dense, digits, asked, how, augment=None, seed=0, progress=show)
+        for asked, how, show in (
+            ([0.98], settings, lambda n, text: seen.append(text)),
+            (way, settings, lambda n, text: None),
+            ([0.98], replace(settings, waypoints=False), lambda n, text: None),
+        )
+    )
+    assert [n.wanted for n in alone.networks] == [0.98]  # waypoints are visited, not reported
+    assert all(
+        torch.equal(t, told.networks[-1].state[k]) for k, t in alone.networks[0].state.items()
+    )
+    assert not torch.equal(
+        alone.networks[0].state["1.weight"], direct.networks[0].state["1.weight"]
+    )
+    assert alone.arrived == [len(alone.path) - 1]
+    assert len(told.path) == len(alone.path) == 3 * (len(direct.path) - 1) + 1
+    assert seen[0].startswith("1 of 3: ")
+    assert seen[-1].startswith("3 of 3: 98.00% zeros")
+
+
+def test_other_methods_get_as_many_epochs_as_the_stages_of_the_path():
+    settings = replace(SETTINGS, epochs=5, baseline_epochs=8)
+    for asked in ([0.994], [0.5, 0.994], [0.9, 0.95], *DEFAULTS):
+        path = sum(leg.epochs for leg in legs("fip", asked, settings))
+        count = sum(len(part) for part in stages(asked))
+        assert path == 5 * count
+        for method in METHODS:
+            way = legs(method, asked, settings)
+            assert [leg.sparsity for leg in way if leg.asked] == asked
+            if method != "fip":
+                assert sum(leg.epochs for leg in way) >= 8 * count
+        direct = replace(settings, waypoints=False)
+        assert [leg.sparsity for leg in legs("fip", asked, direct)] == asked
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_arrives_at_exactly_the_sparsity(method, digits, dense):
     before = {k: v.clone() for k, v in dense.model.state_dict().items()}
@@ -168,6 +248,9 @@ def test_every_method_arrives_at_exactly_the_sparsity(method, digits, dense):
         right = (plain(digits.test_inputs).argmax(1) == digits.test_labels).double().mean()
         assert 100 * float(right) == pytest.approx(network.accuracy)
     assert all(torch.equal(v, before[k]) for k, v in dense.model.state_dict().items())
+    arrived = [run.path[k] for k in run.arrived] if method == "fip" else []
+    for flat, network in zip(arrived, run.networks, strict=False):
+        assert torch.equal(flat, torch.cat([network.state[n].flatten() for n in NAMES]))
     again = pruning.sparsify(method, dense, digits, [0.5, 0.95], SETTINGS, augment=None, seed=3)
     for a, b in zip(run.networks, again.networks, strict=True):
         assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
@@ -294,6 +377,66 @@ def test_shifts_fill_with_black_and_keep_the_shape():
         assert any(not torch.equal(v, inputs) for v in views)
 
 
+# What a method is called
+
+
+def test_a_column_is_called_what_ran_in_it():
+    def of(method, *, rewinds=True, **changes):
+        return title(method, replace(SETTINGS, **changes), rewinds=rewinds)
+
+    assert of("fip", products=0) == "Adam on drift + distance"
+    assert of("fip", products=0, labels=True) == "Adam on drift + distance + labels"
+    assert of("fip", products=2) == of("fip", products="adaptive") == "invariant path"
+    assert of("fip", products="adaptive", labels=True) == "invariant path + labels"
+    assert of("lottery-ticket") == "lottery ticket"
+    assert of("lottery-ticket", rewinds=False) == "iterative, labels"  # nothing to go back to
+    assert of("gradual-distillation", products=0) == "gradual, distilled"
+
+
+def legends(monkeypatch):
+    """The labels of what is drawn, by file."""
+    found = {}
+
+    def save(figure, path):
+        texts = [t.get_text() for axes in figure.axes for t in axes.findobj(Text)]
+        found[path.name] = texts
+        sparsify_figures.plt.close(figure)
+
+    monkeypatch.setattr(sparsify_figures, "_save", save)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("products", "name"), [("0", "Adam on drift + distance"), ("1", "invariant path")]
+)
+def test_tables_plots_and_results_call_the_path_what_ran(
+    products, name, tmp_path, capsys, monkeypatch, short_dense
+):
+    drawn = legends(monkeypatch)
+    arguments = ["--out", str(tmp_path), "--no-progress", "--sparsity", "0.5", "--epochs", "1"]
+    arguments += ["--baseline-epochs", "1", "--method", "fip", "one-shot", "--probes", "1"]
+    assert sparsify.main([*arguments, "--products", products]) == 0
+    other = {"Adam on drift + distance", "invariant path"} - {name}
+    printed = capsys.readouterr().out
+    assert printed.count(name) == 3  # the plan, the run, the table
+    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    assert metrics["title"] == name
+    assert metrics["baselines"]["one-shot"]["title"] == "one-shot, labels"
+    assert name in drawn["accuracy.png"]
+    assert name in drawn["weights.png"]
+    everything = [printed, *map(str, drawn.values()), (tmp_path / "results.json").read_text()]
+    assert not any(word in text for word in other for text in everything)
+
+
+def test_a_lottery_ticket_from_a_checkpoint_is_none(tmp_path, capsys, dense):
+    save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
+    arguments = ["--checkpoint", str(tmp_path / "dense.safetensors"), *SHORT]
+    assert sparsify.main([*arguments, "--method", "lottery-ticket", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "iterative, labels" in printed
+    assert "lottery ticket" not in printed
+
+
 # On disk
 
 
@@ -379,6 +522,122 @@ def test_resume_keeps_what_is_finished_and_refuses_another_configuration(
     assert "beta 1.0 there, 7.0 asked for" in capsys.readouterr().err
 
 
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        sparsify.main([*arguments, "--resume"])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def killed(*args, **keywords):
+    raise KeyboardInterrupt
+
+
+def test_a_dense_network_serves_the_runs_that_agree_in_what_it_depends_on(
+    tmp_path, capsys, monkeypatch, short_dense
+):
+    out = ["--out", str(tmp_path), *SHORT, "--method", "one-shot"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sparsify_experiment, "sparsify", killed)
+        assert sparsify.main([*out, "--validation", "0.2"]) == 130
+    error = refusal(capsys, *out)
+    assert "dense" in error
+    assert "another configuration (validation 0.2 there, 0.0 asked for)" in error
+    assert "autocast False there, True asked for" in refusal(capsys, *out, "--autocast")
+    # Another sparsity and other settings of the methods are no other dense network.
+    monkeypatch.setattr(sparsify_experiment, "train_dense", killed)
+    other = ["--validation", "0.2", "--sparsity", "0.7", "--beta", "3", "--resume"]
+    assert sparsify.main([*out, *other]) == 0
+    # A dense network of another number of epochs, or of another seed.
+    monkeypatch.setitem(NETWORKS, "digits-mlp", replace(NETWORKS["digits-mlp"], dense_epochs=3))
+    (tmp_path / "seed-0" / "one-shot.json").unlink()
+    assert "dense_epochs 2 there, 3 asked for" in refusal(capsys, *out, "--validation", "0.2")
+    (tmp_path / "seed-0").rename(tmp_path / "seed-1")
+    error = refusal(capsys, *out, "--validation", "0.2", "--seed", "1")
+    assert "seed 0 there, 1 asked for" in error
+
+
+def test_networks_of_another_configuration_are_not_taken_for_those_of_a_finished_run(
+    tmp_path, capsys, short_dense
+):
+    def arguments(name, *options):
+        return ["--out", str(tmp_path / name), *SHORT, "--method", "fip", *options]
+
+    assert sparsify.main(arguments("a", "--beta", "7")) == 0
+    assert sparsify.main(arguments("b")) == 0
+    theirs, ours = (tmp_path / name / "seed-0" for name in ("a", "b"))
+    for name in ("fip-0.9.safetensors", "path.safetensors", "fip.json"):
+        own = (ours / name).read_bytes()
+        (ours / name).write_bytes((theirs / name).read_bytes())
+        error = refusal(capsys, *arguments("b", "--export"))
+        assert str(ours / name) in error
+        assert "another configuration (beta 7.0 there, 1.0 asked for)" in error
+        (ours / name).write_bytes(own)
+    (ours / "fip.json").write_text("{")
+    assert "fip.json cannot be read" in refusal(capsys, *arguments("b"))
+
+
+def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+    tmp_path, monkeypatch, short_dense
+):
+    def arguments(name, *options):
+        out = ["--out", str(tmp_path / name), *SHORT, "--method", "fip", "--seeds", "0", "1"]
+        return [*out, *options]
+
+    assert sparsify.main(arguments("both", "--beta", "7")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sparsify_experiment, "sparsify", killed)
+        assert sparsify.main(arguments("both")) == 130
+    assert sparsify.main(arguments("both", "--resume")) == 0
+    assert sparsify.main(arguments("alone")) == 0
+    for seed in (0, 1):
+        here, there = (
+            load_file(tmp_path / name / f"seed-{seed}" / "fip-0.9.safetensors")
+            for name in ("both", "alone")
+        )
+        assert all(torch.equal(here[name], t) for name, t in there.items())
+
+
+def test_two_checkpoints_of_one_name_are_two(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save_file(digits_mlp().state_dict(), tmp_path / folder / "dense.safetensors")
+
+    def arguments(folder):
+        checkpoint = tmp_path / folder / "dense.safetensors"
+        out = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), *SHORT]
+        return [*out, "--method", "one-shot"]
+
+    assert sparsify.main(arguments("a")) == 0
+    assert sparsify.main([*arguments("a"), "--resume"]) == 0
+    error = refusal(capsys, *arguments("b"))
+    assert "another configuration (checkpoint_sha256" in error
+
+
+def test_sparsities_that_are_nearly_alike_have_files_of_their_own(tmp_path, short_dense):
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "one-shot"]
+    assert sparsify.main([*arguments, "--sparsity", "0.9", "0.9000001"]) == 0
+    files = sorted(file.name for file in (tmp_path / "seed-0").glob("one-shot-*"))
+    assert files == ["one-shot-0.9.safetensors", "one-shot-0.9000001.safetensors"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    path = tmp_path / "dense.pt"
+    torch.save({"1.weight": Payload()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SystemExit) as stop:
+        sparsify.main(["--checkpoint", str(path), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{path} cannot be read as weights" in error
+    assert "weights_only" not in error  # nobody is told how to run it
+    assert not (tmp_path / "owned").exists()
+
+
 def test_a_checkpoint_is_the_start_network(tmp_path, dense, short_dense):
     save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
     torch.save(dense.model.state_dict(), tmp_path / "dense.pt")
@@ -419,6 +678,8 @@ def untrained(monkeypatch):
         (["--sparsity", "1"], "argument --sparsity: must be at least 0 and below 1, got 1.0"),
         (["--sparsity", "0.9", "-0.1"], "argument --sparsity: must be at least 0 and below 1"),
         (["--sparsity", "nan"], "not a finite number"),
+        (["--sparsity", "0.9", "0.90"], "argument --sparsity: 0.9 is given twice"),
+        (["--seeds", "0", "0"], "argument --seeds: 0 is given twice"),
         (["--sparsity", "0.9999", "--per-layer"], "would leave 5.weight none of its 640 weights"),
         (["--keep", "6"], "argument --keep: the model has no parameter or module '6'"),
         (["--data", "emnist"], "unknown data set 'emnist': choose from digits, mnist"),
