@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from benchmarks import record
 from fipoptim import AnchorBatch
-from recipes import learners, report
+from recipes import kept, learners, report
 from recipes.augment import many
 from recipes.data import DataError, Task, load_pair
 from recipes.learners import METHODS, Tuning
 from recipes.networks import network_for
 from recipes.new_task import DEFAULTS, Settings, learn_first_task, remembered
-from recipes.options import fraction, whole
+from recipes.options import SEED, Distinct, fraction, whole
 from recipes.training import accuracy, minibatches, seed_everything
 
 STEPS = (10, 30, 100, 300)  # of the path; distillation takes as many as fit into their time
@@ -213,11 +213,10 @@ def seed_by_seed(
     Raises:
         DataError: If ``out`` is of another configuration.
     """
-    found = report.read_json(out) if resume else None
+    found = kept.load_record(out, config) if resume else None
     if found is None:
         found = {"config": config, "by_seed": {}}
         found["step_ratio"] = step_ratio(tasks, settings, seed=seeds[0])
-    report.refuse_another(out, found["config"], config)
     ratio, by_seed = found["step_ratio"], found["by_seed"]
     print(f"a step of the path takes {ratio:.2f} times one of distillation", flush=True)
     for seed in seeds:
@@ -357,7 +356,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=SEED, nargs="+", action=Distinct, default=[0])
     parser.add_argument("--anchors", type=whole(1), default=DEFAULTS["mnist"].anchors)
     parser.add_argument("--anchor-batch", type=whole(1), default=ANCHOR_BATCH)
     parser.add_argument(
@@ -392,13 +391,13 @@ def main() -> None:
         parser.error(str(error))
     if arguments.validation > 0:
         tasks = tasks[0].held_out(arguments.validation), tasks[1].held_out(arguments.validation)
+    # Momentum, lengths of step and learning rates are the grid's.
     config = {
-        "anchors": settings.anchors,
-        "anchor_batch": settings.anchor_batch,
-        "augment": settings.augment,
+        **dataclasses.asdict(settings),
         "validation": arguments.validation,
-        "products": settings.products,
+        "steps": STEPS,
         "momentum": {method: list(of.values()) for method, of in MOMENTUM.items()},
+        "grid": GRID,
     }
     try:
         by_seed = seed_by_seed(

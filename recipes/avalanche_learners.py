@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 import time
@@ -25,6 +26,7 @@ from avalanche.training.plugins import (
     SupervisedPlugin,
 )
 from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.utils import ParamData
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -132,14 +134,28 @@ class _FromAvalanche(Learner):
         self.seconds += time.perf_counter() - start
 
     def state(self) -> Any:
-        """What the plugin holds, and how many tasks it has seen."""
-        return vars(self.holding), self.strategy.clock.train_exp_counter
+        """What the plugin holds of the tasks, how many it has seen, and the time spent on that."""
+        return {
+            "held": self.held(),
+            "tasks": self.strategy.clock.train_exp_counter,
+            "seconds": self.seconds,
+            "generator": self.generator.get_state(),
+        }
 
     def load(self, state: Any) -> None:
         """See :class:`Learner`."""
-        held, tasks = state
-        vars(self.holding).update(held)
-        self.strategy.clock.train_exp_counter = tasks
+        self.hold(state["held"])
+        self.strategy.clock.train_exp_counter = state["tasks"]
+        self.seconds = state["seconds"]
+        self.generator.set_state(state["generator"])
+
+    @abstractmethod
+    def held(self) -> Any:
+        """What the plugin holds, as tensors and plain values: a checkpoint has no objects of Avalanche's."""
+
+    @abstractmethod
+    def hold(self, held: Any) -> None:
+        """Gives the plugin what :meth:`held` gave."""
 
     def learn(
         self,
@@ -220,6 +236,26 @@ class EWC(_FromAvalanche):
         """Its importances are taken on the remembered inputs, with their labels."""
         return _EWCPlugin(ewc_lambda=self.strength)
 
+    def held(self) -> Any:
+        """The weights after each task and their importances, by task and name."""
+        return {
+            kind: {
+                task: {name: data.data for name, data in by_name.items()}
+                for task, by_name in getattr(self.holding, kind).items()
+            }
+            for kind in ("saved_params", "importances")
+        }
+
+    def hold(self, held: Any) -> None:
+        """See :class:`_FromAvalanche`."""
+        for kind, tasks in held.items():
+            of_the_plugin = getattr(self.holding, kind)
+            for task, by_name in tasks.items():
+                of_the_plugin[task] = {
+                    name: ParamData(name, init_tensor=tensor, device=tensor.device)
+                    for name, tensor in by_name.items()
+                }
+
     def remembered_bytes(self) -> int:
         """The weights after each task and their importances."""
         kept = (self.holding.saved_params, self.holding.importances)
@@ -231,6 +267,8 @@ class EWC(_FromAvalanche):
 class GEM(_FromAvalanche):
     """Gradient episodic memory (Lopez-Paz and Ranzato, 2017)."""
 
+    _MEMORY = ("memory_x", "memory_y", "memory_tid")
+
     def plugin(self) -> SupervisedPlugin:
         """Remembered inputs of every earlier task are in each step's constraints."""
         return _GEMPlugin(
@@ -239,6 +277,15 @@ class GEM(_FromAvalanche):
             patterns_per_experience=sys.maxsize,
             memory_strength=self.strength,
         )
+
+    def held(self) -> Any:
+        """The inputs, their labels and what Avalanche takes for their tasks, by task."""
+        return {name: getattr(self.holding, name) for name in self._MEMORY}
+
+    def hold(self, held: Any) -> None:
+        """See :class:`_FromAvalanche`."""
+        for name in self._MEMORY:
+            setattr(self.holding, name, held[name])
 
     def remembered_bytes(self) -> int:
         """The inputs and their labels."""
@@ -251,6 +298,24 @@ class LwF(_FromAvalanche):
     def plugin(self) -> SupervisedPlugin:
         """Of the remembered inputs it learns which classes there were."""
         return _LwFPlugin(alpha=self.strength, temperature=2)
+
+    def held(self) -> Any:
+        """The network after the last task, and the classes that there were."""
+        lwf = self.holding.lwf
+        return {
+            "model": None if lwf.prev_model is None else lwf.prev_model.state_dict(),
+            "classes": {task: sorted(known) for task, known in lwf.prev_classes_by_task.items()},
+            "tasks": lwf.expcount,
+        }
+
+    def hold(self, held: Any) -> None:
+        """See :class:`_FromAvalanche`."""
+        lwf = self.holding.lwf
+        if held["model"] is not None:
+            lwf.prev_model = copy.deepcopy(self.strategy.model)
+            lwf.prev_model.load_state_dict(held["model"])
+        lwf.prev_classes_by_task.update({t: set(known) for t, known in held["classes"].items()})
+        lwf.expcount = held["tasks"]
 
     def remembered_bytes(self) -> int:
         """The network after the last task."""

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
+from recipes import kept
+from recipes.checkpoints import load_weights
 from recipes.data import DataError, load_task
 from recipes.diversity_experiment import RECIPE, Experiment
 from recipes.diversity_networks import NETWORKS, Attacks, Network
@@ -68,14 +68,13 @@ def _main(argv: Sequence[str] | None) -> int:
         task = load_task(network.data, data_root=arguments.data_root, download=arguments.download)
         if arguments.validation > 0:
             task = task.held_out(arguments.validation)
-        if arguments.checkpoint is not None:
-            network.build().load_state_dict(load_file(arguments.checkpoint))
     except DataError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    except (OSError, RuntimeError) as error:
-        parser.error(
-            f"argument --checkpoint: {arguments.checkpoint} does not fit {name}: {str(error).splitlines()[0]}"
-        )
+    if arguments.checkpoint is not None:
+        try:
+            load_weights(arguments.checkpoint, network.build())
+        except DataError as error:
+            parser.error(f"argument --checkpoint: {error}")
     if settings.anchors is not None and settings.anchors > len(task.train_inputs):
         parser.error(
             f"argument --anchors: {settings.anchors} is more than the {len(task.train_inputs)} "
@@ -84,7 +83,7 @@ def _main(argv: Sequence[str] | None) -> int:
     config = {
         "network": name,
         "data": network.data,
-        "checkpoint": None if arguments.checkpoint is None else arguments.checkpoint.name,
+        **kept.identity(arguments.checkpoint),
         "validation": arguments.validation,
         **dataclasses.asdict(settings),
         **dataclasses.asdict(attacks),
@@ -98,11 +97,13 @@ def _main(argv: Sequence[str] | None) -> int:
         config,
         arguments.out,
     )
-    seeds: list[int] = arguments.seeds or [arguments.seed]
+    seeds = arguments.seeds or [arguments.seed]
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         if arguments.resume:
             experiment.check_resumable(seeds)
+        else:
+            experiment.clear(seeds)
         for seed in seeds:
             experiment.run(seed, ways, resume=arguments.resume, progress=arguments.progress)
     except OSError as error:
@@ -136,7 +137,9 @@ def _settings(
 
     settings = dataclasses.replace(network.settings, **given(Settings))
     attacks = dataclasses.replace(network.attacks, **given(Attacks))
-    eps = tuple(sorted({*attacks.attack_eps, attacks.table_eps}))
+    # No two that the results would call the same.
+    sizes = {f"{size:.6g}": size for size in (*attacks.attack_eps, attacks.table_eps)}
+    eps = tuple(sorted(sizes.values()))
     attacks = dataclasses.replace(attacks, attack_eps=eps)
     for value in eps:
         if not 0 <= value <= 1:

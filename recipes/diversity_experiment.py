@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipes import diversity_figures, diversity_tables, report
+from recipes import diversity_figures, diversity_tables, kept, report
 from recipes.attacks import Joint, Pixels, auto_attack, pgd
 from recipes.augment import augmentation
+from recipes.checkpoints import load_weights
 from recipes.data import DATASETS, DataError, Task
 from recipes.diversity_networks import Attacks, Network
 from recipes.ensemble_baselines import train_network
@@ -27,7 +27,7 @@ from recipes.ensemble_measures import (
     probabilities,
 )
 from recipes.ensemble_settings import PATHS, WAYS, Settings, steps_of
-from recipes.ensembles import SPENT, Ensemble, build_ensemble, member_file
+from recipes.ensembles import SPENT, Ensemble, build_ensemble, check_members, member_file
 from recipes.memory import give_back
 from recipes.progress import progress_bar
 from recipes.training import accuracy, steps_an_epoch
@@ -62,33 +62,63 @@ class Experiment:
         """Where a seed's networks and records are."""
         return self.out / f"seed-{seed}"
 
+    def config_of(self, seed: int) -> dict[str, Any]:
+        """What a seed's files depend on."""
+        return {**self.config, "seed": seed}
+
     def finished(self, seed: int, way: str) -> dict[str, Any] | None:
-        """The record of a finished run."""
-        return report.read_json(self._record(seed, way))
+        """The record of a finished run.
+
+        Raises:
+            DataError: If it is of another configuration, or cannot be read.
+        """
+        return kept.load_record(self._record(seed, way), self.config_of(seed))
+
+    def _start_file(self, seed: int) -> Path:
+        return self.folder(seed) / "start.safetensors"
+
+    def _attacked_file(self, seed: int) -> Path:
+        return self.folder(seed) / "attacked.safetensors"
 
     def _record(self, seed: int, way: str) -> Path:
         return self.folder(seed) / f"{way}.json"
 
+    def clear(self, seeds: Sequence[int]) -> None:
+        """Removes what a resumed run would take for this run's."""
+        for seed in seeds:
+            for name in ("start", *WAYS):
+                self._record(seed, name).unlink(missing_ok=True)
+                (self.folder(seed) / name / SPENT).unlink(missing_ok=True)
+            self._start_file(seed).unlink(missing_ok=True)
+            self._attacked_file(seed).unlink(missing_ok=True)
+
     def check_resumable(self, seeds: Sequence[int]) -> None:
-        """Refuses finished runs of another configuration.
+        """Refuses what another configuration left.
 
         Raises:
             DataError: With the differences.
         """
         for seed in seeds:
-            for way in ("start", *WAYS):
-                if record := self.finished(seed, way):
-                    report.refuse_another(self._record(seed, way), record["config"], self.config)
+            config = self.config_of(seed)
+            for way in WAYS:
+                if self.finished(seed, way):
+                    for file in self._members(seed, way):
+                        kept.check_tensors(file, config)
+            if self.finished(seed, "start"):
+                kept.check_tensors(self._start_file(seed), config)
+                if self._attacked_file(seed).exists():
+                    kept.check_tensors(self._attacked_file(seed), config)
+            check_members(self.folder(seed) / "independent", config)
+
+    def _members(self, seed: int, way: str) -> list[Path]:
+        folder = self.folder(seed) / way
+        return [member_file(folder, k) for k in range(self.settings.members)]
 
     # --- one seed -------------------------------------------------------------------------------------
 
     def run(self, seed: int, ways: Sequence[str], *, resume: bool, progress: bool) -> None:
         """All ways of one seed, from one start network."""
         self.folder(seed).mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for name in ("start", *WAYS):
-                self._record(seed, name).unlink(missing_ok=True)
-                (self.folder(seed) / name / SPENT).unlink(missing_ok=True)
         if resume and all(self.finished(seed, name) for name in ("start", *ways)):
             return
         start = self._start(seed, progress=progress)
@@ -97,22 +127,22 @@ class Experiment:
             if self.finished(seed, way):
                 continue
             ensemble = self._build(way, start, seed, resume=resume, progress=progress)
-            record = {"config": self.config, **self._measure(ensemble, start, attacked, seed)}
-            report.write_json(self._record(seed, way), record)
+            record = self._measure(ensemble, start, attacked, seed)
+            kept.save_record(self._record(seed, way), record, self.config_of(seed))
             print(diversity_tables.line(seed, way, record), flush=True)
 
     def _start(self, seed: int, *, progress: bool) -> nn.Module:
         """The start network: the checkpoint's, what an earlier run trained, or one trained now."""
-        file = self.folder(seed) / "start.safetensors"
+        file, config = self._start_file(seed), self.config_of(seed)
         model = self.network.build().to(self.images.device)
         # The layout that convolutions on a CPU prefer; all that is made from the start network keeps it.
         model = model.to(memory_format=torch.channels_last)
         if self.finished(seed, "start"):
-            model.load_state_dict(load_file(file))
+            model.load_state_dict(kept.load_tensors(file, config))
             return model.eval()
         seconds = 0.0
         if self.checkpoint is not None:
-            model.load_state_dict(load_file(self.checkpoint))
+            load_weights(self.checkpoint, model)
             model.eval()
         else:
             steps = self.settings.epochs * steps_an_epoch(self.task, self.settings.batch_size)
@@ -127,18 +157,19 @@ class Experiment:
                     progress=show,
                 )
                 seconds = time.perf_counter() - begun
-        report.save_tensors(file, model.state_dict())
+        kept.save_tensors(file, model.state_dict(), config)
         clean = accuracy(model, self.task.test_inputs, self.labels, batch_size=500)
-        record = {"config": self.config, "accuracy": clean, "seconds": seconds}
-        (self.folder(seed) / "attacked.safetensors").unlink(missing_ok=True)
-        report.write_json(self._record(seed, "start"), record)
+        self._attacked_file(seed).unlink(missing_ok=True)
+        record = {"accuracy": clean, "seconds": seconds}
+        kept.save_record(self._record(seed, "start"), record, config)
         return model
 
     def _transfer(self, start: nn.Module, seed: int) -> dict[float, Tensor]:
         """What fools the start network, for each size of the attack; made once."""
-        file = self.folder(seed) / "attacked.safetensors"
-        if file.exists():
-            found = load_file(file)
+        file, config = self._attacked_file(seed), self.config_of(seed)
+        record = _known(self.finished(seed, "start"))
+        if file.exists() and "transfer" in record:
+            found = kept.load_tensors(file, config)
             return {eps: found[f"{eps:.6g}"].to(self.images) for eps in self.attacks.attack_eps}
         count = self.attacks.attack_images
         images, labels = self.images[:count], self.labels[:count]
@@ -146,10 +177,9 @@ class Experiment:
         made = {
             eps: self._pgd(pixels, images, labels, eps, seed) for eps in self.attacks.attack_eps
         }
-        report.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()})
+        kept.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()}, config)
         fooled = {f"{eps:.6g}": percent(_classes(pixels, x) == labels) for eps, x in made.items()}
-        record = _known(self.finished(seed, "start"))
-        report.write_json(self._record(seed, "start"), {**record, "transfer": fooled})
+        kept.save_record(self._record(seed, "start"), {**record, "transfer": fooled}, config)
         return made
 
     def _build(
@@ -169,6 +199,7 @@ class Experiment:
                 self.task,
                 self.settings,
                 folder=self.folder(seed) / way,
+                config=self.config_of(seed),
                 augment=self.augment,
                 distances=walked[-1]["distances"] if walked else (),
                 seed=seed,
@@ -270,23 +301,23 @@ class Experiment:
             environment=report.environment(device),
             metrics=diversity_tables.metrics(records, starts),
         )
-        first = self.folder(seeds[0])
+        config = self.config_of(seeds[0])
+        start_file = self._start_file(seeds[0])
         diversity_figures.attacks(self.out / "attacks.png", records, starts)
         diversity_figures.coherence(self.out / "coherence.png", records)
         diversity_figures.layers(self.out / "layers.png", records)
-        names = {
-            way: [member_file(first / way, k) for k in range(self.settings.members)] for way in ways
-        }
-        diversity_figures.weight_space(self.out / "weights.png", first / "start.safetensors", names)
-        attacked = load_file(first / "attacked.safetensors")[f"{self.attacks.table_eps:.6g}"]
+        names = {way: self._members(seeds[0], way) for way in ways}
+        diversity_figures.weight_space(self.out / "weights.png", start_file, names)
+        attacked = kept.load_tensors(self._attacked_file(seeds[0]), config)
+        attacked_most = attacked[f"{self.attacks.table_eps:.6g}"]
         start = self.network.build()
-        start.load_state_dict(load_file(first / "start.safetensors"))
+        start.load_state_dict(kept.load_tensors(start_file, config))
         pixels = Pixels(start, self.info).eval().to(self.images.device)
-        shown = attacked[:SHOWN].to(self.images)
+        shown = attacked_most[:SHOWN].to(self.images)
         diversity_figures.pictures(
             self.out / "pictures.png",
             self.images[:SHOWN].cpu(),
-            attacked[:SHOWN],
+            attacked_most[:SHOWN],
             {
                 "start": {
                     "clean": _classes(pixels, self.images[:SHOWN]).tolist(),

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recipes import report
+from recipes import kept
 from recipes.augment import Augment
 from recipes.data import Task
 from recipes.ensemble_baselines import Build, distilled, geometric, independent, noise
@@ -62,6 +63,7 @@ def build_ensemble(
     settings: Settings,
     *,
     folder: Path,
+    config: Mapping[str, Any] | None = None,
     augment: Augment | None,
     distances: Sequence[float] = (),
     seed: int,
@@ -77,21 +79,24 @@ def build_ensemble(
         task: What it was trained on.
         settings: How.
         folder: Where the members go; what an earlier run left there is written over, but for ``resume``.
+        config: What the members depend on, stored with each; None is the settings and the seed.
         augment: What training sees of its inputs; what holds the function, and objectives, see the same.
         distances: For weight noise, how far from the start network each member is.
         seed: Of everything drawn.
-        resume: Keep the independent networks that an interrupted run with the same settings left in ``folder``.
+        resume: Keep the independent networks that an interrupted run of the same configuration left in ``folder``.
         progress: Called with the number of steps just taken and what is going on.
 
     Raises:
         ValueError: If there are fewer than two members, or an unknown way.
+        DataError: If networks that are to be kept are of another configuration.
     """
     if settings.members < 2:
         raise ValueError(f"members: an ensemble has two or more, got {settings.members}.")
     if way not in WAYS:
         raise ValueError(f"way: {way!r} is unknown; choose from {', '.join(WAYS)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    spent = _spent(folder) if resume and way == "independent" else []
+    config = {**asdict(settings), "seed": seed} if config is None else config
+    spent = check_members(folder, config) if resume and way == "independent" else []
     files = [member_file(folder, k) for k in range(len(spent))]
     for old in {*folder.glob("*.safetensors"), folder / SPENT}.difference(files):
         old.unlink(missing_ok=True)
@@ -111,9 +116,9 @@ def build_ensemble(
     begun = time.perf_counter()
     for member in members:
         files.append(member_file(folder, len(files)))
-        report.save_tensors(files[-1], member.state)
+        kept.save_tensors(files[-1], member.state, config)
         spent.append(time.perf_counter() - begun)
-        report.write_json(folder / SPENT, {"seconds": spent})
+        kept.save_record(folder / SPENT, {"seconds": spent}, config)
         if member.length is not None:
             lengths.append(member.length)
         begun = time.perf_counter()
@@ -125,7 +130,14 @@ def member_file(folder: Path, k: int) -> Path:
     return folder / f"member-{k:03d}.safetensors"
 
 
-def _spent(folder: Path) -> list[float]:
-    """Seconds that an interrupted run spent on each member it has left."""
-    found = report.read_json(folder / SPENT)
-    return found["seconds"] if found else []
+def check_members(folder: Path, config: Mapping[str, Any]) -> list[float]:
+    """Seconds that an interrupted run spent on each member it has left.
+
+    Raises:
+        DataError: If it was of another configuration.
+    """
+    found = kept.load_record(folder / SPENT, config)
+    spent: list[float] = found["seconds"] if found else []
+    for k in range(len(spent)):
+        kept.check_tensors(member_file(folder, k), config)
+    return spent

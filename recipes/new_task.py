@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fipoptim import AnchorBatch
-from recipes import continual_figures, continual_tables, learners, report
+from recipes import continual_figures, continual_tables, kept, learners, report
 from recipes.augment import many
 from recipes.continual_tables import Row
 from recipes.data import DATASETS, DataError, Task, check_pair, load_pair
@@ -148,7 +147,7 @@ def run(
     seed: int,
     device: torch.device,
     folder: Path,
-    resume: bool = False,
+    config: Mapping[str, Any],
     progress: bool = True,
     keep_networks: bool = False,
 ) -> dict[str, Outcome]:
@@ -161,51 +160,115 @@ def run(
         methods: Of ``recipes.learners.METHODS``.
         seed: Of the weights, the batches and the choice of anchors.
         device: Where.
-        folder: Gets the network after task 1 and the outcome of each method, as they are finished.
-        resume: Whether to take over what an earlier run of the same configuration left there.
+        folder: Gets the network after task 1 and the outcome of each method, as they are finished; what is there
+            already is taken over, so :class:`Files` clears or checks it before.
+        config: The run's, stored with every file.
         progress: Whether to show progress bars.
         keep_networks: Whether the networks along the invariant path are left there too, for ``FIPPath.open``.
 
     Returns:
         The outcome of each method.
+
+    Raises:
+        DataError: If a file in ``folder`` is of another configuration, or cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    start, networks = folder / "first-task.safetensors", folder / "networks"
-    files = {method: folder / f"{method}.pt" for method in METHODS}
-    if not resume:
-        for old in (start, *files.values()):
-            old.unlink(missing_ok=True)
+    files = Files(folder, config)
     task1, task2 = task1.to(device), task2.to(device)
     seed_everything(seed)
     model = network_for(DATASETS[task1.name].family, task1.classes + task2.classes).to(device)
-    if start.exists():
-        model.load_state_dict(load_file(start))
+    if files.start.exists():
+        model.load_state_dict(kept.load_tensors(files.start, files.start_config))
     else:
         learn_first_task(model, task1, settings, seed=seed, progress=progress)
-        report.save_tensors(start, model.state_dict())
-    kept = remembered(task1, settings.anchors, seed)
+        kept.save_tensors(files.start, model.state_dict(), files.start_config)
+    memory = remembered(task1, settings.anchors, seed)
     outcomes = {}
     for method in methods:
-        if files[method].exists():
-            outcomes[method] = Outcome.load(files[method])
+        file = files.outcome(method)
+        if file.exists():
+            outcomes[method] = Outcome.of(kept.load_state(file, config))
             continue
         seed_everything(seed)  # whatever ran before
-        recorded = networks if keep_networks and method == "fip" else None
-        if recorded is not None and recorded.exists():
-            shutil.rmtree(recorded)  # of the run that was interrupted
+        recorded = None
+        if keep_networks and method == "fip":
+            recorded = files.networks
+            if recorded.exists():
+                shutil.rmtree(recorded)  # of this run when it was interrupted: others were refused
+            kept.save_record(files.networks_record, {}, config)
         outcomes[method] = _learn_second_task(
             method,
             copy.deepcopy(model),
             task1,
             task2,
-            kept,
+            memory,
             settings,
             seed=seed,
             progress=progress,
             networks=recorded,
         )
-        outcomes[method].save(files[method])
+        kept.save_state(file, outcomes[method].state(), config)
     return outcomes
+
+
+class Files:
+    """What a seed's run leaves in its folder and a resumed run reads back.
+
+    Args:
+        folder: The seed's.
+        config: The run's, with its seed.
+    """
+
+    # What the network after task 1 depends on; it serves any run that agrees in these.
+    _OF_THE_START = (
+        "task1",
+        "task2",  # whose classes are on the same head
+        "validation",
+        "task1_epochs",
+        "batch_size",
+        "task1_lr",
+        "seed",
+    )
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.start_config = {key: config[key] for key in self._OF_THE_START}
+        self.start = folder / "first-task.safetensors"
+        self.networks, self.networks_record = folder / "networks", folder / "networks.json"
+        self.folder = folder
+
+    def outcome(self, method: str) -> Path:
+        """Where the outcome of a method is."""
+        return self.folder / f"{method}.pt"
+
+    def clear(self) -> None:
+        """Removes what a resumed run would take for this run's."""
+        for old in (self.start, *map(self.outcome, METHODS)):
+            old.unlink(missing_ok=True)
+
+    def check(self, *, keep_networks: bool) -> None:
+        """Refuses what another configuration left.
+
+        Raises:
+            DataError: With the differences.
+        """
+        outcomes = [file for method in METHODS if (file := self.outcome(method)).exists()]
+        for file in outcomes:
+            kept.load_state(file, self.config)
+        if self.start.exists():
+            kept.check_tensors(self.start, self.start_config)
+        if not keep_networks:
+            return
+        of_this_run = kept.load_record(self.networks_record, self.config) is not None
+        if self.networks.exists() and not of_this_run:
+            raise DataError(
+                f"--keep-networks: {self.networks} is not of this run; remove it or choose another --out"
+            )
+        if self.outcome("fip") in outcomes and not of_this_run:
+            raise DataError(
+                "--keep-networks: the path was finished without keeping its networks; remove "
+                f"{self.outcome('fip')} to walk it again"
+            )
 
 
 def spacing(steps: int) -> int:
@@ -256,14 +319,14 @@ def _learn_second_task(
     model: nn.Module,
     task1: Task,
     task2: Task,
-    kept: tuple[Tensor, Tensor],
+    memory: tuple[Tensor, Tensor],
     settings: Settings,
     *,
     seed: int,
     progress: bool,
     networks: Path | None,
 ) -> Outcome:
-    inputs, labels = kept
+    inputs, labels = memory
     # Only measure, never move: the same outputs before and after for all ways of training.
     anchors = AnchorBatch(model, inputs, output=settings.output_space)
     held_out = AnchorBatch(model, task1.test_inputs[:HELD_OUT], output=settings.output_space)
@@ -309,7 +372,7 @@ def _learn_second_task(
             bar.update(step - bar.n)
 
         test(0)
-        with PeakMemory(inputs.device) as memory:
+        with PeakMemory(inputs.device) as peak:
             seconds = learner.learn(
                 minibatches(task2, batch_size=settings.batch_size, epochs=epochs, seed=seed + 1),
                 steps=steps,
@@ -326,7 +389,7 @@ def _learn_second_task(
         },
         remembered_megabytes=learner.remembered_bytes() / 1e6,
         seconds=seconds,
-        peak_megabytes=None if memory.peak is None else memory.peak / 1e6,
+        peak_megabytes=None if peak.peak is None else peak.peak / 1e6,
         scores=torch.stack(sure),
         weights=torch.stack(weights) if weights else None,
     )
@@ -360,8 +423,9 @@ def _main(argv: Sequence[str] | None) -> int:
     names = {"task1": task1.name, "task2": task2.name}
     rows = _rows(**names)
     config = {**names, "validation": arguments.validation, **dataclasses.asdict(settings)}
-    for seed, folder in folders.items():
-        _prepare(parser, folder, {**config, "seed": seed}, arguments)
+    _prepare(
+        parser, [Files(folder, {**config, "seed": s}) for s, folder in folders.items()], arguments
+    )
 
     environment = report.environment(device)
     runs: dict[str, list[Metrics]] = {name: [] for name in methods}
@@ -374,7 +438,7 @@ def _main(argv: Sequence[str] | None) -> int:
             seed=seed,
             device=device,
             folder=folder,
-            resume=arguments.resume,
+            config={**config, "seed": seed},
             progress=arguments.progress,
             keep_networks=arguments.keep_networks,
         )
@@ -408,25 +472,22 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _prepare(
-    parser: argparse.ArgumentParser,
-    folder: Path,
-    config: Mapping[str, Any],
-    arguments: argparse.Namespace,
+    parser: argparse.ArgumentParser, seeds: Sequence[Files], arguments: argparse.Namespace
 ) -> None:
-    """Makes the folder of a seed, and says what it is for; refuses to mix two configurations in it."""
-    file, networks = folder / "config.json", folder / "networks"
-    if arguments.resume and (found := report.read_json(file)) is not None:
-        different = report.differences(found, config)
-        if different:
+    """Clears the folders of all seeds before the first one runs, or checks them if they are resumed."""
+    for files in seeds:
+        if arguments.resume:
+            try:
+                files.check(keep_networks=arguments.keep_networks)
+            except DataError as error:
+                parser.error(f"argument {error}")
+        elif arguments.keep_networks and files.networks.exists():
             parser.error(
-                f"argument --resume: {file} is of another configuration ({different}); choose another --out"
+                f"argument --keep-networks: {files.networks} is there already; remove it or choose another --out"
             )
-    elif arguments.keep_networks and networks.exists():
-        parser.error(
-            f"argument --keep-networks: {networks} is there already; remove it or choose another --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write_json(file, config)
+    if not arguments.resume:
+        for files in seeds:
+            files.clear()
 
 
 def _draw(folder: Path, outcomes: Mapping[str, Outcome], *, task1: str, task2: str) -> None:

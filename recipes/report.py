@@ -17,11 +17,8 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor
-
-from recipes.data import DataError
 
 Metrics = Mapping[str, float | None]  # of one run; None where it could not be measured
 
@@ -96,16 +93,14 @@ class Outcome:
             **peak,
         }
 
-    def save(self, path: Path) -> None:
-        """Writes the outcome as tensors and plain values, whole or not at all."""
-        content = {**vars(self), "curve": vars(self.curve)}
-        replace(path, lambda temporary: torch.save(content, temporary))
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, from which :meth:`of` makes it again."""
+        return {**vars(self), "curve": vars(self.curve)}
 
     @classmethod
-    def load(cls, path: Path) -> Outcome:
-        """Reads what :meth:`save` wrote."""
-        content = torch.load(path, weights_only=True)
-        return cls(**{**content, "curve": Curve(**content["curve"])})
+    def of(cls, state: Mapping[str, Any]) -> Outcome:
+        """What :meth:`state` was taken of."""
+        return cls(**{**state, "curve": Curve(**state["curve"])})
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
@@ -140,30 +135,6 @@ def write_results(
         "metrics": metrics,
     }
     write_json(path, content)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between the configuration of a run that is there and the one asked for; empty if nothing does."""
-    # As JSON has them: tuples and lists are the same.
-    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
-    return "; ".join(
-        f"{key} {old.get(key)!r} there, {new.get(key)!r} asked for"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    )
-
-
-def refuse_another(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuses to go on from a ``file`` of another configuration.
-
-    Raises:
-        DataError: With the differences.
-    """
-    different = differences(found, wanted)
-    if different:
-        raise DataError(
-            f"--resume: {file} is of another configuration ({different}); choose another --out"
-        )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -291,12 +262,6 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine() or sys.platform
-
-
-def save_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes safetensors, whole or not at all, in the plain layout: networks here may be channels last."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    replace(path, lambda temporary: save_file(plain, temporary))
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

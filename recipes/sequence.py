@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fipoptim.anchors import squared_distance
-from recipes import learners
+from recipes import kept, learners
 from recipes.augment import Augment
 from recipes.batch_statistics import by_batch, with_statistics
 from recipes.data import Task
@@ -20,7 +20,6 @@ from recipes.held_outputs import Held
 from recipes.learners import Learner, Loss
 from recipes.memory import PeakMemory, give_back
 from recipes.progress import Progress
-from recipes.report import replace
 from recipes.training import accuracy, minibatches, outputs, scores, steps_an_epoch
 
 TESTED_STEPS = (1, 3, 10)  # of each task, where a switch does its damage; and the last one
@@ -123,7 +122,7 @@ def learn_sequence(
     augment: Augment | None,
     seed: int,
     checkpoint: Path,
-    resume: bool,
+    config: Mapping[str, Any],
     progress: Progress = lambda steps, text: None,
 ) -> Record:
     """Learns the tasks after the first, in turn.
@@ -139,12 +138,16 @@ def learn_sequence(
         shift: Augmentation of the batches.
         augment: Augmentation of the remembered inputs, where no label is needed.
         seed: Of the batches and of what is remembered.
-        checkpoint: Written after every task; an interrupted run loses the task in hand alone.
-        resume: Whether to go on from ``checkpoint``, if it is there.
+        checkpoint: Written after every task, so an interrupted run loses the task in hand alone; if it is there, the
+            run goes on from it.
+        config: The run's, stored with the checkpoint.
         progress: Called with the number of steps just taken and what is going on.
 
     Returns:
         What was found.
+
+    Raises:
+        DataError: If ``checkpoint`` is of another configuration, or cannot be read.
     """
     moving = by_batch(model) if settings.batch_norm == "batch" else model
     learner = learners.learner(
@@ -157,8 +160,8 @@ def learn_sequence(
         loss=loss,
     )
     run = _Sequence(model, moving, learner, tasks, settings, seed)
-    if resume and checkpoint.exists():
-        run.load(checkpoint)
+    if checkpoint.exists():
+        run.load(kept.load_state(checkpoint, config))
     else:
         run.finish_task(0)
     device = tasks[0].train_inputs.device
@@ -177,7 +180,7 @@ def learn_sequence(
         if memory.peak is not None:
             run.record.peak = max(memory.peak, run.record.peak or 0)
         run.finish_task(k)
-        run.save(checkpoint)
+        kept.save_state(checkpoint, run.state(), config)
     return run.record
 
 
@@ -264,20 +267,17 @@ class _Sequence:
         )[: self.settings.anchors].to(task.train_inputs.device)
         return task.train_inputs[chosen], task.train_labels[chosen]
 
-    def save(self, path: Path) -> None:
-        """Everything that going on takes, whole or not at all."""
-        state = {
+    def state(self) -> dict[str, Any]:
+        """Everything that going on takes: tensors and plain values."""
+        return {
             "model": self.finished.state_dict(),
             "learner": self.learner.state(),
             "references": self.references,
             "record": vars(self.record),
         }
-        replace(path, lambda temporary: torch.save(state, temporary))
 
-    def load(self, path: Path) -> None:
-        """Takes over what :meth:`save` wrote."""
-        # Written by this recipe in the user's own folder; what Avalanche keeps are objects, not tensors alone.
-        state: Mapping[str, Any] = torch.load(path, weights_only=False)
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`state` gave."""
         self.moving.load_state_dict(
             {name: state["model"][name] for name in self.moving.state_dict()}
         )

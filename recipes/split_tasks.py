@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
-from recipes import continual_figures, continual_tables, report, sequence
+from recipes import continual_figures, continual_tables, kept, report, sequence
 from recipes.augment import augmentation, many
 from recipes.continual_tables import Row
 from recipes.data import DataError, Task, load_task, split
@@ -36,7 +35,7 @@ from recipes.learner_options import (
     chosen_methods,
     settings_from,
 )
-from recipes.learners import Tuning
+from recipes.learners import METHODS, Tuning
 from recipes.networks import digits_mlp, narrow_resnet18, xavier
 from recipes.options import add_data_options, add_run_options, run_recipe, usable_device, whole
 from recipes.progress import progress_bar
@@ -46,6 +45,19 @@ from recipes.training import adam_one_cycle, minibatches, seed_everything, steps
 RECIPE = "split_tasks"
 PROGRAM = f"python -m recipes.{RECIPE}"
 DEFAULT_METHODS = ("fip", "distillation", "naive")
+# What the network after the first task depends on: of the configuration, and the seed.
+OF_THE_START = (
+    "data",
+    "classes",
+    "tasks",  # on one head
+    "validation",
+    "first_epochs",
+    "batch_size",
+    "first_lr",
+    "loss_over",
+    "shift",
+    "seed",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +191,17 @@ class _Experiment:
     def start_file(self, seed: int) -> Path:
         return self.folder(seed) / "first-task.safetensors"
 
+    def checkpoint(self, seed: int, method: str) -> Path:
+        return self.folder(seed) / f"{method}.pt"
+
+    def config_of(self, seed: int) -> dict[str, Any]:
+        """What a checkpoint depends on."""
+        return {**self.config, "seed": seed}
+
+    def config_of_start(self, seed: int) -> dict[str, Any]:
+        """What the network after the first task depends on; it serves any run that agrees in these."""
+        return {key: self.config_of(seed)[key] for key in OF_THE_START}
+
     def check_resumable(self, seeds: Sequence[int]) -> None:
         """Refuses what another configuration left.
 
@@ -186,11 +209,13 @@ class _Experiment:
             DataError: With the differences.
         """
         for seed in seeds:
-            file = self.folder(seed) / "config.json"
-            if (found := report.read_json(file)) is not None:
-                report.refuse_another(file, found, self.config)
+            for method in METHODS:
+                if (file := self.checkpoint(seed, method)).exists():
+                    kept.load_state(file, self.config_of(seed))
+            if (file := self.start_file(seed)).exists():
+                kept.check_tensors(file, self.config_of_start(seed))
 
-    def run(self, seed: int, method: str, *, resume: bool, progress: bool) -> Record:
+    def run(self, seed: int, method: str, *, progress: bool) -> Record:
         """One method from the first task to the last."""
         settings, device = self.settings, self.tasks[0].train_inputs.device
         model = self._start(seed, progress=progress).to(device)
@@ -208,8 +233,8 @@ class _Experiment:
                 shift=augmentation(self.data) if settings.shift else None,
                 augment=many(self.data, settings.views) if settings.augment else None,
                 seed=seed,
-                checkpoint=self.folder(seed) / f"{method}.pt",
-                resume=resume,
+                checkpoint=self.checkpoint(seed, method),
+                config=self.config_of(seed),
                 progress=show,
             )
 
@@ -219,7 +244,7 @@ class _Experiment:
         model = network(self.data, self.tasks[-1].class_range[1])
         file = self.start_file(seed)
         if file.exists():
-            model.load_state_dict(load_file(file))
+            model.load_state_dict(kept.load_tensors(file, self.config_of_start(seed)))
             return model
         task, settings = self.tasks[0], self.settings
         model = model.to(task.train_inputs.device)
@@ -238,7 +263,7 @@ class _Experiment:
                 loss=self.loss,
                 after_step=lambda step: bar.update(step - bar.n),
             )
-        report.save_tensors(file, model.state_dict())
+        kept.save_tensors(file, model.state_dict(), self.config_of_start(seed))
         return model
 
     def prepare(self, seed: int, *, resume: bool) -> None:
@@ -246,9 +271,8 @@ class _Experiment:
         folder = self.folder(seed)
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            for file in (self.start_file(seed), *folder.glob("*.pt")):
+            for file in (self.start_file(seed), *(self.checkpoint(seed, m) for m in METHODS)):
                 file.unlink(missing_ok=True)
-        report.write_json(folder / "config.json", self.config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,6 +314,7 @@ def _main(argv: Sequence[str] | None) -> int:
     config = {
         "data": arguments.data,
         "budget": arguments.budget,
+        "classes": tasks[0].classes,
         "tasks": len(tasks),
         "validation": arguments.validation,
         **dataclasses.asdict(settings),
@@ -309,9 +334,7 @@ def _main(argv: Sequence[str] | None) -> int:
     records: dict[str, list[Record]] = {method: [] for method in methods}
     for seed in seeds:
         for method in methods:
-            record = experiment.run(
-                seed, method, resume=arguments.resume, progress=arguments.progress
-            )
+            record = experiment.run(seed, method, progress=arguments.progress)
             records[method].append(record)
             found = record.metrics()
             print(

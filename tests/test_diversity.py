@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.memory import LiveMemory
@@ -429,9 +429,125 @@ def test_the_recipe_leaves_results_members_and_plots_and_resumes(tmp_path, capsy
     assert "another configuration (beta " in capsys.readouterr().err
 
 
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        diversity.main([*arguments, "--resume"])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def killed(*args, **keywords):
+    raise KeyboardInterrupt
+
+
+def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+    tmp_path, monkeypatch
+):
+    def arguments(name, *options):
+        ways = ["--objective", "withstand", "--baseline", "--seeds", "0", "1"]
+        return ["--out", str(tmp_path / name), *SHORT, *ways, *options]
+
+    assert diversity.main(arguments("both", "--withstand-beta", "1", "--epochs", "2")) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.diversity_experiment.build_ensemble", killed)
+        assert diversity.main(arguments("both")) == 130
+    assert diversity.main(arguments("both", "--resume")) == 0
+    assert diversity.main(arguments("alone")) == 0
+    both, alone = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("both", "alone")
+    )
+    assert both["config"] == alone["config"]
+    for metrics in (both["metrics"], alone["metrics"]):
+        for numbers in ("deviations", "intervals_95"):
+            metrics["ensembles"]["withstand"][numbers].pop("seconds")
+        metrics["ensembles"]["withstand"].pop("seconds")
+    assert both["metrics"] == alone["metrics"]
+
+
+def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path, capsys):
+    def arguments(name, *options):
+        ways = ["--objective", "none", "--baseline", "independent"]
+        return ["--out", str(tmp_path / name), *SHORT, *ways, *options]
+
+    assert diversity.main(arguments("a", "--epochs", "2")) == 0
+    assert diversity.main(arguments("b")) == 0
+    theirs, ours = (tmp_path / name / "seed-0" for name in ("a", "b"))
+    for name in (
+        "start.json",
+        "start.safetensors",
+        "attacked.safetensors",
+        "none.json",
+        "none/member-001.safetensors",
+        "independent/member-000.safetensors",
+        f"independent/{SPENT}",
+    ):
+        own = (ours / name).read_bytes()
+        (ours / name).write_bytes((theirs / name).read_bytes())
+        error = refusal(capsys, *arguments("b"))
+        assert str(ours / name) in error
+        assert "another configuration (epochs 2 there, 3 asked for)" in error
+        (ours / name).write_bytes(own)
+    # Members of an ensemble that was not finished are no others' either.
+    (ours / "independent.json").unlink()
+    (theirs / "independent").rename(ours / "independent-theirs")
+    (ours / "independent").rename(ours / "independent-ours")
+    (ours / "independent-theirs").rename(ours / "independent")
+    assert "epochs 2 there, 3 asked for" in refusal(capsys, *arguments("b"))
+
+
+def test_an_interruption_between_the_attacks_and_their_record_is_made_good(tmp_path):
+    out = ["--out", str(tmp_path), *SHORT, "--objective", "none", "--baseline"]
+    assert diversity.main(out) == 0
+    record = tmp_path / "seed-0" / "start.json"
+    whole = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in whole.items() if k != "transfer"}))
+    (tmp_path / "seed-0" / "none.json").unlink()
+    assert diversity.main([*out, "--resume"]) == 0
+    assert json.loads(record.read_text())["transfer"] == whole["transfer"]
+
+
+def test_a_checkpoint_is_the_one_whose_content_it_is(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save_file(digits_mlp().state_dict(), tmp_path / folder / "start.safetensors")
+
+    def arguments(folder):
+        out = ["--checkpoint", str(tmp_path / folder / "start.safetensors")]
+        out += ["--out", str(tmp_path / "out"), "--objective", "none", "--baseline"]
+        return [*out, *SHORT]
+
+    assert diversity.main(arguments("a")) == 0
+    assert "another configuration (checkpoint_sha256" in refusal(capsys, *arguments("b"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    path = tmp_path / "start.pt"
+    torch.save({"1.weight": Payload()}, path, _use_new_zipfile_serialization=zipped)
+    error = refusal(capsys, "--checkpoint", str(path), "--out", str(tmp_path / "out"))
+    assert f"argument --checkpoint: {path} cannot be read as weights" in error
+    assert not (tmp_path / "owned").exists()
+    torch.save(digits_mlp().state_dict(), path)  # a state dict that torch saved is taken
+    out = ["--out", str(tmp_path / "out"), "--objective", "none", "--baseline"]
+    assert diversity.main(["--checkpoint", str(path), *out, *SHORT]) == 0
+
+
+def test_sizes_of_attacks_that_the_results_would_call_the_same_are_one(tmp_path):
+    out = ["--out", str(tmp_path), *SHORT, "--objective", "none", "--baseline"]
+    sizes = ["--attack-eps", "0.1", "0.10000000001", "0.1", "0.2", "--table-eps", "0.1"]
+    assert diversity.main([*out, *sizes]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["config"]["attack_eps"] == [0.1, 0.2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--seeds", "0", "0"], "argument --seeds: 0 is given twice"),
         (["--members", "1"], "argument --members: 1 is out of range"),
         (["--objective", "fame"], "invalid choice: 'fame'"),
         (["--attack-eps", "8"], "argument --attack-eps: 8 is out of range"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +12,17 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from recipes import continual_tables, data, learners, new_task, report
+from benchmarks import trade_off
+from recipes import (
+    continual_tables,
+    data,
+    diversity,
+    learners,
+    new_task,
+    report,
+    sparsify,
+    split_tasks,
+)
 from recipes.continual_tables import Row
 from recipes.data import DATASETS, DataError, Task, load_pair, load_task
 from recipes.networks import digits_mlp, network_for, paper_cnn
@@ -392,6 +403,8 @@ def test_the_paper_network_runs_on_torchvision_data(image_root, capsys):
         (["--device", "abacus"], "argument --device"),
         (["--seed", "-3"], "argument --seed"),
         (["--seed", "1", "--seeds", "1"], "not allowed with"),
+        (["--seeds", "0", "0"], "argument --seeds: 0 is given twice"),
+        (["--seeds", "2", "1", "02"], "argument --seeds: 2 is given twice"),
         (["--task1", "mnist", "--task2", "fashion-mnist", "--data-root", "none"], "--download"),
     ],
 )
@@ -510,6 +523,120 @@ def test_an_interrupted_run_loses_the_method_in_hand_alone(
     assert (tmp_path / "path.csv").read_text() == (digits_run / "path.csv").read_text()
     for name in ("path", "bars", "scores", "weights"):
         assert (tmp_path / f"{name}.png").exists()
+
+
+def killed(*args, **keywords):
+    raise KeyboardInterrupt
+
+
+def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+    tmp_path, monkeypatch
+):
+    arguments = [*SHORT, "--method", "fip", "--seeds", "1", "2"]
+    changed = [*arguments, "--beta", "3", "--task1-epochs", "1"]
+    both, alone = (["--out", str(tmp_path / name)] for name in ("both", "alone"))
+    assert new_task.main([*both, *arguments]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(learners.InvariantPath, "learn", killed)
+        assert new_task.main([*both, *changed]) == 130
+    assert new_task.main([*both, *changed, "--resume"]) == 0
+    assert new_task.main([*alone, *changed]) == 0
+    for seed in (1, 2):
+        there, here = (tmp_path / name / f"seed-{seed}" for name in ("alone", "both"))
+        assert without_cost(here) == without_cost(there)
+        assert (here / "path.csv").read_text() == (there / "path.csv").read_text()
+
+
+def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(
+    tmp_path, capsys, monkeypatch
+):
+    def main(name, *options):
+        return new_task.main(["--out", str(tmp_path / name), *SHORT, "--method", "fip", *options])
+
+    def refused(*options):
+        with pytest.raises(SystemExit) as exit:
+            main("b", *options, "--resume")
+        assert exit.value.code == 2
+        return capsys.readouterr().err
+
+    assert main("a", "--beta", "3", "--task1-epochs", "1", "--seeds", "1") == 0
+    assert main("b", "--seeds", "0", "1") == 0
+    theirs, ours = (tmp_path / name / "seed-1" for name in ("a", "b"))
+    own = {file: file.read_bytes() for file in (ours / "fip.pt", ours / "first-task.safetensors")}
+    (ours / "fip.pt").write_bytes((theirs / "fip.pt").read_bytes())
+    before = (ours / "results.json").read_bytes()
+    message = refused("--seeds", "0", "1")
+    assert str(ours / "fip.pt") in message
+    assert "another configuration (beta 3.0 there, 10.0 asked for; task1_epochs 1" in message
+    assert (ours / "results.json").read_bytes() == before
+    # A seed's outcome is no other's, whatever folder it is in.
+    (ours / "fip.pt").write_bytes((tmp_path / "b" / "seed-0" / "fip.pt").read_bytes())
+    assert "another configuration (seed 0 there, 1 asked for)" in refused("--seeds", "0", "1")
+    # An outcome that says nothing serves nobody.
+    torch.save({"curve": {}}, ours / "fip.pt")
+    assert "does not say which configuration made it" in refused("--seeds", "1")
+    (ours / "fip.pt").unlink()
+    start = ours / "first-task.safetensors"
+    start.write_bytes((theirs / "first-task.safetensors").read_bytes())
+    assert "another configuration (task1_epochs 1 there, 2 asked for)" in refused("--seeds", "1")
+    # The network after task 1 serves every run that agrees in what it depends on.
+    start.write_bytes(own[start])
+    monkeypatch.setattr(new_task, "learn_first_task", killed)
+    assert main("b", "--seeds", "1", "--resume", "--beta", "3") == 0
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_outcome_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "distillation.pt"  # of a method that is not asked for, too
+    torch.save({"curve": Payload()}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SystemExit) as exit:
+        new_task.main(["--out", str(tmp_path / "out"), *SHORT, "--method", "fip", "--resume"])
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert f"{file} holds more than tensors and plain values" in message
+    assert "weights_only" not in message  # nobody is told how to run it
+    assert not (tmp_path / "owned").exists()
+
+
+def test_networks_of_another_run_are_not_taken_for_those_of_a_finished_path(tmp_path, capsys):
+    def main(*options):
+        return new_task.main(["--out", str(tmp_path), *SHORT, "--method", "fip", *options])
+
+    assert main("--keep-networks", "--beta", "3") == 0
+    kept = (tmp_path / "networks").stat().st_mtime_ns
+    assert main() == 0
+    with pytest.raises(SystemExit):
+        main("--keep-networks", "--resume")
+    assert "networks.json is of another configuration (beta 3.0" in capsys.readouterr().err
+    assert (tmp_path / "networks").stat().st_mtime_ns == kept
+    shutil.rmtree(tmp_path / "networks")
+    (tmp_path / "networks.json").unlink()
+    with pytest.raises(SystemExit):
+        main("--keep-networks", "--resume")
+    assert "finished without keeping its networks" in capsys.readouterr().err
+    (tmp_path / "fip.pt").unlink()
+    assert main("--keep-networks", "--resume") == 0
+    assert main("--keep-networks", "--resume") == 0
+
+
+def test_every_list_of_seeds_names_each_once(monkeypatch, capsys, tmp_path):
+    mains = [new_task.main, split_tasks.main, sparsify.main, diversity.main]
+    for main in mains:
+        with pytest.raises(SystemExit) as exit:
+            main(["--seeds", "3", "1", "3", "--out", str(tmp_path)])
+        assert exit.value.code == 2
+        assert "argument --seeds: 3 is given twice" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["trade_off", "--data-root", ".", "--seeds", "3", "1", "3"])
+    with pytest.raises(SystemExit) as exit:
+        trade_off.main()
+    assert exit.value.code == 2
+    assert "argument --seeds: 3 is given twice" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_seeds_can_be_run_one_by_one_and_put_together(tmp_path):

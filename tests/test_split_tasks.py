@@ -150,7 +150,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(method, finished, tmp_pat
         there, here = there["baselines"][method], here["baselines"][method]
     assert here["after_each_task"][0] == there["after_each_task"][0]
     state, again = (
-        torch.load(out / "seed-0" / f"{method}.pt", weights_only=False)
+        torch.load(out / "seed-0" / f"{method}.pt", weights_only=True)
         for out in (finished, tmp_path)
     )
     for name, tensor in state["model"].items():
@@ -168,6 +168,87 @@ def test_another_configuration_is_refused_with_the_difference(finished, capsys):
     assert "tuning" in message
     assert "choose another --out" in message
     assert (finished / "results.json").read_bytes() == before
+
+
+def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path, capsys):
+    def refused(*options):
+        with pytest.raises(SystemExit) as exit:
+            run(tmp_path / "b", "--method", "naive", *options, "--resume")
+        assert exit.value.code == 2
+        return capsys.readouterr().err
+
+    assert run(tmp_path / "a", "--method", "naive", "--naive-lr", "0.01") == 0
+    assert run(tmp_path / "b", "--method", "naive") == 0
+    for name, options, difference in (
+        ("naive.pt", (), "tuning"),
+        ("first-task.safetensors", ("--first-epochs", "1"), "first_epochs 3 there, 1 asked for"),
+    ):
+        file = tmp_path / "b" / "seed-0" / name
+        own = file.read_bytes()
+        file.write_bytes((tmp_path / "a" / "seed-0" / name).read_bytes())
+        if name == "first-task.safetensors":
+            (tmp_path / "b" / "seed-0" / "naive.pt").unlink()
+        message = refused(*options)
+        assert str(file) in message
+        assert f"another configuration ({difference}" in message
+        file.write_bytes(own)
+    # The classes of a task are part of it: as many tasks of fewer are others.
+    assert run(tmp_path / "b", "--method", "naive", "--tasks", "2") == 0
+    assert "classes 2 there, 1 asked for" in refused("--tasks", "2", "--classes", "1")
+    # What the first task does not depend on leaves its network as it is.
+    (tmp_path / "b" / "seed-0" / "naive.pt").unlink()
+    start = (tmp_path / "b" / "seed-0" / "first-task.safetensors").stat().st_mtime_ns
+    options = ("--tasks", "2", "--naive-lr", "0.01", "--resume")
+    assert run(tmp_path / "b", "--method", "naive", *options) == 0
+    assert (tmp_path / "b" / "seed-0" / "first-task.safetensors").stat().st_mtime_ns == start
+
+
+def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+    tmp_path, monkeypatch
+):
+    seeds = ("--method", "naive", "--seeds", "0", "1")
+    changed = ("--baseline-epochs", "3")
+    assert run(tmp_path / "both", *seeds) == 0
+
+    def killed(*args, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(split_tasks, "learn_sequence", killed)
+        assert run(tmp_path / "both", *seeds, *changed) == 130
+    assert run(tmp_path / "both", *seeds, *changed, "--resume") == 0
+    assert run(tmp_path / "alone", *seeds, *changed) == 0
+    assert results(tmp_path / "both") == results(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    file = tmp_path / "out" / "seed-0" / "gem.pt"
+    file.parent.mkdir(parents=True)
+    state = {"model": Payload(), "learner": Payload()}
+    torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(SystemExit) as exit:
+        run(tmp_path / "out", "--method", "gem", "--resume")
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert f"{file} holds more than tensors and plain values" in message
+    assert "weights_only" not in message  # nobody is told how to run it
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK"])
+def test_a_damaged_checkpoint_is_named(content, tmp_path, capsys):
+    file = tmp_path / "seed-0" / "naive.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as exit:
+        run(tmp_path, "--method", "naive", "--resume")
+    assert exit.value.code == 2
+    assert str(file) in capsys.readouterr().err
 
 
 def test_without_resume_it_starts_over(tmp_path):
@@ -208,6 +289,7 @@ def test_the_first_tasks_alone(tmp_path):
         (["--budget", "full"], "argument --budget: digits has"),
         (["--data", "cifar100", "--data-root", "nowhere"], "--download"),
         (["--radius", "-1"], "argument --radius"),
+        (["--seeds", "0", "1", "0"], "argument --seeds: 0 is given twice"),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(options, message, tmp_path, capsys, monkeypatch):
@@ -238,7 +320,7 @@ def test_batch_norm_by_the_batch_is_tested_with_statistics_of_all_tasks(
 ):
     monkeypatch.setattr(split_tasks, "network", lambda data, classes: small(classes))
     assert run(tmp_path, "--method", method, "--batch-norm", "batch") == 0
-    state = torch.load(tmp_path / "seed-0" / f"{method}.pt", weights_only=False)
+    state = torch.load(tmp_path / "seed-0" / f"{method}.pt", weights_only=True)
     first = load_file(tmp_path / "seed-0" / "first-task.safetensors")
     tasks = split(load_task("digits"), 2)
     remembered = torch.cat(
