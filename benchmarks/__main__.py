@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import growth, products, record, steps
 from benchmarks.cases import CASES
+from recipes.options import SEED, whole
 
 SUITES = ("products", "steps", "growth")
 # On a CPU to compile a large network's derivative takes minutes.
@@ -24,11 +25,11 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=whole(1),
         default=7,
         help="timings of each product; of a step half as many, and three at least",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--compile-all", action="store_true", help="torch.compile on every case")
     parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results)")
     arguments = parser.parse_args()
@@ -36,7 +37,7 @@ def main() -> None:
     out = arguments.out or record.RESULTS
     out.mkdir(parents=True, exist_ok=True)
     suffix = "" if device.type == "cpu" else f"_{device.type}"
-    for suite in arguments.suites:
+    for suite in dict.fromkeys(arguments.suites):
         start = time.perf_counter()
         results: dict[str, Any]
         if suite == "products":

@@ -15,16 +15,17 @@ from tqdm import tqdm
 from benchmarks import record
 from benchmarks.growth import mlp
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
+from recipes.options import SEED, whole
 
 
 def main() -> None:
     """One step, with progress; prints and writes what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parameters", type=int, default=10**8)
-    parser.add_argument("--anchors", type=int, default=10_000)
-    parser.add_argument("--chunk-size", type=int, default=1000)
-    parser.add_argument("--products", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parameters", type=whole(1), default=10**8)
+    parser.add_argument("--anchors", type=whole(1), default=10_000)
+    parser.add_argument("--chunk-size", type=whole(1), default=1000)
+    parser.add_argument("--products", type=whole(0), default=3)
+    parser.add_argument("--seed", type=SEED, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     model = mlp(arguments.parameters, inputs=784)

@@ -25,7 +25,7 @@ from recipes.data import DataError, load_pair
 from recipes.learners import InvariantPath, Learner, Plain
 from recipes.networks import network_for
 from recipes.new_task import DEFAULTS, learn_first_task, remembered
-from recipes.options import positive
+from recipes.options import SEED, positive
 from recipes.training import minibatches, seed_everything, steps_of, train
 
 WAYS = ("fip", "distillation", "naive")
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--download", action="store_true", help="fetch what is missing")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument(
         "--epochs",
         type=positive,

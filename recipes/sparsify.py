@@ -1,9 +1,10 @@
 """Take weights out of a trained network while it keeps its function: ``python -m recipes.sparsify --help``.
 
 From a dense network a functionally invariant path leads to networks of which a given share of the weights is exactly
-zero. The secondary objective is the distance to the nearest sparse network, nearest in the anchors' metric; what is
-kept are the dense network's outputs on training inputs, and no label is read. Other ways to sparse networks are run
-beside it, from the same dense network.
+zero, by stages between which there may be waypoints. The secondary objective is the distance to the nearest sparse
+network, nearest in the anchors' metric; what is kept are the dense network's outputs on training inputs, and no label
+is read. With ``--products 0``, the default of the larger networks, Adam takes the steps on drift and distance, and
+tables and plots call it so. Other ways to sparse networks are run beside it, from the same dense network.
 
 Left in ``--out``: ``results.json``, a safetensors file for each network (it loads into the plain model), and plots.
 """

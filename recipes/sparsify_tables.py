@@ -14,10 +14,11 @@ def plan(
     methods: Sequence[str], sparsities: Sequence[float], settings: Settings, *, rewinds: bool
 ) -> str:
     """What each method is going to do: the sparsities it visits, and its epochs."""
-    rows = [["from the dense network to", "% of the weights zero", "epochs"]]
+    rows = [["", "% of the weights zero (waypoints)", "epochs"]]
     for method in methods:
         way = legs(method, sparsities, settings)
-        visited = ", ".join(f"{100 * leg.sparsity:.4g}" for leg in way)
+        shown = [(f"{100 * leg.sparsity:.4g}", leg.asked) for leg in way]
+        visited = ", ".join(text if asked else f"({text})" for text, asked in shown)
         if METHODS[method].rise == "at once" and len(way) > 1:
             visited += ", each by itself"
         each = {leg.epochs for leg in way}

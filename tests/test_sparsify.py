@@ -12,7 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fipoptim import AnchorBatch, AnchorMetric
-from recipes import pruning, sparse_export, sparsify, sparsify_experiment, sparsify_figures
+from recipes import (
+    pruning,
+    sparse_export,
+    sparsify,
+    sparsify_experiment,
+    sparsify_figures,
+    sparsify_tables,
+)
 from recipes.augment import augmentation
 from recipes.data import DATASETS, load_task
 from recipes.masks import MaskedWeights
@@ -221,6 +228,18 @@ def test_other_methods_get_as_many_epochs_as_the_stages_of_the_path():
                 assert sum(leg.epochs for leg in way) >= 8 * count
         direct = replace(settings, waypoints=False)
         assert [leg.sparsity for leg in legs("fip", asked, direct)] == asked
+
+
+def test_the_plan_says_where_every_method_goes_and_for_how_long():
+    settings = replace(SETTINGS, epochs=5, baseline_epochs=8)
+    methods = ["fip", "gradual-distillation", "one-shot"]
+    text = sparsify_tables.plan(methods, [0.5, 0.98], settings, rewinds=True)
+    rows = [" ".join(line.split()) for line in text.splitlines()[2:]]
+    assert rows == [
+        "Adam on drift + distance 50, (91.51), (95.88), 98 4 x 5 = 20",
+        "gradual, distilled 50, 98 32",
+        "one-shot, labels 50, 98, each by itself 32",
+    ]
 
 
 @pytest.mark.parametrize("method", METHODS)
