@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Self, cast, overload
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 
 from fipoptim.embedding import PureLookups
+from fipoptim.fingerprint import Fingerprint, fingerprint_of
 from fipoptim.output_space import OutputMap, flatten_outputs, output_map, predictions
+from fipoptim.route import Route
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -120,6 +124,26 @@ def _checked_inputs(inputs: Any) -> Inputs:
     return map_inputs(lambda x: x.detach().clone(), form)
 
 
+def _copied(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on ``device`` in memory of its own, in its own layout."""
+    moved = x.to(device, non_blocking=True)
+    return moved.clone() if moved is x else moved
+
+
+def _as_state(name: str, check: Callable[[], Inputs]) -> Inputs:
+    try:
+        return check()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"state: {name!r} is not what AnchorBatch.state_dict() gives: {error}"
+        ) from error
+
+
+def _segments(count: int, number: int = 0) -> Tensor:
+    """The number of the reference network of each of ``count`` anchors."""
+    return torch.full((count,), number, dtype=torch.long, device="cpu")
+
+
 # --- random draws: functions of a seed and the step's number, so that a resumed run repeats them ------
 
 
@@ -156,12 +180,41 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+# Forward-mode AD, the attention fast path, the random state and the caches of parametrizations are the process's, and
+# not a thread's: one thread evaluates at a time.
+_ONE_THREAD = threading.RLock()
+
+
 @contextlib.contextmanager
 def evaluation(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode, no autocast, attention that forward-mode AD can take; everything is put back afterwards.
 
-    The RNG state is forked as well: whatever the model draws, the training loop does not notice.
+    The RNG state is forked as well: whatever the model draws, the training loop does not notice. Inference mode is
+    left, as its tensors have no derivative, and so is ``parametrize.cached()``, which would hand out the weights of
+    before a step. Threads take turns.
     """
+    with (
+        _ONE_THREAD,
+        torch.inference_mode(False),
+        _without_cached_weights(),
+        _evaluated(model, device),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _without_cached_weights() -> Iterator[None]:
+    """Parametrized weights are computed from the parameters at each access, as outside of ``parametrize.cached()``."""
+    enabled, cache = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
+
+
+@contextlib.contextmanager
+def _evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     # The fused encoder layer and the fused attention kernels have no forward-mode derivative.
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -214,6 +267,7 @@ class AnchorBatch:
             if the model's outputs are not finite.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -246,15 +300,16 @@ class AnchorBatch:
         self.progress = progress or iter
         self._map = output_map(output)
         self._seed = draw_seed(generator)
-        self._padding: dict[str, list[int]] | None = None
         self.inputs: Inputs = _checked_inputs(inputs)
         count = len(self)
         if batch_size is not None and batch_size > count:
             raise ValueError(f"batch_size: {batch_size} is more than the {count} anchors given.")
+        self.route = Route()
+        self._padding_rows: dict[str, list[int]] | None = None  # not looked for yet
         self.reference: Tensor = self._finite(self._first_outputs())
         # With augment: the networks that give reference outputs, and which of them each anchor belongs to.
         self._references: list[Weights] = [self._frozen()] if augment else []
-        self._segments = torch.zeros(count, dtype=torch.long)
+        self._segments = _segments(count)
 
     @classmethod
     def from_loader(cls, model: nn.Module, loader: Iterable[Any], n: int, **options: Any) -> Self:
@@ -328,22 +383,32 @@ class AnchorBatch:
         them have to be the same. A single output predicts by its sign; with ``output="probabilities"``, the likelier
         of the two classes. With a callable ``output`` the same is said of what it returns.
         """
-        kept, weights = [], self.weights()
-        references = iter(self.reference.split([count_inputs(x) for x in self.chunks(self.inputs)]))
-        with evaluation(self.model, self.device), torch.no_grad():
-            for chunk in self.progress(self.chunks(self.inputs)):
-                z = self._mapped(chunk, weights)
-                before = next(references).to(z.device).reshape(z.shape)
-                kept.append((predictions(z) == predictions(before)).all(dim=1))
+        kept: list[Tensor] = []
+        weights, chunks = self.weights(), self.chunks(self.inputs)
+        references = iter(self.reference.split([count_inputs(x) for x in chunks]))
+        with evaluation(self.model, self.device), torch.enable_grad():
+            for chunk in self.progress(chunks):
+                z = self._mapped(chunk, weights).detach()
+                before = next(references)
+                check_width(flatten_outputs(z, len(before)), before)
+                then = predictions(before.to(z.device).reshape(z.shape))
+                kept.append((predictions(z) == then).all(dim=1))
         return float(torch.cat(kept).double().mean())
 
+    @torch.inference_mode(False)
     def refresh(self) -> None:
-        """Make today's outputs the reference of all anchors."""
-        self.reference = self._finite(self.outputs(self.inputs))
-        if self.augment:
-            self._references = [self._frozen()]
-        self._segments.zero_()
+        """Make today's outputs the reference of all anchors.
 
+        Raises:
+            ValueError: If the model's outputs are not finite; the reference is then as it was.
+        """
+        reference = self._finite(self.outputs(self.inputs))
+        references = [self._frozen()] if self.augment else []
+        self.reference, self._references = reference, references
+        self._segments = _segments(len(self))
+        self.route.mixing = None  # the model may be another
+
+    @torch.inference_mode(False)
     def extend(self, inputs: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> None:
         """Add anchors, referenced to today's outputs; those already held keep their reference.
 
@@ -351,7 +416,7 @@ class AnchorBatch:
 
         Raises:
             TypeError: If ``inputs`` is not of the form of the anchors already held.
-            ValueError: As for the constructor.
+            ValueError: As for the constructor, or if the model now gives another number of outputs.
         """
         new = _checked_inputs(inputs)
         if named_tensors(new).keys() != named_tensors(self.inputs).keys():
@@ -359,12 +424,15 @@ class AnchorBatch:
                 f"inputs: the anchors held are {sorted(named_tensors(self.inputs))}, got {sorted(named_tensors(new))}."
             )
         reference = self._finite(self.outputs(new))
+        check_width(reference, self.reference)
         joined = concatenate([self.inputs, new])
-        self.inputs, self.reference = joined, torch.cat([self.reference, reference])
-        segment = len(self._references) if self.augment else 0
-        if self.augment:
-            self._references.append(self._frozen())
-        self._segments = torch.cat([self._segments, torch.full((count_inputs(new),), segment)])
+        references = [*self._references, self._frozen()] if self.augment else []
+        segments = _segments(count_inputs(new), len(self._references) if self.augment else 0)
+        # Nothing is taken over before everything is known.
+        self._segments = torch.cat([self._segments, segments])
+        self.reference = torch.cat([self.reference, reference.to(self.reference)])
+        self.inputs, self._references = joined, references
+        self.route.mixing = None
 
     # --- what a step sees -----------------------------------------------------------------------------
 
@@ -372,21 +440,25 @@ class AnchorBatch:
         """All anchors, plain."""
         return Sample(self.inputs, self.reference)
 
+    @torch.inference_mode(False)
     def sample(self, step: int) -> Sample:
         """The anchors of step number ``step``: drawn and augmented as asked for, the same at every call."""
         if self.batch_size is None and self.augment is None:
             return self.all()
         seed = seed_of_step(self._seed, step)
-        index = torch.arange(len(self))
+        index = torch.arange(len(self), device="cpu")
         if self.batch_size is not None:
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(
+                len(self), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+            )
             index = order[: self.batch_size]
         if self.augment is None:
             return Sample(self._select(index), self.reference[index.to(self.reference.device)])
         device = self.device
         parts: list[Inputs] = []
         references: list[Tensor] = []
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        devices = [device] if device.type == "cuda" else []
+        with _ONE_THREAD, torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(seed)
             # Anchors of different references are not mixed with each other.
             for segment in self._segments[index].unique().tolist():
@@ -403,6 +475,7 @@ class AnchorBatch:
         """Where the model is."""
         return device_of(self.model)
 
+    @torch.inference_mode(False)
     def weights(self) -> Weights:
         """Today's network: detached parameters (aliases) and copies of the buffers.
 
@@ -416,30 +489,31 @@ class AnchorBatch:
     def call(self, inputs: Inputs, weights: Weights) -> Tensor:
         """The outputs ``z`` ``(N, m)`` of ``inputs``, differentiable in ``weights``.
 
-        To be called inside :func:`evaluation`.
+        To be called inside :func:`evaluation`. The model gets a copy of the inputs, which it may write to.
         """
         return flatten_outputs(self._mapped(inputs, weights), count_inputs(inputs))
 
     def padding_rows(self) -> dict[str, list[int]]:
         """The padding rows of tables of embeddings, by the parameter's name: no lookup has a derivative by them."""
-        if self._padding is not None:
-            return self._padding
-        weights, lookups = self.weights(), PureLookups()
-        few = map_inputs(lambda x: x[:2], self.inputs)  # any tell, as all are looked up alike
-        with evaluation(self.model, self.device), torch.no_grad():
-            self._mapped(few, weights, lookups)
-        names = {id(p): name for name, p in weights.parameters.items()}
-        rows: dict[str, set[int]] = {}
-        for table, row in lookups.padding:
-            if id(table) in names:
-                rows.setdefault(names[id(table)], set()).add(row)
-        self._padding = {name: sorted(found) for name, found in rows.items()}
-        return self._padding
+        if self._padding_rows is None:
+            weights, lookups = self.weights(), PureLookups()
+            few = map_inputs(lambda x: x[:2], self.inputs)  # any tell, as all are looked up alike
+            with evaluation(self.model, self.device), torch.enable_grad():
+                self._mapped(few, weights, lookups)
+            names = {id(p): name for name, p in weights.parameters.items()}
+            rows: dict[str, set[int]] = {}
+            for table, row in lookups.padding:
+                if id(table) in names:
+                    rows.setdefault(names[id(table)], set()).add(row)
+            self._padding_rows = {name: sorted(found) for name, found in rows.items()}
+        return self._padding_rows
 
     def _mapped(self, inputs: Inputs, weights: Weights, lookups: PureLookups | None = None) -> Any:
         """What the output map makes of the model's outputs, before it is checked and flattened."""
         device = self.device
-        inputs = map_inputs(lambda x: x.to(device, non_blocking=True), inputs)
+        inputs = map_inputs(lambda x: _copied(x, device), inputs)
+        if self._writes_buffers:
+            weights = weights._replace(buffers={k: b.clone() for k, b in weights.buffers.items()})
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         args = (args,) if isinstance(args, Tensor) else args
         with lookups or PureLookups():
@@ -452,56 +526,163 @@ class AnchorBatch:
 
     def outputs(self, inputs: Inputs, weights: Weights | None = None) -> Tensor:
         """The outputs ``z`` ``(N, m)`` of ``inputs``, without a graph; today's weights unless given."""
-        weights = weights or self.weights()
-        with evaluation(self.model, self.device), torch.no_grad():
+        # Weights without a gradient leave no graph; a model that differentiates in its forward pass needs one.
+        with evaluation(self.model, self.device), torch.enable_grad():
+            weights = weights or self.weights()
             chunks = self.progress(self.chunks(inputs))
-            return torch.cat([self.call(chunk, weights) for chunk in chunks])
+            return torch.cat([self.call(chunk, weights).detach() for chunk in chunks])
 
+    def fingerprint(self) -> Fingerprint:
+        """Numbers by which the reference outputs are known again: equal up to rounding if, and only if, these are.
+
+        An optimizer's state carries them, so that a resumed run cannot take another reference for its own.
+        """
+        return fingerprint_of(self.reference)
+
+    @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: inputs, reference outputs, reference networks and the seed of the draws.
+        """What a resumed run needs: a copy of inputs, reference outputs, reference networks and the draws' seed.
 
         Loads with ``torch.load(weights_only=True)``.
         """
         return {
-            "inputs": self.inputs,
-            "reference": self.reference,
-            "references": [tuple(weights) for weights in self._references],
-            "segments": self._segments,
+            "inputs": map_inputs(torch.clone, self.inputs),
+            "reference": self.reference.clone(),
+            "references": [
+                tuple({name: t.clone() for name, t in part.items()} for part in weights)
+                for weights in self._references
+            ],
+            "segments": self._segments.clone(),
             "seed": self._seed,
+            "route": self.route.state_dict(),
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave, so that a resumed run goes on along the same path.
 
         Raises:
-            ValueError: If ``state`` is not of the form that :meth:`state_dict` gives, or of other outputs.
+            ValueError: If ``state`` is not of the form that :meth:`state_dict` gives, belongs to another model or
+                output space, or holds NaN or infinite values. The anchors are then as they were.
         """
-        missing = {"inputs", "reference", "references", "segments", "seed"} - state.keys()
-        if missing:
+        self._check_keys(state)
+        inputs = _as_state("inputs", lambda: _checked_inputs(state["inputs"]))
+        count = count_inputs(inputs)
+        if self.batch_size is not None and self.batch_size > count:
+            raise ValueError(
+                f"state: holds {count} anchors, fewer than batch_size={self.batch_size}."
+            )
+        reference = self._checked_reference(state["reference"], inputs)
+        references = self._checked_networks(state["references"])
+        segments, seed = state["segments"], state["seed"]
+        if not (
+            isinstance(segments, Tensor)
+            and segments.dtype == torch.long
+            and segments.shape == (count,)
+            and bool(((segments >= 0) & (segments < max(1, len(references)))).all())
+        ):
+            raise ValueError(
+                f"state: 'segments' must number one of {max(1, len(references))} reference networks for each of "
+                f"the {count} anchors, got {segments!r}."
+            )
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise ValueError(
+                f"state: 'seed' must be a whole number from 0 to 2^63 - 1, got {seed!r}."
+            )
+        route = Route.of_state(state["route"])
+        self.inputs, self.reference, self._references = inputs, reference, references
+        self._segments, self._seed, self.route = segments.cpu().clone(), seed, route
+
+    def _check_keys(self, state: Mapping[str, Any]) -> None:
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"state: must be what AnchorBatch.state_dict() returned, got {type(state).__name__}."
+            )
+        wanted = {"inputs", "reference", "references", "segments", "seed", "route"}
+        if missing := wanted - state.keys():
             raise ValueError(
                 f"state: lacks {sorted(missing)}; give what AnchorBatch.state_dict() returned."
             )
-        if state["reference"].shape[1] != self.reference.shape[1]:
+        if unknown := state.keys() - wanted:
             raise ValueError(
-                f"state: holds {state['reference'].shape[1]} outputs an anchor, the model gives "
-                f"{self.reference.shape[1]}; it belongs to another model or output space."
+                f"state: has unknown entries {sorted(map(str, unknown))}; give what "
+                "AnchorBatch.state_dict() returned."
             )
-        if bool(state["references"]) != bool(self.augment):
+
+    def _checked_reference(self, reference: Any, inputs: Inputs) -> Tensor:
+        """The reference outputs of a state, if the model gives outputs like them on ``inputs``."""
+        if not (
+            isinstance(reference, Tensor)
+            and reference.is_floating_point()
+            and reference.dim() == 2
+            and len(reference) == count_inputs(inputs)
+        ):
+            got = (
+                f"{tuple(reference.shape)} of {reference.dtype}"
+                if isinstance(reference, Tensor)
+                else reference
+            )
+            raise ValueError(
+                f"state: 'reference' must be a float tensor with a row for each of the {count_inputs(inputs)} anchors, "
+                f"got {got}."
+            )
+        if not bool(torch.isfinite(reference).all()):
+            raise ValueError("state: 'reference' holds NaN or infinite values.")
+        try:
+            width = self.outputs(map_inputs(lambda x: x[:2], inputs)).shape[1]
+        except Exception as error:
+            raise ValueError(
+                f"state: its inputs do not fit the model, {type(self.model).__name__} ({error}); it belongs to "
+                "another model."
+            ) from error
+        if reference.shape[1] != width:
+            raise ValueError(
+                f"state: holds {reference.shape[1]} outputs an anchor, the model gives {width}; it belongs to another "
+                "model or output space."
+            )
+        return reference.to(self.reference, copy=True)
+
+    def _checked_networks(self, networks: Any) -> list[Weights]:
+        """The reference networks of a state, if they are networks like the model."""
+        if not isinstance(networks, list) or bool(networks) != bool(self.augment):
             raise ValueError(
                 "state: augment was given for one of the two runs but not for the other."
+                if isinstance(networks, list)
+                else f"state: 'references' must be a list, got {type(networks).__name__}."
             )
-        self.inputs = map_inputs(torch.clone, state["inputs"])
-        self.reference = state["reference"].to(self.reference)
-        self._references = [
-            Weights(*({name: t.to(self.device) for name, t in part.items()} for part in weights))
-            for weights in state["references"]
-        ]
-        self._segments = state["segments"].clone()
-        self._seed = state["seed"]
+        checked = []
+        for i, network in enumerate(networks):
+            if not isinstance(network, (tuple, list)) or len(network) != 2:
+                raise ValueError(
+                    f"state: reference network {i} is not a pair of parameters and buffers."
+                )
+            parts = []
+            for kind, part, own in zip(
+                ("parameters", "buffers"), network, self.weights(), strict=True
+            ):
+                shapes = {k: getattr(t, "shape", None) for k, t in part.items()}
+                if shapes != {k: t.shape for k, t in own.items()}:
+                    raise ValueError(
+                        f"state: the {kind} of reference network {i} are not those of the model, "
+                        f"{type(self.model).__name__}; it belongs to another model."
+                    )
+                if not all(bool(torch.isfinite(t).all()) for t in part.values()):
+                    raise ValueError(
+                        f"state: the {kind} of reference network {i} hold NaN or infinite values."
+                    )
+                parts.append({k: t.to(own[k], copy=True) for k, t in part.items()})
+            checked.append(Weights(*parts))
+        return checked
 
     def _first_outputs(self) -> Tensor:
+        self._writes_buffers = False
+        weights = self.weights()
+        versions = [b._version for b in weights.buffers.values()]
         try:
-            return self.outputs(self.inputs)
+            outputs = self.outputs(self.inputs, weights)
+            # A model that keeps notes in eval mode starts every evaluation from those that it has now.
+            self._writes_buffers = versions != [b._version for b in weights.buffers.values()]
+            return self.outputs(self.inputs) if self._writes_buffers else outputs
         except TypeError as error:
             if isinstance(self.inputs, Tensor) or str(error).startswith("model:"):
                 raise
@@ -530,6 +711,25 @@ class AnchorBatch:
         return z
 
 
+def check_width(z: Tensor, reference: Tensor) -> None:
+    """Refuse outputs ``(N, m)`` that are not as many for each anchor as the reference.
+
+    Raises:
+        ValueError: With what may have happened, and what to do.
+    """
+    if z.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"model: gives {z.shape[1]} outputs an anchor now, the reference has {reference.shape[1]}. Did its head "
+            "grow since the anchors were made? Build the AnchorBatch with output= a function that picks the old "
+            "outputs, for instance output=lambda z: z[:, :10], or refresh() the anchors to hold all that it gives now."
+        )
+
+
 def squared_distance(z: Tensor, reference: Tensor) -> Tensor:
-    """:math:`‖z_i - z_{ref,i}‖²` for each anchor, shape ``(N,)``."""
+    """:math:`‖z_i - z_{ref,i}‖²` for each anchor, shape ``(N,)``.
+
+    Raises:
+        ValueError: If the outputs are of another width than the reference.
+    """
+    check_width(z, reference)
     return (z - reference.to(z.device)).square().sum(dim=1)

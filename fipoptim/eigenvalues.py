@@ -29,13 +29,15 @@ def largest_eigenvalues(
     """
     n = like.numel()
     space = KrylovSpace(matvec, min(n, max_products))
-    seeded = torch.Generator().manual_seed(0)
+    seeded = torch.Generator("cpu").manual_seed(0)
     starts, wanted = 0, 1 if k == 1 else 2  # for the largest alone one is enough
     while True:
         grown = True
         if starts < wanted:
             depth = space.size // max(starts, 1)
-            space.add_start(torch.randn(n, generator=seeded, dtype=torch.float64).to(like))
+            space.add_start(
+                torch.randn(n, generator=seeded, dtype=torch.float64, device="cpu").to(like)
+            )
             starts += 1
             for _ in range(depth):
                 grown = space.extend(newest=True)
@@ -61,7 +63,9 @@ def _converged(space: KrylovSpace, n: int, k: int, tol: float) -> tuple[Tensor, 
     values, vectors = (t.flip(-1) for t in torch.linalg.eigh(space.T))
     values = values[:k].clamp(min=0)
     largest = float(values[0])
-    residuals = torch.tensor([space.residual(vectors[:, j]) for j in range(len(values))])
+    residuals = torch.tensor(
+        [space.residual(vectors[:, j]) for j in range(len(values))], device="cpu"
+    )
     if space.size == n:
         return values, 0
     if not space.exhausted and (len(values) < k or bool((residuals > tol * largest).any())):

@@ -134,7 +134,7 @@ class KrylovSpace:
         self._quadratic = quadratic
         self._capacity = capacity
         self._basis: Tensor | None = None
-        self._T = torch.zeros(0, 0, dtype=torch.float64)
+        self._T = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         self.rounding = 0.0
         self._queue: list[_Candidate] = []
         self._starts = 0
@@ -210,7 +210,7 @@ class KrylovSpace:
         """Fill T's last column without a product: of A q_j only what the basis did not hold can meet q."""
         assert self._quadratic is not None
         k = self.size - 1
-        column = torch.zeros(self.size, dtype=torch.float64)
+        column = torch.zeros(self.size, dtype=torch.float64, device="cpu")
         column[k] = self._quadratic(q)
         for other in self._queue:
             if other.column is not None:
@@ -254,7 +254,7 @@ class KrylovSpace:
     def coordinates(self, vector: Tensor) -> Tensor:
         r""":math:`Q^\top x`, shape ``(size,)``, float64 on the CPU."""
         if self._basis is None:
-            return torch.zeros(0, dtype=torch.float64)
+            return torch.zeros(0, dtype=torch.float64, device="cpu")
         return _inner_products(self._basis[: self.size], vector)
 
     def combine(self, h: Tensor) -> Tensor:

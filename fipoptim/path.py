@@ -417,7 +417,7 @@ class FIPPath:
         if self._files is not None:
             for i, entry in enumerate(self._entries):
                 self._files.check(i, self._layout, entry)
-        gram = torch.zeros(n, n, dtype=torch.float64)
+        gram = torch.zeros(n, n, dtype=torch.float64, device="cpu")
         for block in self._blocks(max(1, _PCA_BYTES // (8 * n))):
             block = _difference(block, block[:1])
             block -= block.mean(0)

@@ -363,7 +363,8 @@ class Diversity:
         x = x.detach().requires_grad_()
         # Evaluation also picks attention that can be differentiated twice.
         with torch.enable_grad(), evaluation(model, x.device):
-            loss = _scalar(self.loss_fn(read_logits(model(x)), y))
+            # A model may write to what it gets, which a leaf does not allow.
+            loss = _scalar(self.loss_fn(read_logits(model(x.clone())), y))
             if not loss.requires_grad:
                 raise ValueError(
                     "loss_fn: its value must depend on the inputs through autograd; it is detached from them."

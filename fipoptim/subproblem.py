@@ -186,7 +186,7 @@ def solve_on_sphere(
         use_fill()
     del c  # of the size of the weights, and in the basis now
     searched_to: int | None = None  # the size up to which lower eigenvalues are looked for
-    solution = _Small(torch.zeros(0, dtype=torch.float64), 0.0, 0.0)
+    solution = _Small(torch.zeros(0, dtype=torch.float64, device="cpu"), 0.0, 0.0)
     residual: float | None = 0.0
     while True:
         grown = space.extend(newest=searched_to is not None)
@@ -194,7 +194,7 @@ def solve_on_sphere(
         whole = space.size == linear.numel() or (not grown and space.size < max_products)
         if grown or (whole and onward and space.size > 0):
             # The basis starts with c, if c is not zero, and is orthogonal to it from there on.
-            start = torch.zeros(space.size, dtype=torch.float64)
+            start = torch.zeros(space.size, dtype=torch.float64, device="cpu")
             start[0] = c_norm
             toward = None if fill is None else space.coordinates(fill)
             solution = small_problem(
@@ -237,8 +237,8 @@ def solve_on_sphere(
 
 def _random(like: Tensor) -> Tensor:
     """A vector that has a part in every eigenspace, the same at every call."""
-    seeded = torch.Generator().manual_seed(0)
-    return torch.randn(like.shape, generator=seeded, dtype=torch.float64).to(like)
+    seeded = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(like.shape, generator=seeded, dtype=torch.float64, device="cpu").to(like)
 
 
 @dataclass(frozen=True)

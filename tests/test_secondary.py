@@ -525,6 +525,26 @@ class TestDiversity:
             ).mean()
             torch.testing.assert_close(diversity(), expected)
 
+    def test_a_model_that_writes_to_its_input_writes_to_a_copy(self):
+        class InPlace(nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x):
+                return self.inner(x.sub_(0.3).div_(0.5))
+
+        class OutOfPlace(InPlace):
+            def forward(self, x):
+                return self.inner((x - 0.3) / 0.5)
+
+        model, reference = small_net(0).eval(), small_net(1).eval()
+        batches = batches_of()
+        found = Diversity(InPlace(model), InPlace(reference), batches)
+        expected = Diversity(OutOfPlace(model), OutOfPlace(reference), batches)
+        for _ in range(2 * len(batches)):
+            torch.testing.assert_close(found(), expected(), rtol=0, atol=0)
+
     def test_gradient_against_finite_differences(self):
         model = small_net(0).double().eval()
         reference = small_net(1).double().eval()
