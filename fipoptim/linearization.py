@@ -75,8 +75,9 @@ class Traced:
         compile: Compile the parts with ``torch.compile``, when they are first run.
 
     Raises:
-        NotTraceable: If the function depends on values in its control flow, writes to its arguments or draws
-            random numbers, or if the parts do not give the derivatives that the function gives.
+        NotTraceable: If the function depends on values in its control flow or in the shapes of its intermediate
+            results, writes to its arguments or draws random numbers, or if the parts do not give the derivatives that
+            the function gives.
     """
 
     def __init__(
@@ -88,10 +89,11 @@ class Traced:
         compile: bool = False,
     ) -> None:
         moving, fixed = list(moving), list(fixed)
-        seeded = torch.Generator().manual_seed(0)
+        seeded = torch.Generator("cpu").manual_seed(0)
 
         def random(like: Tensor) -> Tensor:
-            return torch.randn(like.shape, generator=seeded, dtype=like.dtype).to(like.device)
+            drawn = torch.randn(like.shape, generator=seeded, dtype=like.dtype, device="cpu")
+            return drawn.to(like.device)
 
         v = [random(p) for p in moving]
 
@@ -110,7 +112,8 @@ class Traced:
             return [z.detach(), jv, *gradients]
 
         try:
-            u = random(function(moving, fixed))
+            with torch.enable_grad():
+                u = random(function(moving, fixed).detach())
             module = make_fx(joint)(moving, fixed, v, u)
             _drop_zeros(module.graph)
             module.recompile()
@@ -212,6 +215,23 @@ def _check(graph: fx.Graph) -> None:
             raise NotTraceable(f"{node.target} writes to its argument")
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise NotTraceable(f"{node.target} draws random numbers")
+        if _shape_depends_on_values(node):
+            raise NotTraceable(f"the shape of what {node.target} gives depends on values")
+
+
+_DEPENDS_ON_VALUES = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+
+
+def _shape_depends_on_values(node: fx.Node) -> bool:
+    """Whether the result has another shape for other values, as that of ``nonzero``; a mask as index is one, too."""
+    if node.target is aten.index.Tensor:
+        indices: Any = node.args[1]
+        values = [i.meta.get("val") for i in indices if isinstance(i, fx.Node)]
+        return any(
+            not isinstance(i, Tensor) or i.dtype in (torch.bool, torch.uint8) for i in values
+        )
+    operation: Any = node.target
+    return not _DEPENDS_ON_VALUES.isdisjoint(operation.tags)
 
 
 def _drop_zeros(graph: fx.Graph) -> None:

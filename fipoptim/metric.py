@@ -6,27 +6,32 @@ over the anchors.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fipoptim.anchors import (
     AnchorBatch,
     Inputs,
     Sample,
     Weights,
+    check_width,
     count_inputs,
     evaluation,
     map_inputs,
     named_tensors,
     split_inputs,
 )
+from fipoptim.behaviour import behaviour_of, random_state, refuse_random
 from fipoptim.eigenvalues import largest_eigenvalues
 from fipoptim.linearization import NotTraceable, Traced, close
 
@@ -38,10 +43,6 @@ Function = Callable[[Parameters], Tensor]
 # feature maps, and else larger ones, the larger the more weights each block reads and gradients it adds to.
 CONVOLUTION_BLOCK, BLOCK, WEIGHTS_AN_ANCHOR = 128, 512, 50_000
 
-# A trace is made for each shape of a block of anchors. Inputs of ever new shapes, or a model whose behaviour changes
-# from step to step, are not worth tracing: beyond so many traces, or traces found to be out of date, none are made.
-MOST_TRACES, MOST_STALE = 16, 4
-
 
 @dataclass
 class _Traces:
@@ -49,14 +50,16 @@ class _Traces:
 
     Attributes:
         by_shape: The traces by the shape of all they read; None where there is none that is right.
-        stale: How often they were found to be out of date.
-        channels_last: Whether images are handed over channel by channel last, which convolutions on a CPU prefer.
-            A model that reads its feature maps with ``view`` refuses it.
+        behaviours: What the model's modules said of themselves when each trace was last compared with it.
     """
 
     by_shape: dict[Hashable, Traced | None] = field(default_factory=dict)
-    stale: int = 0
-    channels_last: bool = True
+    behaviours: dict[Traced, Hashable] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Start over."""
+        self.by_shape.clear()
+        self.behaviours.clear()
 
 
 # Beside the anchors rather than in them, as a trace can be neither copied nor pickled.
@@ -67,9 +70,14 @@ _TRACES: WeakKeyDictionary[AnchorBatch, _Traces] = WeakKeyDictionary()
 
 
 def _forward_jvp(function: Function, primals: Parameters, tangents: Parameters) -> Tensor:
-    """J v by forward-mode AD."""
-    result: Tensor = torch.func.jvp(function, (primals,), (tangents,))[1]
-    return result
+    """J v by forward-mode AD.
+
+    Not by torch.func.jvp, in which a model cannot differentiate by itself; and with gradients enabled for such a model.
+    """
+    with forward_ad.dual_level(), torch.enable_grad():
+        duals = {name: forward_ad.make_dual(p, tangents[name]) for name, p in primals.items()}
+        z, tangent = forward_ad.unpack_dual(function(duals))
+        return torch.zeros_like(z).detach() if tangent is None else tangent.detach()
 
 
 def _leaves(primals: Parameters) -> Parameters:
@@ -135,20 +143,40 @@ class _EagerChunk:
 
 
 class _TracedChunk:
-    """The same from the trace of the derivative: no product runs the model."""
+    """The same from the trace of the derivative: no product runs the model.
 
-    def __init__(self, traced: Traced, moving: list[Tensor], fixed: list[Tensor]) -> None:
-        self._traced = traced
+    Args:
+        traced: The trace.
+        moving: The parameters.
+        fixed: All else that the outputs depend on.
+        run: Linearizes the same anchors as the model runs, for a trace that fails.
+    """
+
+    def __init__(
+        self,
+        traced: Traced,
+        moving: list[Tensor],
+        fixed: list[Tensor],
+        run: Callable[[], _EagerChunk],
+    ) -> None:
+        self.traced = traced
+        self._run = run
         with torch.no_grad():
             self.outputs, self._saved = traced.primal(moving, fixed)
 
     def vjp(self, u: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return self._traced.pullback(self._saved, u)
+        try:
+            with torch.no_grad():
+                return self.traced.pullback(self._saved, u)
+        except RuntimeError:
+            return self._run().vjp(u)
 
     def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
-        with torch.no_grad():
-            return self._traced.tangent(self._saved, tangents)
+        try:
+            with torch.no_grad():
+                return self.traced.tangent(self._saved, tangents)
+        except RuntimeError:
+            return self._run().jvp(tangents)
 
 
 _Chunk = _EagerChunk | _TracedChunk
@@ -213,6 +241,9 @@ class AnchorMetric:
         trace: Trace the forward form once for each shape of anchors, which takes tenths of a second for a small
             network and seconds for a deep one; products are then faster, and do not run the model. A model that
             cannot be traced is run.
+        guard: Keep a copy of the parameters, to notice every change of them; without it, one that torch does not
+            count, as through ``.data``, goes unnoticed.
+        held: For each parameter a bool tensor of its shape, True at weights that do not move: they have no derivative.
 
     Attributes:
         names: The parameters' names in the model.
@@ -227,6 +258,7 @@ class AnchorMetric:
         RuntimeError: If the outputs are not finite, or no form gives right products (with the cause).
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         anchors: AnchorBatch,
@@ -235,6 +267,8 @@ class AnchorMetric:
         sample: Sample | None = None,
         form: Form | None = None,
         trace: bool = True,
+        guard: bool = True,
+        held: Sequence[Tensor] | None = None,
     ) -> None:
         model = anchors.model
         if params is None:
@@ -252,19 +286,18 @@ class AnchorMetric:
         self.traced = trace and self.form == "forward"
         self.sample = sample or anchors.all()
         self.size = sum(p.numel() for p in self.params)
+        self._held = None if held is None else torch.cat([mask.reshape(-1) for mask in held])
         self._weights = anchors.weights()
         self._versions = self._weight_versions()
+        self._copies = [p.detach().clone() for p in model.parameters()] if guard else None
         self._kept: list[_Chunk] | None = None
         with evaluation(model, anchors.device):
-            traces = self._traces
-            untried = self.traced and not traces.by_shape and traces.stale < MOST_STALE
-            if untried and self._mixes_anchors():
-                traces.stale = MOST_STALE  # no trace could be checked on a few of them
             self._linearize()
             if self._is_stale():
-                traces.by_shape.clear()
-                traces.stale += 1
+                self._traces.forget()
+                anchors.route.found_stale()
                 self._linearize()
+        check_width(self.outputs, self.sample.reference)
         if not bool(torch.isfinite(self.outputs).all()):
             raise RuntimeError(
                 "model: its outputs on the anchors are not finite at today's weights; nothing was changed. "
@@ -278,13 +311,24 @@ class AnchorMetric:
 
     # --- flat vectors ---------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def unflatten(self, v: Tensor) -> list[Tensor]:
         """The flat vector ``v`` ``(n,)`` in the shapes and precisions of the parameters; views where those agree."""
+        self.check_vector(v)
+        if v.is_inference():
+            v = v.clone()
+        return [part.to(p) for part, p in zip(self.views(v), self.params, strict=True)]
+
+    def check_vector(self, v: Tensor) -> None:
+        """Refuse what is no flat vector.
+
+        Raises:
+            ValueError: If ``v`` does not have the shape ``(n,)``.
+        """
         if v.shape != (self.size,):
             raise ValueError(
                 f"v: must be a flat vector of shape ({self.size},), got {tuple(v.shape)}."
             )
-        return [part.to(p) for part, p in zip(self.views(v), self.params, strict=True)]
 
     def flatten(self, parts: Iterable[Tensor]) -> Tensor:
         """Tensors in the shapes of the parameters as one flat vector ``(n,)``."""
@@ -299,12 +343,19 @@ class AnchorMetric:
         parts = v.split([p.numel() for p in self.params])
         return [part.view(p.shape) for part, p in zip(parts, self.params, strict=True)]
 
+    @torch.inference_mode(False)
     def outputs_now(self) -> Tensor:
         """The outputs ``(N, m)`` at the weights the model has now, which may have moved since."""
         return self._outputs_at(self.anchors.weights())
 
+    @torch.inference_mode(False)
     def outputs_after(self, v: Tensor) -> Tensor:
         """The outputs ``(N, m)`` that a step ``v`` ``(n,)`` would lead to; no weight is moved."""
+        return self._outputs_at(self.weights_after(v))
+
+    @torch.inference_mode(False)
+    def weights_after(self, v: Tensor) -> Weights:
+        """The network that a step ``v`` ``(n,)`` would lead to; no weight is moved."""
         weights = self.anchors.weights()
         moved = [
             # A sum may come out in the step's layout, in which a convolution can be much slower.
@@ -314,18 +365,20 @@ class AnchorMetric:
             )
         ]
         parameters = {**weights.parameters, **dict(zip(self.names, moved, strict=True))}
-        return self._outputs_at(weights._replace(parameters=parameters))
+        return weights._replace(parameters=parameters)
 
     def _outputs_at(self, weights: Weights) -> Tensor:
-        with evaluation(self.anchors.model, self.anchors.device), torch.no_grad():
+        with evaluation(self.anchors.model, self.anchors.device), torch.enable_grad():
             blocks = self.anchors.progress(self._blocks())
-            return torch.cat([self.anchors.call(self._prepared(x), weights) for x in blocks])
+            parts = [self.anchors.call(self._prepared(x), weights).detach() for x in blocks]
+            return torch.cat(parts)
 
     # --- products ---------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def jvp(self, v: Tensor) -> Tensor:
         """:math:`J v`: the first-order change of the outputs, shape ``(N, m)``, for ``v`` ``(n,)``."""
-        tangents = self.unflatten(v)
+        tangents = self.unflatten(self.free(v))
         with self._evaluation():
             changes = []
             for chunk in self._linearizations():
@@ -333,6 +386,7 @@ class AnchorMetric:
                 del chunk
             return torch.cat(changes)
 
+    @torch.inference_mode(False)
     def vjp(self, u: Tensor) -> Tensor:
         r""":math:`J^\top u`, shape ``(n,)``, for ``u`` of shape ``(N, m)``."""
         if u.shape != self.outputs.shape:
@@ -347,18 +401,28 @@ class AnchorMetric:
                 total.add(chunk.vjp(u[start : start + rows].to(chunk.outputs)))
                 start += rows
                 del chunk  # before the next one is made
-        return total.vector
+        return self._freed_(total.vector)
 
+    @torch.inference_mode(False)
     def matvec(self, v: Tensor) -> Tensor:
         """:math:`g v`, shape ``(n,)``."""
-        tangents = self.unflatten(v)
+        tangents = self.unflatten(self.free(v))
         count = self.outputs.shape[0]
         total = _Sum(self)
         with self._evaluation():
             for chunk in self._linearizations():
                 total.add(chunk.vjp(chunk.jvp(tangents) / count))
                 del chunk
-        return total.vector
+        return self._freed_(total.vector)
+
+    def free(self, v: Tensor) -> Tensor:
+        """``v`` ``(n,)`` without its part along weights that do not move."""
+        self.check_vector(v)
+        return v if self._held is None else v.masked_fill(self._held, 0.0)
+
+    def _freed_(self, v: Tensor) -> Tensor:
+        """The same in place."""
+        return v if self._held is None else v.masked_fill_(self._held, 0.0)
 
     # --- the matrix, for small problems and for looking at it ---------------------------------------------
 
@@ -389,7 +453,8 @@ class AnchorMetric:
 
         Raises:
             ValueError: If ``probes`` is not positive, or None where an anchor's outputs depend on the other anchors,
-                as with batch norm that keeps no running statistics.
+                as with batch norm that keeps no running statistics, or where the model cannot be vectorized, as an
+                RNN.
         """
         if probes is not None:
             return self._estimated_diagonal(probes, generator)
@@ -408,14 +473,21 @@ class AnchorMetric:
             for part, z in zip(parts, self.outputs.split(at_once), strict=True):
                 part = map_inputs(lambda x: x.to(self.anchors.device), part)
                 for k in range(outputs):
-                    rows, alone = gradient(primals, part, k)
+                    try:
+                        rows, alone = gradient(primals, part, k)
+                    except RuntimeError as error:
+                        raise ValueError(
+                            "probes: None takes the gradients of all anchors at once by torch.func.vmap, which this "
+                            f"model does not allow ({str(error).strip().splitlines()[0]}); give a number of probes, "
+                            "for instance probes=100."
+                        ) from error
                     if not close(alone, z[:, k], 1e-3):
                         raise ValueError(
                             "probes: None takes each anchor by itself, and the model's outputs for one depend on the "
                             "others (batch norm without running statistics?); give a number of probes."
                         )
                     total += self.flatten(rows[name].square().sum(dim=0) for name in self.names)
-        return total / count
+        return self._freed_(total / count)
 
     def _estimated_diagonal(self, probes: int, generator: torch.Generator | None) -> Tensor:
         if probes < 1:
@@ -423,7 +495,7 @@ class AnchorMetric:
         z = self.outputs
         total = torch.zeros(self.size, dtype=self._dtype, device=self.params[0].device)
         for _ in range(probes):
-            signs = torch.randint(2, z.shape, generator=generator).mul_(2).sub_(1)
+            signs = torch.randint(2, z.shape, generator=generator, device="cpu").mul_(2).sub_(1)
             row = self.vjp(signs.to(z.device, z.dtype))
             total.addcmul_(row, row)
         return total / (probes * len(z))
@@ -473,6 +545,7 @@ class AnchorMetric:
 
     def _linearize(self) -> None:
         """Take today's outputs; keep what the products need if all anchors are evaluated at once."""
+        drawn = random_state(self.anchors.device)
         if (
             self.anchors.chunk_size is None
             or count_inputs(self.sample.inputs) <= self.anchors.chunk_size
@@ -480,18 +553,32 @@ class AnchorMetric:
             self._kept = None
             self._kept = list(self._fresh())
         outputs = []
-        for chunk in self._linearizations():
+        # For each trace the first block that it was used for and its outputs there, to be compared with the model.
+        self._first_of: dict[Traced, tuple[Inputs, Tensor]] = {}
+        for block, chunk in zip(self._blocks(), self._linearizations(), strict=True):
             outputs.append(chunk.outputs)
-            self.traced &= isinstance(chunk, _TracedChunk)
+            if isinstance(chunk, _TracedChunk):
+                self._first_of.setdefault(chunk.traced, (block, chunk.outputs))
+            else:
+                self.traced = False
             del chunk  # before the next one is made
         self.outputs = torch.cat(outputs)
+        if random_state(self.anchors.device) != drawn:
+            refuse_random(self.anchors, self.sample.inputs)
 
     def _linearized(self, inputs: Inputs) -> _Chunk:
         if self.traced:
             chunk = self._traced_chunk(inputs)
             if chunk is not None:
                 return chunk
-        return _EagerChunk(self._function(inputs), self._primals(), self.form)
+        return self._run(inputs)
+
+    def _run(self, inputs: Inputs) -> _EagerChunk:
+        return self._to_run(inputs)()
+
+    def _to_run(self, inputs: Inputs) -> Callable[[], _EagerChunk]:
+        # Without self: a chunk that the metric keeps holds it.
+        return functools.partial(_EagerChunk, self._function(inputs), self._primals(), self.form)
 
     def _blocks(self) -> list[Inputs]:
         """The anchors in the parts that are linearized at a time."""
@@ -500,7 +587,9 @@ class AnchorMetric:
         if self.anchors.device.type == "cpu":
             wide = max(BLOCK, self.size // WEIGHTS_AN_ANCHOR)
             most = CONVOLUTION_BLOCK if self._convolutional() else wide
-            size = math.ceil(size / math.ceil(size / most))  # in parts of the same size
+            # Anchors whose outputs depend on each other are one function in the chunks of drift(), and only there.
+            if size > most and not self._mixing():
+                size = math.ceil(size / math.ceil(size / most))  # in parts of the same size
         return split_inputs(inputs, size)
 
     def _convolutional(self) -> bool:
@@ -522,17 +611,14 @@ class AnchorMetric:
 
     def _traced_chunk(self, inputs: Inputs) -> _TracedChunk | None:
         """``inputs`` linearized by a trace, or None where there is none that can be trusted."""
-        traces = self._traces
-        if traces.stale >= MOST_STALE:
+        route, traces = self.anchors.route, self._traces
+        if not route.traces or self._mixing():
             return None
         moving, fixed = list(self._primals().values()), self._fixed(inputs)
-        key = (
-            id(self.anchors.model),
-            tuple(self.names),
-            tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*moving, *fixed)),
-        )
+        shapes = tuple((x.shape, x.stride(), x.dtype, x.device) for x in (*moving, *fixed))
+        key = (id(self.anchors.model), tuple(self.names), shapes)
         if key not in traces.by_shape:
-            if len(traces.by_shape) >= MOST_TRACES:
+            if not route.admits(_digest(self.names, shapes)):
                 return None
             names, others = self.names, self._others()
 
@@ -543,14 +629,22 @@ class AnchorMetric:
                 return self.anchors.call(map_inputs(lambda _: next(values), inputs), weights)
 
             try:
-                traces.by_shape[key] = Traced(function, moving, fixed, compile=self.anchors.compile)
+                traced = Traced(function, moving, fixed, compile=self.anchors.compile)
+                traces.by_shape[key] = traced
+                traces.behaviours[traced] = behaviour_of(self.anchors.model)
             except NotTraceable:
-                if traces.channels_last and self._prefers_channels_last():
-                    traces.channels_last = False
+                if route.channels_last and self._prefers_channels_last():
+                    route.channels_last = False
                     return self._traced_chunk(inputs)
                 traces.by_shape[key] = None
-        traced = traces.by_shape[key]
-        return None if traced is None else _TracedChunk(traced, moving, fixed)
+        found = traces.by_shape[key]
+        if found is None:
+            return None
+        try:
+            return _TracedChunk(found, moving, fixed, self._to_run(inputs))
+        except RuntimeError:  # it runs into what was another for the values it was traced with
+            traces.by_shape[key] = None
+            return None
 
     def _others(self) -> Weights:
         """Parameters that are not differentiated by, and buffers."""
@@ -565,7 +659,7 @@ class AnchorMetric:
 
     def _prepared(self, inputs: Inputs) -> Inputs:
         """``inputs`` where the model is, in the layout that it is traced for."""
-        last = self.traced and self._traces.channels_last and self._prefers_channels_last()
+        last = self.traced and self.anchors.route.channels_last and self._prefers_channels_last()
 
         def prepared(x: Tensor) -> Tensor:
             x = x.to(self.anchors.device, non_blocking=True)
@@ -580,33 +674,88 @@ class AnchorMetric:
         return self.anchors.device.type == "cpu" and self._convolutional()
 
     def _is_stale(self) -> bool:
-        """Whether the model itself now gives other outputs than the traces: checked on the first two anchors."""
-        if not (self.traced and any(self._traces.by_shape.values())):
+        """Whether the model is now another than the traces that were used: each is compared on two of its anchors."""
+        if not self._first_of:
             return False
-        return not self._agrees_with_the_first(self.outputs)
+        behaviours, now = self._traces.behaviours, behaviour_of(self.anchors.model)
+        for traced, (block, outputs) in self._first_of.items():
+            if not self._agrees_with_the_first(outputs, block):
+                return True
+            # Outputs do not show that a part was detached.
+            if behaviours[traced] != now and self._derivative_differs(block):
+                return True
+            behaviours[traced] = now
+        return False
 
-    def _mixes_anchors(self) -> bool:
+    def _derivative_differs(self, block: Inputs) -> bool:
+        """Whether J v of the first two anchors is another than the trace's."""
+        chunk = self._traced_chunk(block)
+        if chunk is None:
+            return False
+        seeded = torch.Generator("cpu").manual_seed(0)
+        tangents = [
+            torch.randn(p.shape, generator=seeded, dtype=p.dtype, device="cpu").to(p)
+            for p in self._primals().values()
+        ]
+        expected = self._run(map_inputs(lambda x: x[:2], block)).jvp(tangents)
+        return not close(chunk.jvp(tangents)[: len(expected)], expected, 1e-3)
+
+    def _mixing(self) -> bool:
         """Whether the outputs of an anchor depend on the others, as by batch norm that normalises by the batch."""
-        with torch.no_grad():
-            z = self.anchors.call(self._blocks()[0], self._weights)
-        return not self._agrees_with_the_first(z)
+        route = self.anchors.route
+        if route.mixing is None:
+            first = self.anchors.chunks(self.sample.inputs)[0]
+            if count_inputs(first) <= 2:
+                return False  # as far as these tell
+            with torch.enable_grad(), evaluation(self.anchors.model, self.anchors.device):
+                z = self.anchors.call(first, self._weights).detach()
+                route.mixing = not self._agrees_with_the_first(z, first)
+        return bool(route.mixing)
 
-    def _agrees_with_the_first(self, outputs: Tensor) -> bool:
-        """Whether ``outputs`` ``(N, m)`` begin as those of the model on the first two anchors alone."""
-        few = map_inputs(lambda x: x[:2], self.sample.inputs)
-        with torch.no_grad():
-            z = self.anchors.call(few, self._weights)
+    def _agrees_with_the_first(self, outputs: Tensor, inputs: Inputs) -> bool:
+        """Whether the ``outputs`` of ``inputs`` begin as those of the model on the first two of these alone."""
+        few = map_inputs(lambda x: x[:2], inputs)
+        with torch.enable_grad():
+            z = self.anchors.call(few, self._weights).detach()
         return close(outputs[: len(z)], z, 1e-4 if z.dtype == torch.float32 else 1e-9)
 
     def _weight_versions(self) -> list[int]:
         return [p._version for p in self.anchors.model.parameters()]
 
     def _evaluation(self) -> AbstractContextManager[None]:
-        if self._weight_versions() != self._versions:
+        if self._weight_versions() != self._versions or not self._holds_its_weights():
             raise RuntimeError(
                 "AnchorMetric: the weights have changed since this metric was built; build a new one."
             )
         return evaluation(self.anchors.model, self.anchors.device)
+
+    def _holds_its_weights(self) -> bool:
+        """Whether the parameters have the values they had; ``.data`` changes them behind torch's back."""
+        if self._copies is None:
+            return True
+        now = [p.detach() for p in self.anchors.model.parameters()]
+        return len(now) == len(self._copies) and all(
+            p.shape == copy.shape
+            and p.dtype == copy.dtype
+            and p.device == copy.device
+            and _same_values(p, copy)
+            for p, copy in zip(now, self._copies, strict=True)
+        )
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors hold the same numbers; others are not looked into, and NaN is another number."""
+    return (
+        a.layout != torch.strided
+        or torch.equal(a, b)
+        or bool((a.isnan() & b.isnan() | (a == b)).all())
+    )
+
+
+def _digest(names: Sequence[str], shapes: Sequence[tuple[Any, ...]]) -> str:
+    """A short text that stands for a trace's shape, on any machine."""
+    text = repr((list(names), [(tuple(s), st, str(d), dev.type) for s, st, d, dev in shapes]))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class _Sum:
@@ -614,7 +763,7 @@ class _Sum:
 
     def __init__(self, metric: AnchorMetric) -> None:
         self._metric = metric
-        self.vector = torch.empty(0)
+        self.vector = torch.empty(0, device="cpu")
 
     def add(self, parts: list[Tensor]) -> None:
         if self.vector.numel() == 0:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fipoptim.anchors import AnchorBatch, Weights, evaluation
+from fipoptim.anchors import AnchorBatch, Weights, check_width, evaluation
 from fipoptim.linearization import close
 from fipoptim.metric import Form, Parameters, _EagerChunk, parameter_names
 
@@ -68,7 +68,7 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
     and nothing is probed.
 
     Raises:
-        ValueError: If the model is random in eval mode.
+        ValueError: If the model is random in eval mode, or gives another number of outputs than the reference has.
         RuntimeError: If neither form is right, with what was seen, where, the likely cause and what to do; or if the
             model writes to its parameters as it is evaluated.
     """
@@ -161,6 +161,7 @@ class _Probed:
         self._few = anchors._select(torch.tensor(spread, device="cpu"))
         self._here = {name: self._weights.parameters[name] for name in self._names}
         z = self._checked_outputs()
+        check_width(z, anchors.reference)
         generator = torch.Generator(device="cpu").manual_seed(seed)
 
         def random(like: Tensor) -> Tensor:
@@ -198,8 +199,8 @@ class _Probed:
         return self._anchors.call(self._few, Weights(parameters | primals, buffers))
 
     def _outputs(self, primals: Parameters) -> Tensor:
-        with torch.no_grad():
-            return self._function(primals)
+        with torch.enable_grad():  # for a model that differentiates in its forward pass
+            return self._function(primals).detach()
 
     def _checked_outputs(self) -> Tensor:
         torch.manual_seed(0)

@@ -19,7 +19,8 @@ from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
 from fipoptim import metric as metric_module
 from fipoptim.linearization import Traced
-from fipoptim.metric import _TRACES, BLOCK, MOST_STALE, MOST_TRACES
+from fipoptim.metric import _TRACES, BLOCK
+from fipoptim.route import MOST_STALE, MOST_TRACES
 
 
 def params_of(model: nn.Module) -> list[Tensor]:
@@ -360,7 +361,7 @@ def test_a_trace_serves_all_weights_and_inputs_of_its_shape() -> None:
         torch.testing.assert_close(traced.outputs, run.outputs)
         torch.testing.assert_close(traced.matvec(v), run.matvec(v))
     assert len(_TRACES[anchors].by_shape) == 1
-    assert _TRACES[anchors].stale == 0
+    assert anchors.route.stale == 0
 
 
 def test_a_model_that_behaves_otherwise_is_traced_anew_and_in_the_end_run() -> None:
@@ -433,7 +434,7 @@ def test_images_are_traced_channels_last_where_the_model_allows_it(view: bool) -
     anchors = AnchorBatch(model, inputs)
     metric = AnchorMetric(anchors)
     assert metric.traced
-    assert _TRACES[anchors].channels_last == (not view)
+    assert anchors.route.channels_last == (not view)
     jac = oracle.jacobian(model, inputs, "logits", params_of(model))
     v = torch.randn(metric.size, dtype=torch.float64)
     np.testing.assert_allclose(metric.matvec(v).numpy(), oracle.metric(jac) @ v.numpy(), rtol=1e-9)
