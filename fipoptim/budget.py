@@ -20,6 +20,26 @@ SHARES = (1.0, 0.5)
 RESTORING_STEPS = 4
 
 
+WHAT_ELSE = (
+    "Did something else change the network (batch norm statistics in train mode, another optimizer)? "
+    "Put batch norm in eval mode, raise max_drift, or refresh() the anchors."
+)
+
+
+def check_unmoved(most: float, anchors: AnchorBatch) -> None:
+    """Hold the promise in a step in which no weight moves.
+
+    Raises:
+        RuntimeError: If the drift on all anchors is more than ``most``.
+    """
+    drift = anchors.drift()
+    if not drift <= most:
+        raise RuntimeError(
+            f"max_drift: the drift is {drift:.6g}, beyond {most:.6g}, and this step moves no weight that could "
+            f"restore the function (no gradient, or every lr is 0). {WHAT_ELSE}"
+        )
+
+
 @dataclass(frozen=True)
 class Held:
     """Where a step within the budget ended.
@@ -48,6 +68,7 @@ class DriftBudget:
         geometry: Of the steps; None is the Euclidean one.
         length: Of a restoring step, at most.
         max_products: Of a restoring step.
+        held: The weights that do not move, as for AnchorMetric.
     """
 
     def __init__(
@@ -60,7 +81,9 @@ class DriftBudget:
         geometry: Geometry | None,
         length: float,
         max_products: int,
+        held: list[Tensor] | None,
     ) -> None:
+        self._held = held
         self._most, self._anchors, self._params, self._form = most, anchors, params, form
         self._geometry, self._length, self._max_products = geometry, length, max_products
         self._outputs: Tensor  # of all anchors, as last measured
@@ -101,9 +124,7 @@ class DriftBudget:
                     break
         raise RuntimeError(
             f"max_drift: the drift is {drift:.6g} and cannot be brought below {self._most:.6g} by moving the "
-            "weights; they were put back. Did something else change the network (batch norm statistics in "
-            "train mode, another optimizer)? Put batch norm in eval mode, raise max_drift, or refresh() the "
-            "anchors."
+            f"weights; they were put back. {WHAT_ELSE}"
         )
 
     def _restore(self, before: float) -> tuple[float, int]:
@@ -111,7 +132,9 @@ class DriftBudget:
         if before == 0.0:
             return before, 0
         params, sample = self._params, self._anchors.all()
-        metric = AnchorMetric(self._anchors, params, sample=sample, form=self._form)
+        metric = AnchorMetric(
+            self._anchors, params, sample=sample, form=self._form, guard=False, held=self._held
+        )
         residual = metric.outputs - sample.reference.to(metric.outputs.device)
         linear = metric.vjp(residual * (2.0 / residual.shape[0]))
         step = solve_on_sphere(

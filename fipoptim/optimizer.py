@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from os import PathLike
@@ -16,7 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
-from fipoptim.budget import DriftBudget, displace
+from fipoptim.budget import DriftBudget, check_unmoved, displace
+from fipoptim.fingerprint import same_reference
 from fipoptim.geometry import Diagonal, Geometry, Layers, is_matrix, orthogonalizing
 from fipoptim.krylov import norm
 from fipoptim.metric import AnchorMetric, Form, parameter_names
@@ -85,6 +87,9 @@ class FIPOptimizer(Optimizer):
     ``L = 0`` (Eq. 3): the path continues its previous direction as straight as the function allows, from a seeded
     random start. A gradient that is exactly zero is a minimum: nothing moves but what restores the function.
 
+    Where another optimizer moves other parts of the network it steps **first**: ``last_step`` and ``max_drift`` speak
+    of the network as it is when this step ends.
+
     Args:
         params: Parameters of the anchors' model: tensors, named tensors or groups, as in ``torch.optim``.
         anchor_batch: The inputs whose outputs are to stay.
@@ -95,13 +100,18 @@ class FIPOptimizer(Optimizer):
             ``precondition="muon"`` the mean is that of all of ``c``, with Nesterov's look-ahead.
         drift_correction: Pull back to the reference outputs rather than preserve those of the step before.
         max_drift: A promise: after every step ``anchor_batch.drift() <= max_drift``, on all anchors. Steps are
-            shortened, or spent on restoring the function, until it holds.
+            shortened, or spent on restoring the function, until it holds. It is checked where nothing moves, too.
         precondition: ``"adam"`` measures the step in the geometry of Adam, ``P`` proportional to the damped root of
             the running mean of :math:`c^2`, scaled to a mean of 1 so that ``eps`` keeps its meaning. ``"muon"``
             measures the weights of a linear or convolutional layer as a matrix: ``P`` is :math:`(C C^\top)^{1/2}` of
             its linear term on the shorter side, so that a step without products is orthogonal, as Muon's. Biases, and
             matrices whose shorter side is beyond 256, are as with ``"adam"``.
+        keep_zeros: Weights that are exactly 0 do not move, so a pruned network stays pruned. Without it they do, also
+            where their gradient is masked, as what restores the function is no part of ``.grad``. In Muon's geometry
+            the parameters of such a group are as with ``"adam"``. May differ by group.
         solver: A :class:`Solver`; None is the adaptive default.
+        form: How the metric's products are taken, ``"forward"`` (forward-mode AD) or ``"double-vjp"``, by one who knows
+            that it is right for the model. None looks which one is, on construction.
         generator: Where the seed of the random directions comes from; None takes ``torch.initial_seed()``.
 
     Attributes:
@@ -133,6 +143,7 @@ class FIPOptimizer(Optimizer):
         "precondition",
         "solver",
         "last_step",
+        "_given_form",
         "_forms",
     )
 
@@ -148,7 +159,9 @@ class FIPOptimizer(Optimizer):
         drift_correction: bool = True,
         max_drift: float | None = None,
         precondition: str | None = None,
+        keep_zeros: bool = False,
         solver: Solver | None = None,
+        form: Form | None = None,
         generator: Generator | None = None,
     ) -> None:
         if not isinstance(anchor_batch, AnchorBatch):
@@ -165,6 +178,8 @@ class FIPOptimizer(Optimizer):
             _check_number("max_drift", max_drift)
         if precondition not in (None, "adam", "muon"):
             raise ValueError(f"precondition: choose None, 'adam' or 'muon', got {precondition!r}.")
+        if form not in (None, "forward", "double-vjp"):
+            raise ValueError(f"form: choose None, 'forward' or 'double-vjp', got {form!r}.")
         if solver is not None and not isinstance(solver, Solver):
             raise TypeError(
                 f"solver: must be a fipoptim.Solver or None, got {type(solver).__name__}."
@@ -176,9 +191,17 @@ class FIPOptimizer(Optimizer):
         self.precondition = precondition
         self.solver = solver or Solver()
         self.last_step: StepInfo | None = None
+        self._given_form = form
         # The probed form of the metric's products, for each set of parameters by name.
         self._forms: dict[tuple[str, ...], Form] = {}
-        defaults = {"lr": eps, "beta": beta, "momentum": momentum, "seed": draw_seed(generator)}
+        defaults = {
+            "lr": eps,
+            "beta": beta,
+            "momentum": momentum,
+            "keep_zeros": keep_zeros,
+            "seed": draw_seed(generator),
+            "reference": anchor_batch.fingerprint(),
+        }
         super().__init__(params, defaults)
         _ = self.form  # probes the products before any step
 
@@ -204,9 +227,39 @@ class FIPOptimizer(Optimizer):
         """What pickle and deepcopy carry: the base class keeps only defaults, state and groups."""
         return super().__getstate__() | {name: getattr(self, name) for name in self._OWN}
 
+    def __repr__(self) -> str:
+        """As torch's, without what only a resumed run needs."""
+        lines = super().__repr__().splitlines()
+        return "\n".join(x for x in lines if not x.strip().startswith(("reference:", "seed:")))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickle's content, or what ``load_state_dict`` has read, checked here as it is all known now."""
+        if "anchors" not in state:
+            state = state | {"state": self._checked_state(state["state"], state["param_groups"])}
+        super().__setstate__(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state; each group carries the fingerprint of the anchors' reference of now."""
+        reference = self.anchors.fingerprint()
+        for group in self.param_groups:
+            group["reference"] = reference
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as in ``torch.optim``, all of it or, where something is wrong with it, nothing.
+
+        The anchors are not in it: restore them first, by ``anchors.load_state_dict``, or build them on the network that
+        is their reference before its trained weights are loaded.
+
+        Raises:
+            ValueError: If it is the state of another optimizer, of other parameters, or of other reference outputs than
+                those that the anchors hold.
+        """
+        super().load_state_dict(state_dict)
+
     @property
     def form(self) -> Form | None:
-        """How the metric's products are taken, ``"forward"`` or ``"double-vjp"``, as probed on construction.
+        """How the metric's products are taken, ``"forward"`` or ``"double-vjp"``, as given or probed on construction.
 
         None if no parameter requires a gradient.
         """
@@ -231,14 +284,20 @@ class FIPOptimizer(Optimizer):
         Returns:
             The closure's loss, or that of ``secondary``, or None.
 
+        A closure that returns None and leaves no gradient skips its batch: nothing moves.
+
         Raises:
-            RuntimeError: If the closure leaves no gradient, if outputs or gradients are not finite, if
-                ``max_drift`` cannot be held, or under a GradScaler. The weights are then as they were.
+            RuntimeError: If the closure returns a loss and leaves no gradient, if outputs or gradients are not finite,
+                if ``max_drift`` cannot be held, or under a GradScaler. The weights are then as they were.
         """
         self._refuse_grad_scaler()
-        loss, params, gradients = self._gradient(closure)
-        if params:
-            self._move(loss, params, gradients)
+        with torch.inference_mode(False):
+            loss, params, gradients = self._gradient(closure)
+            if params:
+                self._move(loss, params, gradients)
+            elif self.max_drift is not None:
+                check_unmoved(self.max_drift, self.anchors)
+            self._begin_resting()
         return loss
 
     # --- the gradient of the secondary objective -------------------------------------------------------
@@ -249,14 +308,24 @@ class FIPOptimizer(Optimizer):
         """The loss, the parameters that move, and their gradients; None for the last means L = 0."""
         if closure is None and self.secondary is not None:
             return self._secondary_gradient()
-        loss = None if closure is None else self._call(closure)
-        if closure is None and all(p.grad is None for p in self._all_params()):
-            return None, self._moving(lambda p: p.requires_grad), None
+        if closure is None:
+            loss = None
+            if all(p.grad is None for p in self._all_params()):
+                return None, self._moving(lambda p: p.requires_grad), None
+        else:
+            loss, changed = self._call(closure)
+            if loss is None and not (changed and self._any_gradient()):
+                return None, [], None
+            if not changed:
+                raise RuntimeError(
+                    "closure: it left no new gradient on any parameter; it must call loss.backward() "
+                    "and return the loss, or return None to skip a batch."
+                )
         params = self._moving(lambda p: p.grad is not None)
         return loss, params, [_dense(cast(Tensor, p.grad)) for p in params]
 
-    def _call(self, closure: Callable[[], Any]) -> Any:
-        """The closure's loss, with the gradients it leaves in ``.grad``."""
+    def _call(self, closure: Callable[[], Any]) -> tuple[Any, bool]:
+        """The closure's loss, and whether it has changed any ``.grad``."""
 
         def gradients() -> list[tuple[Tensor | None, int]]:
             found = [p.grad for p in self._all_params()]
@@ -266,12 +335,12 @@ class FIPOptimizer(Optimizer):
         with torch.enable_grad():
             loss = closure()
         pairs = zip(before, gradients(), strict=True)
-        if all(old is new and version == now for (old, version), (new, now) in pairs):
-            raise RuntimeError(
-                "closure: it left no new gradient on any parameter; it must call loss.backward() "
-                "and return the loss."
-            )
-        return loss
+        return loss, any(old is not new or version != now for (old, version), (new, now) in pairs)
+
+    def _any_gradient(self) -> bool:
+        """Whether any ``.grad`` is there and not zero."""
+        gradients = [p.grad for p in self._all_params() if p.grad is not None]
+        return any(bool(g.to_dense().any()) for g in gradients)
 
     def _secondary_gradient(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         params = self._moving(lambda p: p.requires_grad)
@@ -313,13 +382,19 @@ class FIPOptimizer(Optimizer):
         # A trace pays where products are taken; a step that may do without runs the model, as distillation does.
         first_order = gradients is not None and self.solver.products in ("adaptive", 0)
         trace = not first_order or self.anchors.compile
-        metric = AnchorMetric(self.anchors, params, sample=sample, form=form, trace=trace)
+        held = self._zeros_to_keep(params)
+        metric = AnchorMetric(
+            self.anchors, params, sample=sample, form=form, trace=trace, guard=False, held=held
+        )
         residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
         restoring = self._restoring_term(metric, residual_outputs)
         new_state: dict[Tensor, dict[str, Tensor]] = {p: {} for p in params}
-        linear, squares = self._linear_term(metric, gradients, restoring, new_state)
-        _refuse_broken(linear, gradients)
-        geometry, length = self._ball(metric, linear, squares)
+        if gradients is not None and held is not None:
+            gradients = [
+                g.masked_fill(zeros, 0.0) for g, zeros in zip(gradients, held, strict=True)
+            ]
+        linear, squares, unit = self._linear_term(metric, gradients, restoring, new_state)
+        geometry, length = self._ball(metric, linear, squares, unit)
         del squares
         idle = all(float(group["beta"]) == 0 for group in self.param_groups)
         tried = self._try(metric, linear, geometry, length)
@@ -328,7 +403,9 @@ class FIPOptimizer(Optimizer):
         else:
             if not trace and form == "forward":
                 del metric  # with all that it kept of the evaluation
-                metric = AnchorMetric(self.anchors, params, sample=sample, form=form)
+                metric = AnchorMetric(
+                    self.anchors, params, sample=sample, form=form, guard=False, held=held
+                )
             # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
             stationary = gradients is not None and not idle and _size(gradients) == 0.0
             solution = self._solve(
@@ -358,8 +435,9 @@ class FIPOptimizer(Optimizer):
         gradients: list[Tensor] | None,
         restoring: Tensor | None,
         new_state: dict[Tensor, dict[str, Tensor]],
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """``c`` with momentum, and running means of the squares of ``c``, by parameter, where the geometry needs them.
+    ) -> tuple[Tensor, dict[int, Tensor], float]:
+        """``c`` with momentum, running means of the squares of ``c``, by parameter, where the geometry needs them, and
+        the unit of ``c`` in these.
 
         ``restoring`` may be written over.
         """
@@ -367,10 +445,10 @@ class FIPOptimizer(Optimizer):
         if gradients is None:
             if restoring is None:
                 restoring = metric.flatten(torch.zeros_like(p) for p in metric.params)
-            return restoring, self._mean_squares(metric, restoring, new_state)
+            return restoring, *self._mean_squares(metric, restoring, new_state, None)
         means = None if muon else self._averaged(metric, gradients, new_state)
         linear = self._combined(metric, gradients if means is None else means, restoring)
-        squares = self._mean_squares(metric, linear, new_state)
+        squares, unit = self._mean_squares(metric, linear, new_state, gradients)
         if muon:
             # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
             means = self._averaged(metric, metric.unflatten(linear), new_state)
@@ -378,7 +456,7 @@ class FIPOptimizer(Optimizer):
                 momenta = self._options("momentum", metric.params)
                 given = [mean.to(linear) for mean in means]
                 torch._foreach_lerp_(metric.views(linear), given, momenta)
-        return linear, squares
+        return linear, squares, unit
 
     def _combined(
         self, metric: AnchorMetric, gradients: list[Tensor], restoring: Tensor | None
@@ -420,7 +498,7 @@ class FIPOptimizer(Optimizer):
             if m > 0:
                 new_state[p] |= {
                     "exp_avg": mean,
-                    "exp_avg_weight": torch.tensor(share, dtype=p.dtype),
+                    "exp_avg_weight": torch.tensor(share, dtype=p.dtype, device="cpu"),
                 }
         return list(running)
 
@@ -433,31 +511,42 @@ class FIPOptimizer(Optimizer):
         ]
 
     def _mean_squares(
-        self, metric: AnchorMetric, linear: Tensor, new_state: dict[Tensor, dict[str, Tensor]]
-    ) -> dict[int, Tensor]:
+        self,
+        metric: AnchorMetric,
+        linear: Tensor,
+        new_state: dict[Tensor, dict[str, Tensor]],
+        gradients: list[Tensor] | None,
+    ) -> tuple[dict[int, Tensor], float]:
         """The running means of the squares of ``c``, free of the bias of a start at zero, where they are needed.
 
-        That is for all parameters in Adam's geometry, and in Muon's for those that are no matrices.
+        That is for all parameters in Adam's geometry, and in Muon's for those that are no matrices. They are in units
+        of the number that comes second: 1, unless the squares would overflow or underflow.
         """
-        if self.precondition is None:
-            return {}
-        muon, parts = self.precondition == "muon", metric.unflatten(linear)
-        of = [k for k, p in enumerate(metric.params) if not (muon and is_matrix(p))]
+        size = _finite_size(linear, gradients)
+        of = [k for k, wanted in enumerate(self._by_squares(metric.params)) if wanted]
         if not of:
-            return {}
+            return {}, 1.0
+        parts = metric.unflatten(linear)
         params, terms = [metric.params[k] for k in of], [parts[k] for k in of]
         steps = [float(self.state.get(p, {}).get("step", 0.0)) + 1 for p in params]
         fresh = [(1 - SECOND_MOMENT_DECAY) / (1 - SECOND_MOMENT_DECAY**count) for count in steps]
-        running = torch._foreach_mul(self._kept("exp_avg_sq", params), [1 - f for f in fresh])
-        torch._foreach_addcmul_(running, terms, terms, fresh)
+        kept = self._kept("exp_avg_sq", params)
+        unit = _unit(size, kept)
+        running = _running_squares(kept, terms, fresh)
+        measured = running
+        if unit != 1.0:
+            kept = [mean.double().div_(unit).div_(unit).to(mean) for mean in kept]
+            measured = _running_squares(kept, [term / unit for term in terms], fresh)
+            # The largest number of a precision stands for those beyond it.
+            running = [mean.clamp_(max=torch.finfo(mean.dtype).max) for mean in running]
         for p, mean_square in zip(params, running, strict=True):
             new_state[p]["exp_avg_sq"] = mean_square
-        return dict(zip(of, running, strict=True))
+        return dict(zip(of, measured, strict=True)), unit
 
     def _ball(
-        self, metric: AnchorMetric, linear: Tensor, squares: dict[int, Tensor]
+        self, metric: AnchorMetric, linear: Tensor, squares: dict[int, Tensor], unit: float
     ) -> tuple[Geometry | None, float]:
-        """The geometry of the step (None for the Euclidean one) and its length."""
+        """The geometry of the step (None for the Euclidean one) and its length; ``unit`` is that of ``squares``."""
         params = metric.params
         rates = self._options("lr", params)
         # Only the ratios matter: measure lengths in units of the largest.
@@ -466,7 +555,8 @@ class FIPOptimizer(Optimizer):
         stretch = [min(length / rate, 1e15) for rate in rates]
         if self.precondition is not None:
             # All that has no mean square is a matrix.
-            matrices = {k: c for k, c in enumerate(metric.views(linear)) if k not in squares}
+            measured = linear if unit == 1.0 else linear / unit
+            matrices = {k: c for k, c in enumerate(metric.views(measured)) if k not in squares}
             shapes = [p.shape for p in params]
             return Layers(shapes, squares, orthogonalizing(matrices), linear, stretch), length
         if all(factor == 1.0 for factor in stretch):
@@ -482,7 +572,7 @@ class FIPOptimizer(Optimizer):
         fixed = self.anchors.padding_rows()
         for name, p in zip(metric.names, metric.params, strict=True):
             velocity = self.state.get(p, {}).get("velocity")
-            if velocity is None:
+            if velocity is None or not bool(velocity.any()):
                 velocity = torch.randn(
                     p.shape, generator=seeded, dtype=torch.float64, device="cpu"
                 ).to(p)
@@ -490,7 +580,7 @@ class FIPOptimizer(Optimizer):
                 rows = torch.tensor(fixed[name], device=p.device)
                 velocity = velocity.index_fill(0, rows, 0.0)  # Eq. 4 has no say there
             parts.append(velocity)
-        return metric.flatten(parts)
+        return metric.free(metric.flatten(parts))
 
     def _solve(
         self,
@@ -536,7 +626,7 @@ class FIPOptimizer(Optimizer):
         step, gain = first_order_step(linear, length, geometry)
         if gain == 0.0 or not math.isfinite(gain):
             return None
-        outputs = metric.outputs_after(step)
+        outputs = self._outputs_after(metric, step)
         change = _rms(outputs - metric.outputs)
         # Eq. 4 restricted to this line: its multiplier is negative where the step passes the line's minimum.
         multiplier = (gain / 2 - change**2) / length**2
@@ -545,8 +635,14 @@ class FIPOptimizer(Optimizer):
         whole = SphereSolution(step, multiplier, change, 0, None)
         solution = self._within_radius(whole)
         return _Tried(
-            solution, outputs if solution is whole else metric.outputs_after(solution.step)
+            solution, outputs if solution is whole else self._outputs_after(metric, solution.step)
         )
+
+    def _outputs_after(self, metric: AnchorMetric, step: Tensor) -> Tensor:
+        """The outputs that a step leads to; a promise about them is judged by the evaluation that drift() takes."""
+        if self.max_drift is None or metric.sample.inputs is not self.anchors.inputs:
+            return metric.outputs_after(step)
+        return self.anchors.outputs(self.anchors.inputs, metric.weights_after(step))
 
     def _within_radius(self, solution: SphereSolution) -> SphereSolution:
         """The step, shortened to the solver's radius if it goes further; one that breaks is left, to be told."""
@@ -594,11 +690,12 @@ class FIPOptimizer(Optimizer):
                         geometry=geometry,
                         length=length,
                         max_products=self.solver.max_products,
+                        held=self._zeros_to_keep(params),
                     )
-                    held = budget.hold(start, step, outputs if every_anchor else None)
-                    factor, backtracks, drift = held.kept, held.backtracks, held.drift
+                    end = budget.hold(start, step, outputs if every_anchor else None)
+                    factor, backtracks, drift = end.kept, end.backtracks, end.drift
                     if every_anchor:
-                        outputs = held.outputs
+                        outputs = end.outputs
                     elif backtracks:
                         outputs = None
                 outputs = _finite(metric.outputs_now() if outputs is None else outputs)
@@ -622,13 +719,85 @@ class FIPOptimizer(Optimizer):
             backtracks=backtracks,
         )
 
+    # --- state ------------------------------------------------------------------------------------------
+
     def _commit(self, params: list[Tensor], new_state: dict[Tensor, dict[str, Tensor]]) -> None:
+        self._begin_state(params)
         for p in params:
+            self.state[p]["step"] += 1
+            self.state[p] |= new_state[p]
+
+    def _begin_resting(self) -> None:
+        """Begin the state of parameters that have a gradient and an ``lr`` of 0, as distributed checkpointing asks for.
+
+        It loads a state into the one that such a step leaves. For the next step it is as if there were none.
+        """
+        resting = [
+            p
+            for group in self.param_groups
+            if float(group["lr"]) == 0
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        self._begin_state(resting, own_memory=True)
+
+    def _begin_state(self, params: list[Tensor], *, own_memory: bool = False) -> None:
+        """Complete the state of ``params`` by zeros: its keys depend on the options and not on the run.
+
+        Args:
+            params: The parameters.
+            own_memory: Give each zero memory of its own, to be written to.
+        """
+        options = zip(
+            params, self._options("momentum", params), self._by_squares(params), strict=True
+        )
+        for p, momentum, squares in options:
             state = self.state[p]
             if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
-            state["step"] += 1
-            state |= new_state[p]
+                state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+            if momentum > 0 and "exp_avg" not in state:
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_weight"] = torch.zeros((), dtype=p.dtype, device="cpu")
+            if squares and "exp_avg_sq" not in state:
+                state["exp_avg_sq"] = torch.zeros_like(p)
+            if "velocity" not in state:
+                state["velocity"] = torch.zeros_like(p) if own_memory else _no_velocity(p)
+
+    def _by_squares(self, params: list[Tensor]) -> list[bool]:
+        """For each parameter whether the geometry measures it by the running mean of its squares."""
+        if self.precondition != "muon":
+            return [self.precondition is not None] * len(params)
+        kept = self._options("keep_zeros", params)
+        return [not is_matrix(p) or bool(keep) for p, keep in zip(params, kept, strict=True)]
+
+    def _checked_state(
+        self, state: Mapping[Tensor, dict[str, Any]], groups: list[dict[str, Any]]
+    ) -> defaultdict[Tensor, dict[str, Any]]:
+        """The state of each parameter that is being loaded, if it can be this optimizer's.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        for i, group in enumerate(groups):
+            if missing := _OPTIONS - group.keys():
+                raise ValueError(
+                    f"state_dict: group {i} lacks {sorted(missing)}; it is not the state of a FIPOptimizer. "
+                    "Nothing was loaded."
+                )
+            try:
+                _check_options(group)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"state_dict: group {i}: {error} Nothing was loaded.") from error
+            if not same_reference(group["reference"], self.anchors.fingerprint()):
+                raise ValueError(
+                    "state_dict: was saved with other reference outputs than those that the anchors hold. Anchors that "
+                    "are built after the trained weights were restored take the resumed network for the reference. "
+                    "Save anchors.state_dict() beside the optimizer's and restore it first, by "
+                    "anchors.load_state_dict(...), or build the AnchorBatch on the network that is its reference "
+                    "before its weights are replaced. Nothing was loaded."
+                )
+        checked = {p: _checked_entries(p, entries) for p, entries in state.items()}
+        return defaultdict(dict, checked)
 
     # --- parameters ---------------------------------------------------------------------------------------
 
@@ -641,6 +810,16 @@ class FIPOptimizer(Optimizer):
         for group in self.param_groups:
             of |= dict.fromkeys(group["params"], float(group[name]))
         return [of[p] for p in params]
+
+    def _zeros_to_keep(self, params: list[Tensor]) -> list[Tensor] | None:
+        """Where each parameter is zero and is to stay it; None if that is nowhere asked for."""
+        kept = self._options("keep_zeros", params)
+        if not any(kept):
+            return None
+        return [
+            p == 0 if keep else torch.zeros_like(p, dtype=torch.bool)
+            for p, keep in zip(params, kept, strict=True)
+        ]
 
     def _moving(self, wanted: Callable[[Tensor], bool]) -> list[Tensor]:
         """The parameters a step may move: those wanted, in groups whose ``lr`` is not zero."""
@@ -656,7 +835,9 @@ class FIPOptimizer(Optimizer):
         return int(max((float(state.get("step", 0)) for state in self.state.values()), default=0))
 
     def _form(self, params: list[Tensor]) -> Form:
-        """How the metric's products over these parameters are taken; probed once."""
+        """How the metric's products over these parameters are taken: as the caller says, or probed once."""
+        if self._given_form is not None:
+            return self._given_form
         names = tuple(parameter_names(self.anchors, params))
         if names not in self._forms:
             self._forms[names] = probe(self.anchors, params)
@@ -698,7 +879,55 @@ def _check_options(group: dict[str, Any]) -> bool:
     """Check the numbers of a group, which schedulers and users may have changed; whether it moves at all."""
     _check_number("beta", group["beta"])
     _check_number("momentum", group["momentum"], below=1.0)
+    if not isinstance(group["keep_zeros"], bool):
+        raise TypeError(f"keep_zeros: must be True or False, got {group['keep_zeros']!r}.")
     return _check_number("lr", group["lr"]) > 0
+
+
+# What this optimizer keeps of a group, beside the parameters, and of a parameter.
+_OPTIONS = {"lr", "beta", "momentum", "keep_zeros", "seed", "reference"}
+_ENTRIES = {"step", "exp_avg", "exp_avg_weight", "exp_avg_sq", "velocity"}
+
+
+def _checked_entries(p: Any, entries: dict[str, Any]) -> dict[str, Any]:
+    """The state of one parameter; a flattened distributed checkpoint gives what it lacks as an empty dictionary."""
+    if not isinstance(p, Tensor):
+        raise ValueError(
+            f"state_dict: holds {p!r} beside the state of each parameter; it is not the state of a FIPOptimizer. "
+            "Nothing was loaded."
+        )
+    entries = {
+        name: value
+        for name, value in entries.items()
+        if not (isinstance(value, dict) and not value)
+    }
+    if unknown := entries.keys() - _ENTRIES:
+        raise ValueError(
+            f"state_dict: holds {sorted(map(str, unknown))} of a parameter; it is not the state of a FIPOptimizer. "
+            "Nothing was loaded."
+        )
+    for name, value in entries.items():
+        single = name in ("step", "exp_avg_weight")
+        if isinstance(value, Tensor):
+            fits = value.numel() == 1 if single else value.shape == p.shape
+            right = fits and bool(torch.isfinite(value).all())
+        else:
+            right = single and isinstance(value, Real) and math.isfinite(value)
+        if not right:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"state_dict: {name!r} of a parameter of shape {tuple(p.shape)} must be finite and "
+                f"{'one number' if single else 'of that shape'}, got {got}. Nothing was loaded."
+            )
+    velocity = entries.get("velocity")
+    if velocity is not None and not bool(velocity.any()):
+        entries["velocity"] = _no_velocity(p)
+    return entries
+
+
+def _no_velocity(p: Tensor) -> Tensor:
+    """Zeros in the shape of ``p`` that take the memory of one: only a run without an objective has a velocity."""
+    return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)
 
 
 def _dense(gradient: Tensor) -> Tensor:
@@ -709,10 +938,15 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient.detach()
 
 
-def _refuse_broken(linear: Tensor, gradients: list[Tensor] | None) -> None:
-    """Refuses a linear term that is not finite, with the cause."""
-    if math.isfinite(norm(linear)):
-        return
+def _finite_size(linear: Tensor, gradients: list[Tensor] | None) -> float:
+    """The length of the linear term.
+
+    Raises:
+        RuntimeError: If it is not finite, with the cause.
+    """
+    size = norm(linear)
+    if math.isfinite(size):
+        return size
     if gradients is not None and not math.isfinite(_size(gradients)):
         raise RuntimeError(
             "gradient: holds NaN or infinite values; no weight was changed. "
@@ -721,6 +955,21 @@ def _refuse_broken(linear: Tensor, gradients: list[Tensor] | None) -> None:
     raise RuntimeError(
         "gradient: with the restoring term it is not finite; no weight was changed. Lower eps or beta."
     )
+
+
+def _unit(size: float, kept: list[Tensor]) -> float:
+    """A power of two near the largest of what is squared, if its square overflows or underflows; else 1."""
+    if 1e-12 < size < 1e15:
+        return 1.0
+    largest = max([float(mean.max()) for mean in kept if mean.numel()], default=0.0)
+    largest = max(size, math.sqrt(largest))
+    return 1.0 if largest == 0.0 or 1e-12 < largest < 1e15 else 2.0 ** math.frexp(largest)[1]
+
+
+def _running_squares(kept: list[Tensor], terms: list[Tensor], fresh: list[float]) -> list[Tensor]:
+    running = torch._foreach_mul(kept, [1 - f for f in fresh])
+    torch._foreach_addcmul_(running, terms, terms, fresh)
+    return list(running)
 
 
 def _size(parts: list[Tensor]) -> float:

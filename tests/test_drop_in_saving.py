@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import pickle
+import warnings
 import weakref
 from typing import Any
 
@@ -223,24 +225,166 @@ def test_copies_can_be_taken_while_recording(duplicate):
     assert len(path) == 3
 
 
-def test_distributed_checkpoint_state():
-    """Its first move is a step with lr = 0 and zero gradients, to make the state exist."""
-    from torch.distributed.checkpoint.state_dict import (
-        get_optimizer_state_dict,
-        set_optimizer_state_dict,
-    )
+@configurations
+@pytest.mark.parametrize("flatten", [False, True])
+def test_distributed_checkpoint_goes_on_along_the_same_path(options, flatten, tmp_path):
+    """torch makes the state to load into by a step with lr = 0 and zero gradients, where there is none."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint import state_dict as torchs
 
-    run, resumed = Run(momentum=0.9, precondition="adam"), Run(momentum=0.9, precondition="adam")
+    asked = torchs.StateDictOptions(flatten_optimizer_state_dict=flatten)
+    run, resumed, fresh = (Run(**options) for _ in range(3))
     start = flat(run.model)
-    get_optimizer_state_dict(run.model, run.optimizer)
+    torchs.get_optimizer_state_dict(run.model, run.optimizer)
     assert torch.equal(flat(run.model), start)
+
     run.advance(3)
-    state = get_optimizer_state_dict(run.model, run.optimizer)
-    resumed.model.load_state_dict(run.model.state_dict())
-    set_optimizer_state_dict(resumed.model, resumed.optimizer, copy.deepcopy(state))
+    state = torchs.get_optimizer_state_dict(run.model, run.optimizer, options=asked)
+    with warnings.catch_warnings():  # torch, of a single process
+        warnings.simplefilter("ignore")
+        checkpoint.save({"optimizer": state}, checkpoint_id=tmp_path)
+
+    # In memory, and from a file into the state that torch has made.
+    for other, loaded in ((resumed, copy.deepcopy(state)), (fresh, None)):
+        other.model.load_state_dict(run.model.state_dict())
+        other.optimizer.anchors.load_state_dict(run.optimizer.anchors.state_dict())
+        if loaded is None:
+            loaded = torchs.get_optimizer_state_dict(other.model, other.optimizer, options=asked)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                checkpoint.load({"optimizer": loaded}, checkpoint_id=tmp_path)
+        torchs.set_optimizer_state_dict(other.model, other.optimizer, loaded, options=asked)
     run.advance(2)
-    resumed.advance(2)
-    assert same(run.model, resumed.model)
+    for other in (resumed, fresh):
+        other.advance(2)
+        assert same(run.model, other.model)
+        assert run.optimizer.last_step == other.optimizer.last_step
+
+
+def test_a_state_has_the_keys_of_its_options_and_a_velocity_takes_no_memory():
+    task = Task()
+    optimizer = FIPOptimizer(
+        task.model.parameters(), task.anchors(), momentum=0.9, precondition="adam"
+    )
+    optimizer.step(task.closure(optimizer))
+    keys = {"step", "exp_avg", "exp_avg_weight", "exp_avg_sq", "velocity"}
+    for state in optimizer.state.values():
+        assert state.keys() == keys
+        assert state["velocity"].untyped_storage().nbytes() == state["velocity"].element_size()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for state in optimizer.state.values():
+        assert state["velocity"].untyped_storage().nbytes() == state["velocity"].element_size()
+
+
+def test_a_step_that_rests_begins_a_state_and_nothing_else():
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), momentum=0.9, eps=0.0)
+    optimizer.step(task.closure(optimizer))
+    assert len(optimizer.state) == len(list(task.model.parameters()))
+    for state in optimizer.state.values():
+        assert float(state["step"]) == 0
+        assert not state["exp_avg"].any()
+
+
+# --- states that are not this optimizer's ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theirs", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_state_of_another_optimizer_is_refused(theirs, steps):
+    task = Task()
+    ours = FIPOptimizer(task.model.parameters(), task.anchors(), momentum=0.9)
+    ours.step(task.closure(ours))
+    other = theirs(task.model.parameters(), lr=0.5)
+    for _ in range(steps):
+        other.step(task.closure(other))
+    before = copy.deepcopy(ours.state_dict())
+    with pytest.raises(ValueError, match=r"^state_dict: group 0 lacks .*not the state of a FIPOpt"):
+        ours.load_state_dict(other.state_dict())
+    assert_same_state(ours.state_dict(), before)
+    ours.step(task.closure(ours))
+
+
+def entry(name, change):
+    def broken(state):
+        state["state"][0][name] = change(state["state"][0].get(name))
+        return state
+
+    return broken
+
+
+def option(name, value):
+    def broken(state):
+        state["param_groups"][0][name] = value
+        return state
+
+    return broken
+
+
+BROKEN = {
+    "mean of another shape": (entry("exp_avg", lambda x: x[:1]), "'exp_avg'"),
+    "mean of NaN": (entry("exp_avg", lambda x: x * math.nan), "'exp_avg'"),
+    "mean is a number": (entry("exp_avg", lambda x: 1.0), "'exp_avg'"),
+    "step of two numbers": (entry("step", lambda x: torch.ones(2)), "'step'"),
+    "step is a text": (entry("step", lambda x: "3"), "'step'"),
+    "another entry": (entry("momentum_buffer", lambda x: torch.ones(1)), "momentum_buffer"),
+    "lr below zero": (option("lr", -1.0), "lr: must be finite"),
+    "beta is none": (option("beta", None), "beta: must be a number"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_a_broken_state_is_refused_whole(name):
+    broken, message = BROKEN[name]
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), momentum=0.9)
+    optimizer.step(task.closure(optimizer))
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=f"^state_dict: .*{message}"):
+        optimizer.load_state_dict(broken(copy.deepcopy(before)))
+    assert_same_state(optimizer.state_dict(), before)
+
+
+def assert_same_state(a, b):
+    torch.testing.assert_close(a["state"], b["state"], rtol=0, atol=0)
+    assert a["param_groups"] == b["param_groups"]
+
+
+@configurations
+def test_a_reference_taken_from_the_resumed_network_is_refused(options):
+    """As Lightning's configure_optimizers would, and from_pretrained(checkpoint)."""
+    run = Run(**options)
+    run.advance(3)
+    saved = {"model": run.model.state_dict(), "anchors": run.optimizer.anchors.state_dict()}
+    saved = copy.deepcopy(saved | {"optimizer": run.optimizer.state_dict()})
+    drift = run.optimizer.anchors.drift()
+    assert drift > 0
+
+    other = Run(**options)
+    other.model.load_state_dict(saved["model"])
+    other.optimizer.anchors.refresh()  # what anchors are that are built only now
+    before = copy.deepcopy(other.optimizer.state_dict())
+    with pytest.raises(
+        ValueError, match=r"^state_dict: .*other reference .*anchors.load_state_dict"
+    ):
+        other.optimizer.load_state_dict(saved["optimizer"])
+    assert_same_state(other.optimizer.state_dict(), before)
+
+    other.optimizer.anchors.load_state_dict(saved["anchors"])
+    other.optimizer.load_state_dict(saved["optimizer"])
+    assert other.optimizer.anchors.drift() == drift
+
+
+def test_a_reference_that_grew_is_the_one_that_is_saved():
+    run = Run()
+    run.advance(1)
+    run.optimizer.anchors.extend(run.task.x)
+    state = copy.deepcopy(run.optimizer.state_dict())
+    for _ in range(2):  # torch adds to the defaults as it loads
+        run.optimizer.load_state_dict(state)
+    fewer = Run()
+    with pytest.raises(ValueError, match="^state_dict: .*other reference"):
+        fewer.optimizer.load_state_dict(state)
 
 
 def test_state_of_another_shape_is_refused():

@@ -263,6 +263,44 @@ def test_closure_may_return_nothing_or_fail():
     assert not torch.equal(flat(task.model), start)
 
 
+def left_none(optimizer):
+    optimizer.zero_grad()
+
+
+def left_zero(optimizer):
+    optimizer.zero_grad(set_to_none=False)
+
+
+def left_old(optimizer):
+    pass
+
+
+@pytest.mark.parametrize("leave", [left_none, left_zero, left_old])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "precondition": "adam"}])
+def test_closure_that_returns_none_without_backward_skips_its_batch(leave, options):
+    """As Lightning's does where training_step returns None, and many a loop's for a broken batch."""
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), **options)
+    for _ in range(2):
+        optimizer.step(task.closure(optimizer))
+    start, before, last = flat(task.model), copy.deepcopy(optimizer.state), optimizer.last_step
+    assert optimizer.step(lambda: leave(optimizer)) is None
+    assert torch.equal(flat(task.model), start)
+    torch.testing.assert_close(list(optimizer.state.values()), list(before.values()))
+    assert optimizer.last_step is last
+    optimizer.step(task.closure(optimizer))
+    assert not torch.equal(flat(task.model), start)
+
+
+def test_first_batch_may_be_skipped():
+    task = Task()
+    optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
+    start = flat(task.model)
+    assert optimizer.step(lambda: None) is None
+    assert torch.equal(flat(task.model), start)
+    assert optimizer.last_step is None
+
+
 def test_pre_hook_can_replace_the_closure():
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
