@@ -62,12 +62,12 @@ class Run:
         anchors = torch.randn(run["anchors"], widths[0], dtype=dtype)
         self.anchors = AnchorBatch(self.model, anchors, output=run["output"], batch_size=batch)
         self.mode = run["mode"]
-        self.opt = FIPOptimizer(
-            self.model.parameters(),
-            self.anchors,
-            self.loss if self.mode == "secondary" else None,
-            **(run["options"] | options),
-        )
+        self.optimize(**(run["options"] | options))
+
+    def optimize(self, **options: Any) -> None:
+        """Begin with a new optimizer; derivatives that were traced for the anchors serve it, too."""
+        secondary = self.loss if self.mode == "secondary" else None
+        self.opt = FIPOptimizer(self.model.parameters(), self.anchors, secondary, **options)
 
     def loss(self) -> Tensor:
         return F.mse_loss(self.model(self.x), self.y)
@@ -146,9 +146,14 @@ def test_the_predicted_change_is_right_to_second_order(run: dict[str, Any]) -> N
     run["activation"], run["options"]["drift_correction"] = nn.Tanh, False
     run["share"] = None
     gaps, lengths = [], [4e-3, 2e-3, 1e-3]
+    it = Run(run, precondition=None, solver=Solver(products=200, tol=1e-13))
+    start = copy.deepcopy(it.model.state_dict())
     for length in lengths:
-        it = Run(
-            run, eps=length, beta=length, precondition=None, solver=Solver(products=200, tol=1e-13)
+        it.model.load_state_dict(start)
+        it.optimize(
+            **run["options"]
+            | {"eps": length, "beta": length, "precondition": None}
+            | {"solver": Solver(products=200, tol=1e-13)}
         )
         jac = torch.func.jacrev(
             lambda q, it=it: it.anchors.call(
