@@ -130,15 +130,6 @@ def _copied(x: Tensor, device: torch.device) -> Tensor:
     return moved.clone() if moved is x else moved
 
 
-def _as_state(name: str, check: Callable[[], Inputs]) -> Inputs:
-    try:
-        return check()
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"state: {name!r} is not what AnchorBatch.state_dict() gives: {error}"
-        ) from error
-
-
 def _segments(count: int, number: int = 0) -> Tensor:
     """The number of the reference network of each of ``count`` anchors."""
     return torch.full((count,), number, dtype=torch.long, device="cpu")
@@ -566,7 +557,12 @@ class AnchorBatch:
                 output space, or holds NaN or infinite values. The anchors are then as they were.
         """
         self._check_keys(state)
-        inputs = _as_state("inputs", lambda: _checked_inputs(state["inputs"]))
+        try:
+            inputs = _checked_inputs(state["inputs"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"state: 'inputs' is not what AnchorBatch.state_dict() gives: {error}"
+            ) from error
         count = count_inputs(inputs)
         if self.batch_size is not None and self.batch_size > count:
             raise ValueError(

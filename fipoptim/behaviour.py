@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from fipoptim.anchors import AnchorBatch, Inputs, evaluation
 
+RANDOM = (
+    "model: two evaluations of the same anchors in eval mode differ, so there is no function to preserve. Switch off "
+    "the randomness that stays on in eval mode (functional dropout with training=True, sampling, noise layers)."
+)
 # What torch keeps of a module beside its weights and what the user sets; ``training`` is always off in evaluation.
 _TORCHS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 
@@ -65,8 +69,4 @@ def refuse_random(anchors: AnchorBatch, inputs: Inputs) -> None:
             torch.manual_seed(seed)
             outputs.append(anchors.outputs(first))
     if not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6, equal_nan=True):
-        raise ValueError(
-            "model: two evaluations of the same anchors in eval mode differ, so there is no function to preserve. "
-            "Switch off the randomness that stays on in eval mode (functional dropout with training=True, sampling, "
-            "noise layers)."
-        )
+        raise ValueError(RANDOM)

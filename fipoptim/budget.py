@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +81,7 @@ class DriftBudget:
         geometry: Geometry | None,
         length: float,
         max_products: int,
-        held: list[Tensor] | None,
+        held: Sequence[Tensor] | None,
     ) -> None:
         self._held = held
         self._most, self._anchors, self._params, self._form = most, anchors, params, form

@@ -251,6 +251,7 @@ class AnchorMetric:
         outputs: Today's outputs ``z``, shape ``(N, m)``.
         traced: Whether products come from a trace of the derivative rather than from running the model.
         size: The number n of weights.
+        held: The weights that do not move, as given.
 
     Raises:
         ValueError: If a parameter is not the model's, if there is none, or if the model is random in eval mode.
@@ -286,6 +287,7 @@ class AnchorMetric:
         self.traced = trace and self.form == "forward"
         self.sample = sample or anchors.all()
         self.size = sum(p.numel() for p in self.params)
+        self.held = held
         self._held = None if held is None else torch.cat([mask.reshape(-1) for mask in held])
         self._weights = anchors.weights()
         self._versions = self._weight_versions()

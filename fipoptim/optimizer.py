@@ -445,10 +445,14 @@ class FIPOptimizer(Optimizer):
         if gradients is None:
             if restoring is None:
                 restoring = metric.flatten(torch.zeros_like(p) for p in metric.params)
-            return restoring, *self._mean_squares(metric, restoring, new_state, None)
+            return restoring, *self._mean_squares(
+                metric, restoring, _finite_size(restoring, None), new_state
+            )
         means = None if muon else self._averaged(metric, gradients, new_state)
         linear = self._combined(metric, gradients if means is None else means, restoring)
-        squares, unit = self._mean_squares(metric, linear, new_state, gradients)
+        squares, unit = self._mean_squares(
+            metric, linear, _finite_size(linear, gradients), new_state
+        )
         if muon:
             # Of all of c, as what the draw of anchors adds to the restoring term would turn an orthogonal step too.
             means = self._averaged(metric, metric.unflatten(linear), new_state)
@@ -514,15 +518,14 @@ class FIPOptimizer(Optimizer):
         self,
         metric: AnchorMetric,
         linear: Tensor,
+        size: float,
         new_state: dict[Tensor, dict[str, Tensor]],
-        gradients: list[Tensor] | None,
     ) -> tuple[dict[int, Tensor], float]:
         """The running means of the squares of ``c``, free of the bias of a start at zero, where they are needed.
 
         That is for all parameters in Adam's geometry, and in Muon's for those that are no matrices. They are in units
-        of the number that comes second: 1, unless the squares would overflow or underflow.
+        of the number that comes second: 1, unless squares of ``c``, whose length is ``size``, overflow or underflow.
         """
-        size = _finite_size(linear, gradients)
         of = [k for k, wanted in enumerate(self._by_squares(metric.params)) if wanted]
         if not of:
             return {}, 1.0
@@ -690,7 +693,7 @@ class FIPOptimizer(Optimizer):
                         geometry=geometry,
                         length=length,
                         max_products=self.solver.max_products,
-                        held=self._zeros_to_keep(params),
+                        held=metric.held,
                     )
                     end = budget.hold(start, step, outputs if every_anchor else None)
                     factor, backtracks, drift = end.kept, end.backtracks, end.drift
@@ -778,6 +781,7 @@ class FIPOptimizer(Optimizer):
         Raises:
             ValueError: If it cannot.
         """
+        reference = self.anchors.fingerprint()
         for i, group in enumerate(groups):
             if missing := _OPTIONS - group.keys():
                 raise ValueError(
@@ -788,7 +792,7 @@ class FIPOptimizer(Optimizer):
                 _check_options(group)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"state_dict: group {i}: {error} Nothing was loaded.") from error
-            if not same_reference(group["reference"], self.anchors.fingerprint()):
+            if not same_reference(group["reference"], reference):
                 raise ValueError(
                     "state_dict: was saved with other reference outputs than those that the anchors hold. Anchors that "
                     "are built after the trained weights were restored take the resumed network for the reference. "

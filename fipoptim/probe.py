@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fipoptim.anchors import AnchorBatch, Weights, check_width, evaluation
+from fipoptim.behaviour import RANDOM
 from fipoptim.linearization import close
 from fipoptim.metric import Form, Parameters, _EagerChunk, parameter_names
 
@@ -209,11 +210,7 @@ class _Probed:
         self._eps = max(precision.eps, torch.finfo(z.dtype).eps)
         torch.manual_seed(1)
         if not close(self._outputs(self._here), z, max(1e-4, self._eps)):
-            raise ValueError(
-                "model: two evaluations of the same anchors in eval mode differ, so there is no function to "
-                "preserve. Switch off the randomness that stays on in eval mode (functional dropout with "
-                "training=True, sampling, noise layers)."
-            )
+            raise ValueError(RANDOM)
         return z
 
     def _nearby(self, offsets: list[Tensor]) -> tuple[Parameters, Tensor]:
