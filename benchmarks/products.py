@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 from benchmarks.cases import CASES, Case
 from benchmarks.timing import markdown, ratio, side_by_side
 from fipoptim import AnchorBatch, AnchorMetric
-from fipoptim.anchors import evaluation
+from fipoptim.anchors.batch import evaluation
 
 BASE = "forward + backward"
 WAYS = (

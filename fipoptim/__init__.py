@@ -1,11 +1,11 @@
 """Move trained networks along functionally invariant paths, with the interface of ``torch.optim``."""
 
 from fipoptim import secondary
-from fipoptim.anchors import AnchorBatch
-from fipoptim.metric import AnchorMetric
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.metric.metric import AnchorMetric
 from fipoptim.optimizer import FIPOptimizer, StepInfo
-from fipoptim.path import FIPPath
-from fipoptim.subproblem import Solver
+from fipoptim.path.record import FIPPath
+from fipoptim.solver.sphere import Solver
 
 __version__ = "0.1.0"
 

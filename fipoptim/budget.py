@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fipoptim.anchors import AnchorBatch, squared_distance
-from fipoptim.geometry import Geometry
-from fipoptim.metric import AnchorMetric, Form
-from fipoptim.subproblem import solve_on_sphere
+from fipoptim.anchors.batch import AnchorBatch, squared_distance
+from fipoptim.geometry.base import Geometry
+from fipoptim.metric.metric import AnchorMetric, Form
+from fipoptim.solver.sphere import solve_on_sphere
 
 # The shares of a step that are tried against the budget before the function is restored behind it.
 SHARES = (1.0, 0.5)

@@ -16,15 +16,15 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from fipoptim.anchors import AnchorBatch, draw_seed, seed_of_step, squared_distance
+from fipoptim.anchors.batch import AnchorBatch, draw_seed, seed_of_step, squared_distance
+from fipoptim.anchors.fingerprint import same_reference
 from fipoptim.budget import DriftBudget, check_unmoved, displace
-from fipoptim.fingerprint import same_reference
-from fipoptim.geometry import Diagonal, Geometry, Layers, is_matrix, orthogonalizing
-from fipoptim.krylov import norm
-from fipoptim.metric import AnchorMetric, Form, parameter_names
-from fipoptim.path import FIPPath
-from fipoptim.probe import probe
-from fipoptim.subproblem import Solver, SphereSolution, first_order_step, solve_on_sphere
+from fipoptim.geometry.base import Diagonal, Geometry, Layers, is_matrix, orthogonalizing
+from fipoptim.metric.metric import AnchorMetric, Form, parameter_names
+from fipoptim.metric.probe import probe
+from fipoptim.path.record import FIPPath
+from fipoptim.solver.krylov import norm
+from fipoptim.solver.sphere import Solver, SphereSolution, first_order_step, solve_on_sphere
 
 SECOND_MOMENT_DECAY = 0.999  # Adam's, of the squared gradient
 # What is smaller is 0: with factors down to the precision it would give subnormal numbers.

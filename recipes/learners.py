@@ -25,8 +25,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from torch.utils._pytree import tree_leaves
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.anchors import squared_distance
-from fipoptim.output_space import flatten_outputs, output_map
+from fipoptim.anchors.batch import squared_distance
+from fipoptim.anchors.output_space import flatten_outputs, output_map
 from recipes.augment import Augment
 from recipes.held_outputs import Held, HeldOutputs, augmented, with_ranges
 from recipes.training import adam_one_cycle, train

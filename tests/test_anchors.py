@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.fingerprint import fingerprint_of, same_reference
+from fipoptim.anchors.fingerprint import fingerprint_of, same_reference
 
 
 def mlp() -> nn.Module:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fipoptim.eigenvalues import largest_eigenvalues
+from fipoptim.solver.eigenvalues import largest_eigenvalues
 
 
 def found(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.embedding import PureLookups
+from fipoptim.anchors.embedding import PureLookups
 
 # Padding comes in the ninth anchor only.
 TOKENS = torch.tensor([[1, 2]] * 3 + [[2, 1]] * 3 + [[2, 2], [1, 1], [0, 1], [2, 1], [1, 2]])

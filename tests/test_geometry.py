@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.geometry import Layers, is_matrix, matrix_shape, orthogonalizing
+from fipoptim.geometry.base import Layers, is_matrix, matrix_shape, orthogonalizing
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim import metric as metric_module
-from fipoptim.linearization import Traced
-from fipoptim.metric import _TRACES, BLOCK
-from fipoptim.route import MOST_STALE, MOST_TRACES
+from fipoptim.anchors.route import MOST_STALE, MOST_TRACES
+from fipoptim.metric import metric as metric_module
+from fipoptim.metric.metric import _TRACES, BLOCK
+from fipoptim.metric.trace import Traced
 
 
 def params_of(model: nn.Module) -> list[Tensor]:

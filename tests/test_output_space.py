@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.output_space import classes_last, predictions, probabilities
+from fipoptim.anchors.output_space import classes_last, predictions, probabilities
 
 
 class Shaped(nn.Module):

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten
 
 from benchmarks.memory import LiveMemory
-from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver, subproblem
-from fipoptim.metric import _TRACES, BLOCK
+from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
+from fipoptim.metric.metric import _TRACES, BLOCK
+from fipoptim.solver import sphere
 
 IN, HIDDEN, OUT, ANCHORS = 5, 37, 3, 20
 
@@ -154,13 +155,13 @@ def test_max_drift_that_holds_takes_one_evaluation_of_all_anchors() -> None:
 
 
 def test_a_product_reads_few_numbers_from_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = subproblem.small_problem
+    small = sphere.small_problem
 
     def uncounted(*args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():  # on the CPU wherever the network is
             return small(*args, **kwargs)
 
-    monkeypatch.setattr(subproblem, "small_problem", uncounted)
+    monkeypatch.setattr(sphere, "small_problem", uncounted)
     one = count_of_a_step(solver=Solver(products=1, tol=0.0)).reads
     many = count_of_a_step(solver=Solver(products=11, tol=0.0)).reads
     # The norm of what is new, and three numbers of the projection, which is on the CPU.

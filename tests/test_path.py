@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fipoptim import AnchorBatch, FIPOptimizer
-from fipoptim.path import FIPPath
-from fipoptim.path_folder import PathFolder
+from fipoptim.path.record import FIPPath
+from fipoptim.path.store import PathFolder
 
 matplotlib.use("Agg")
 
@@ -465,7 +465,7 @@ class TestPlane:
     @pytest.mark.parametrize("budget", [8 * 7, 8 * 7 * 11, 2**28])
     def test_pca_is_that_of_the_dense_weights(self, recorded, monkeypatch, budget):
         model, path, states = recorded
-        monkeypatch.setattr("fipoptim.path._PCA_BYTES", budget)
+        monkeypatch.setattr("fipoptim.path.record._PCA_BYTES", budget)
         u, s, _ = torch.linalg.svd(self.dense(states, model), full_matrices=False)
         coordinates, shares = path.pca(3)
         expected = u[:, :3] * s[:3]

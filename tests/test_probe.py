@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.probe import probe
+from fipoptim.metric.probe import probe
 
 
 def verdict(model: nn.Module, inputs: Tensor, **options: Any) -> str:

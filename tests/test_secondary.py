@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fipoptim.anchors import AnchorBatch
-from fipoptim.metric import AnchorMetric
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.metric.metric import AnchorMetric
 from fipoptim.secondary import Diversity, SparseProjection, TaskLoss
 
 

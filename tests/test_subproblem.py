@@ -11,9 +11,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fipoptim.geometry import Diagonal
-from fipoptim.krylov import KrylovSpace, inner, norm, unit
-from fipoptim.subproblem import Solver, first_order_step, small_problem, solve_on_sphere
+from fipoptim.geometry.base import Diagonal
+from fipoptim.solver.krylov import KrylovSpace, inner, norm, unit
+from fipoptim.solver.sphere import Solver, first_order_step, small_problem, solve_on_sphere
 
 
 def psd(n: int, rank: int, seed: int, scale: float = 1.0) -> torch.Tensor:

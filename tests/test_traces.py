@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver, route
-from fipoptim.anchors import Sample
+from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
+from fipoptim.anchors import route
+from fipoptim.anchors.batch import Sample
 
 
 class Switched(nn.Module):
@@ -218,7 +219,7 @@ def test_a_routed_model_is_run(how: str) -> None:
 
 
 def test_a_trace_that_fails_while_it_runs_is_replaced_by_the_model(monkeypatch) -> None:
-    from fipoptim.linearization import Traced
+    from fipoptim.metric.trace import Traced
 
     def broken(*args: Any) -> Any:
         raise RuntimeError("The expanded size of the tensor (14) must match the existing size (16)")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fipoptim.geometry import Geometry
-from fipoptim.krylov import KrylovSpace, MatVec, inner, norm, unit
+from fipoptim.geometry.base import Geometry
+from fipoptim.solver.krylov import KrylovSpace, MatVec, inner, norm, unit
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fipoptim.krylov import KrylovSpace, MatVec
+from fipoptim.solver.krylov import KrylovSpace, MatVec
 
 
 def largest_eigenvalues(

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fipoptim.anchors import device_of, evaluation, unwrap
-from fipoptim.metric import AnchorMetric
-from fipoptim.output_space import read_logits
+from fipoptim.anchors.batch import device_of, evaluation, unwrap
+from fipoptim.anchors.output_space import read_logits
+from fipoptim.metric.metric import AnchorMetric
 
 __all__ = ["Diversity", "SparseProjection", "TaskLoss"]
 

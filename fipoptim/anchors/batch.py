@@ -13,10 +13,10 @@ from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
-from fipoptim.embedding import PureLookups
-from fipoptim.fingerprint import Fingerprint, fingerprint_of
-from fipoptim.output_space import OutputMap, flatten_outputs, output_map, predictions
-from fipoptim.route import Route
+from fipoptim.anchors.embedding import PureLookups
+from fipoptim.anchors.fingerprint import Fingerprint, fingerprint_of
+from fipoptim.anchors.output_space import OutputMap, flatten_outputs, output_map, predictions
+from fipoptim.anchors.route import Route
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fipoptim.anchors import AnchorBatch, Weights, check_width, evaluation
-from fipoptim.behaviour import RANDOM
-from fipoptim.linearization import close
-from fipoptim.metric import Form, Parameters, _EagerChunk, parameter_names
+from fipoptim.anchors.batch import AnchorBatch, Weights, check_width, evaluation
+from fipoptim.metric.behaviour import RANDOM
+from fipoptim.metric.metric import Form, Parameters, _EagerChunk, parameter_names
+from fipoptim.metric.trace import close
 
 # How many anchors are looked at, spread over all of them.
 ANCHORS = 8

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors import AnchorBatch, Inputs, evaluation
+from fipoptim.anchors.batch import AnchorBatch, Inputs, evaluation
 
 RANDOM = (
     "model: two evaluations of the same anchors in eval mode differ, so there is no function to preserve. Switch off "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fipoptim.anchors import (
+from fipoptim.anchors.batch import (
     AnchorBatch,
     Inputs,
     Sample,
@@ -31,9 +31,9 @@ from fipoptim.anchors import (
     named_tensors,
     split_inputs,
 )
-from fipoptim.behaviour import behaviour_of, random_state, refuse_random
-from fipoptim.eigenvalues import largest_eigenvalues
-from fipoptim.linearization import NotTraceable, Traced, close
+from fipoptim.metric.behaviour import behaviour_of, random_state, refuse_random
+from fipoptim.metric.trace import NotTraceable, Traced, close
+from fipoptim.solver.eigenvalues import largest_eigenvalues
 
 Form = Literal["forward", "double-vjp"]
 Parameters = dict[str, Tensor]
@@ -280,7 +280,7 @@ class AnchorMetric:
             raise ValueError("params: got none; give at least one parameter of the anchors' model.")
         self.names = parameter_names(anchors, self.params)
         if form is None:
-            from fipoptim.probe import probe  # which takes products itself
+            from fipoptim.metric.probe import probe  # which takes products itself
 
             form = probe(anchors, self.params)
         self.form: Form = form

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fipoptim.anchors import unwrap
-from fipoptim.output_space import read_logits
-from fipoptim.path_folder import Entry, Layout, PathFolder, PathPoint, import_for
+from fipoptim.anchors.batch import unwrap
+from fipoptim.anchors.output_space import read_logits
+from fipoptim.path.store import Entry, Layout, PathFolder, PathPoint, import_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,1 @@
+"""The norm in which the length of a step is measured."""

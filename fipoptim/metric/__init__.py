@@ -1,0 +1,5 @@
+"""Products with the metric of weight space, from tangents and pullbacks of a network on its anchors."""
+
+from fipoptim.metric.metric import AnchorMetric, Form
+
+__all__ = ["AnchorMetric", "Form"]
