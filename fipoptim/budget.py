@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fipoptim.anchors.batch import AnchorBatch, squared_distance
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.output_space import squared_distance
 from fipoptim.geometry.base import Geometry
-from fipoptim.metric.metric import AnchorMetric, Form
+from fipoptim.metric.chunks import Form
+from fipoptim.metric.metric import AnchorMetric
 from fipoptim.solver.sphere import solve_on_sphere
 
 # The shares of a step that are tried against the budget before the function is restored behind it.
@@ -68,7 +70,8 @@ class DriftBudget:
         geometry: Of the steps; None is the Euclidean one.
         length: Of a restoring step, at most.
         max_products: Of a restoring step.
-        held: The weights that do not move, as for AnchorMetric.
+        frozen: The masks of weights that do not move, as for AnchorMetric.
+        compile: Compile the trace of the derivative.
     """
 
     def __init__(
@@ -81,9 +84,10 @@ class DriftBudget:
         geometry: Geometry | None,
         length: float,
         max_products: int,
-        held: Sequence[Tensor] | None,
+        frozen: Sequence[Tensor] | None,
+        compile: bool,
     ) -> None:
-        self._held = held
+        self._frozen, self._compile = frozen, compile
         self._most, self._anchors, self._params, self._form = most, anchors, params, form
         self._geometry, self._length, self._max_products = geometry, length, max_products
         self._outputs: Tensor  # of all anchors, as last measured
@@ -133,7 +137,13 @@ class DriftBudget:
             return before, 0
         params, sample = self._params, self._anchors.all()
         metric = AnchorMetric(
-            self._anchors, params, sample=sample, form=self._form, guard=False, held=self._held
+            self._anchors,
+            params,
+            sample=sample,
+            form=self._form,
+            compile=self._compile,
+            guard=False,
+            frozen=self._frozen,
         )
         residual = metric.outputs - sample.reference.to(metric.outputs.device)
         linear = metric.vjp(residual * (2.0 / residual.shape[0]))

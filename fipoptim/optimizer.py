@@ -16,11 +16,15 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from fipoptim.anchors.batch import AnchorBatch, draw_seed, seed_of_step, squared_distance
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.draws import draw_seed, seed_of_step
 from fipoptim.anchors.fingerprint import same_reference
+from fipoptim.anchors.output_space import squared_distance
 from fipoptim.budget import DriftBudget, check_unmoved, displace
 from fipoptim.geometry.base import Diagonal, Geometry, Layers, is_matrix, orthogonalizing
-from fipoptim.metric.metric import AnchorMetric, Form, parameter_names
+from fipoptim.metric.chunks import Form
+from fipoptim.metric.flat import parameter_names
+from fipoptim.metric.metric import AnchorMetric
 from fipoptim.metric.probe import probe
 from fipoptim.path.record import FIPPath
 from fipoptim.solver.krylov import norm
@@ -112,6 +116,7 @@ class FIPOptimizer(Optimizer):
         solver: A :class:`Solver`; None is the adaptive default.
         form: How the metric's products are taken, ``"forward"`` (forward-mode AD) or ``"double-vjp"``, by one who knows
             that it is right for the model. None looks which one is, on construction.
+        compile: Compile the trace of the derivative with ``torch.compile``, as :class:`AnchorMetric` does.
         generator: Where the seed of the random directions comes from; None takes ``torch.initial_seed()``.
 
     Attributes:
@@ -142,6 +147,7 @@ class FIPOptimizer(Optimizer):
         "max_drift",
         "precondition",
         "solver",
+        "compile",
         "last_step",
         "_given_form",
         "_forms",
@@ -162,6 +168,7 @@ class FIPOptimizer(Optimizer):
         keep_zeros: bool = False,
         solver: Solver | None = None,
         form: Form | None = None,
+        compile: bool = False,
         generator: Generator | None = None,
     ) -> None:
         if not isinstance(anchor_batch, AnchorBatch):
@@ -190,6 +197,7 @@ class FIPOptimizer(Optimizer):
         self.max_drift = max_drift
         self.precondition = precondition
         self.solver = solver or Solver()
+        self.compile = compile
         self.last_step: StepInfo | None = None
         self._given_form = form
         # The probed form of the metric's products, for each set of parameters by name.
@@ -218,7 +226,7 @@ class FIPOptimizer(Optimizer):
         group = self.param_groups[-1]
         try:
             _check_options(group)
-            parameter_names(self.anchors, group["params"])
+            parameter_names(self.anchors.model, group["params"])
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -381,10 +389,17 @@ class FIPOptimizer(Optimizer):
         sample, form = self.anchors.sample(count), self._form(params)
         # A trace pays where products are taken; a step that may do without runs the model, as distillation does.
         first_order = gradients is not None and self.solver.products in ("adaptive", 0)
-        trace = not first_order or self.anchors.compile
+        trace = not first_order or self.compile
         held = self._zeros_to_keep(params)
         metric = AnchorMetric(
-            self.anchors, params, sample=sample, form=form, trace=trace, guard=False, held=held
+            self.anchors,
+            params,
+            sample=sample,
+            form=form,
+            trace=trace,
+            compile=self.compile,
+            guard=False,
+            frozen=held,
         )
         residual_outputs = metric.outputs - metric.sample.reference.to(metric.outputs.device)
         restoring = self._restoring_term(metric, residual_outputs)
@@ -404,7 +419,13 @@ class FIPOptimizer(Optimizer):
             if not trace and form == "forward":
                 del metric  # with all that it kept of the evaluation
                 metric = AnchorMetric(
-                    self.anchors, params, sample=sample, form=form, guard=False, held=held
+                    self.anchors,
+                    params,
+                    sample=sample,
+                    form=form,
+                    compile=self.compile,
+                    guard=False,
+                    frozen=held,
                 )
             # At a minimum of L nothing is to be gained by moving; without L there is always a direction.
             stationary = gradients is not None and not idle and _size(gradients) == 0.0
@@ -583,7 +604,7 @@ class FIPOptimizer(Optimizer):
                 rows = torch.tensor(fixed[name], device=p.device)
                 velocity = velocity.index_fill(0, rows, 0.0)  # Eq. 4 has no say there
             parts.append(velocity)
-        return metric.free(metric.flatten(parts))
+        return metric.without_frozen(metric.flatten(parts))
 
     def _solve(
         self,
@@ -693,7 +714,8 @@ class FIPOptimizer(Optimizer):
                         geometry=geometry,
                         length=length,
                         max_products=self.solver.max_products,
-                        held=metric.held,
+                        frozen=metric.frozen,
+                        compile=self.compile,
                     )
                     end = budget.hold(start, step, outputs if every_anchor else None)
                     factor, backtracks, drift = end.kept, end.backtracks, end.drift
@@ -842,7 +864,7 @@ class FIPOptimizer(Optimizer):
         """How the metric's products over these parameters are taken: as the caller says, or probed once."""
         if self._given_form is not None:
             return self._given_form
-        names = tuple(parameter_names(self.anchors, params))
+        names = tuple(parameter_names(self.anchors.model, params))
         if names not in self._forms:
             self._forms[names] = probe(self.anchors, params)
         return self._forms[names]

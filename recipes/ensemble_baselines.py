@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fipoptim.anchors.batch import squared_distance
-from fipoptim.anchors.output_space import output_map
+from fipoptim.anchors.output_space import output_map, squared_distance
 from recipes.augment import Augment
 from recipes.data import Task
 from recipes.ensemble_settings import Settings, Way, cycle, phases, share, weight

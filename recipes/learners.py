@@ -25,8 +25,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 from torch.utils._pytree import tree_leaves
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.anchors.batch import squared_distance
-from fipoptim.anchors.output_space import flatten_outputs, output_map
+from fipoptim.anchors.output_space import flatten_outputs, output_map, squared_distance
 from recipes.augment import Augment
 from recipes.held_outputs import Held, HeldOutputs, augmented, with_ranges
 from recipes.training import adam_one_cycle, train

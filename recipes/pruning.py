@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.metric.metric import AnchorMetric, Form
+from fipoptim.metric.chunks import Form
+from fipoptim.metric.metric import AnchorMetric
 from fipoptim.secondary import SparseProjection
 from recipes.augment import Augment
 from recipes.data import Task

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fipoptim.anchors.batch import squared_distance
+from fipoptim.anchors.output_space import squared_distance
 from recipes import kept, learners
 from recipes.augment import Augment
 from recipes.batch_statistics import by_batch, with_statistics

@@ -223,7 +223,7 @@ BROKEN_STATES = {
     "network of one part": (lambda s: changed(s, "references", [({},)]), "pair"),
     "network of NaN": (
         lambda s: other_network(s, lambda w: {k: nan(t) for k, t in w.items()}),
-        "hold NaN",
+        "'0.weight' of reference network 0 holds NaN",
     ),
     "another network": (
         lambda s: other_network(s, lambda w: {k: t[:1] for k, t in w.items()}),

@@ -117,7 +117,7 @@ def test_the_metric_and_the_step_are_those_of_the_weights_that_move() -> None:
     params = list(model.parameters())
     held = [p == 0 for p in params]
     free = ~torch.cat([mask.flatten() for mask in held])
-    whole, part = AnchorMetric(anchors), AnchorMetric(anchors, held=held)
+    whole, part = AnchorMetric(anchors), AnchorMetric(anchors, frozen=held)
     g = whole.dense() * free[:, None] * free[None, :]
     torch.testing.assert_close(part.dense(), g)
     torch.testing.assert_close(part.diagonal(), g.diagonal())

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.anchors.route import MOST_STALE, MOST_TRACES
-from fipoptim.metric import metric as metric_module
-from fipoptim.metric.metric import _TRACES, BLOCK
+from fipoptim.anchors.route import MOST_STALE, MOSTCACHES
+from fipoptim.metric import trace_cache
+from fipoptim.metric.blocks import BLOCK
 from fipoptim.metric.trace import Traced
+from fipoptim.metric.trace_cache import CACHES
 
 
 def params_of(model: nn.Module) -> list[Tensor]:
@@ -225,8 +226,8 @@ def test_many_anchors_are_kept_in_blocks_that_change_nothing() -> None:
     inputs = torch.randn(3 * BLOCK + 7, 4, dtype=torch.float64)
     anchors = AnchorBatch(case.model, inputs)
     metric = AnchorMetric(anchors)
-    assert len(metric._blocks()) == 4
-    assert len(_TRACES[anchors].by_shape) == 2  # blocks of the same size, and a smaller last one
+    assert len(metric.linearizer.blocks) == 4
+    assert len(CACHES[anchors].by_shape) == 2  # blocks of the same size, and a smaller last one
     jac = oracle.jacobian(case.model, inputs, "logits", params_of(case.model))
     v, u = torch.randn(metric.size, dtype=torch.float64), torch.randn_like(metric.outputs)
     np.testing.assert_allclose(metric.jvp(v).numpy(), jac @ v.numpy(), rtol=1e-9, atol=1e-12)
@@ -360,7 +361,7 @@ def test_a_trace_serves_all_weights_and_inputs_of_its_shape() -> None:
         v = torch.randn(traced.size, dtype=torch.float64)
         torch.testing.assert_close(traced.outputs, run.outputs)
         torch.testing.assert_close(traced.matvec(v), run.matvec(v))
-    assert len(_TRACES[anchors].by_shape) == 1
+    assert len(CACHES[anchors].by_shape) == 1
     assert anchors.route.stale == 0
 
 
@@ -389,13 +390,13 @@ def test_a_model_that_cannot_be_traced_is_run() -> None:
 def test_inputs_of_ever_new_shapes_are_not_all_traced() -> None:
     model = Scaled()
     anchors = AnchorBatch(model, INPUTS)
-    for count in range(3, MOST_TRACES + 6):
+    for count in range(3, MOSTCACHES + 6):
         anchors.inputs = torch.randn(count, 3, dtype=torch.float64)
         metric = AnchorMetric(anchors)
         run = AnchorMetric(anchors, trace=False)
         v = torch.randn(metric.size, dtype=torch.float64)
         torch.testing.assert_close(metric.matvec(v), run.matvec(v))
-    assert len(_TRACES[anchors].by_shape) == MOST_TRACES
+    assert len(CACHES[anchors].by_shape) == MOSTCACHES
 
 
 def test_frozen_parameters_are_not_differentiated_by_and_may_change() -> None:
@@ -409,7 +410,7 @@ def test_frozen_parameters_are_not_differentiated_by_and_may_change() -> None:
         assert traced.names == ["2.weight", "2.bias"]
         v = torch.randn(traced.size, dtype=torch.float64)
         torch.testing.assert_close(traced.matvec(v), run.matvec(v))
-    assert len(_TRACES[anchors].by_shape) == 1
+    assert len(CACHES[anchors].by_shape) == 1
 
 
 class Viewing(nn.Module):
@@ -446,7 +447,7 @@ def test_the_parts_compile_without_a_graph_break(name: str, monkeypatch) -> None
     # What is generated is torch's affair, and takes a C++ compiler; that nothing is left to Python is ours.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     case = build(name)
-    metric = AnchorMetric(AnchorBatch(case.model, case.inputs, compile=True), form="forward")
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs), form="forward", compile=True)
     assert metric.traced == (name not in TOGETHER)
     run = AnchorMetric(AnchorBatch(case.model, case.inputs), form="forward", trace=False)
     v = torch.randn(metric.size, dtype=torch.float64)
@@ -456,13 +457,13 @@ def test_the_parts_compile_without_a_graph_break(name: str, monkeypatch) -> None
 
 def test_traces_go_with_their_anchors() -> None:
     gc.collect()
-    before = len(_TRACES)
+    before = len(CACHES)
     anchors = AnchorBatch(Scaled(), INPUTS)
     AnchorMetric(anchors)
-    assert len(_TRACES) == before + 1
+    assert len(CACHES) == before + 1
     del anchors
     gc.collect()
-    assert len(_TRACES) == before
+    assert len(CACHES) == before
 
 
 @pytest.mark.parametrize("name", sorted(TOGETHER))
@@ -476,7 +477,7 @@ def test_outputs_that_depend_on_the_other_anchors_are_never_traced(
             made.append(self)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(metric_module, "Traced", Counted)
+    monkeypatch.setattr(trace_cache, "Traced", Counted)
     anchors = AnchorBatch(case.model, case.inputs)
     for _ in range(4):
         AnchorMetric(anchors)

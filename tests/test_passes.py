@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_flatten
 
 from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
-from fipoptim.metric.metric import _TRACES, BLOCK
+from fipoptim.metric.blocks import BLOCK
+from fipoptim.metric.linearizer import Linearizer
+from fipoptim.metric.trace_cache import CACHES
 from fipoptim.solver import sphere
 
 IN, HIDDEN, OUT, ANCHORS = 5, 37, 3, 20
@@ -108,7 +110,7 @@ def test_no_derivative_is_traced_before_a_step_takes_products() -> None:
         opt = FIPOptimizer(model.parameters(), anchors, beta=1e6, eps=1e-3, solver=solver)
         model(torch.randn(8, IN)).square().sum().backward()
         opt.step()
-        assert (anchors in _TRACES and len(_TRACES[anchors].by_shape)) == traces
+        assert (anchors in CACHES and len(CACHES[anchors].by_shape)) == traces
 
 
 def test_a_step_that_is_not_good_enough_costs_two_forward_passes_over_its_products() -> None:
@@ -216,7 +218,7 @@ def test_a_product_reads_its_vector_in_place() -> None:
     v = torch.randn(metric.size)
     parts: list[Tensor] = metric.unflatten(v)
     assert all(p.untyped_storage().data_ptr() == v.untyped_storage().data_ptr() for p in parts)
-    weights = metric._weights.parameters
+    weights = metric.linearizer.point.weights.parameters
     assert all(weights[k].data_ptr() == p.data_ptr() for k, p in model.named_parameters())
 
 
@@ -356,13 +358,13 @@ def test_a_step_gives_its_evaluation_back_without_the_garbage_collector(
         nn.Linear(HIDDEN, OUT),
     ).eval()
     made = []
-    take = AnchorMetric.__init__
+    take = Linearizer.__init__
 
-    def remembered(self: AnchorMetric, *args: Any, **kwargs: Any) -> None:
+    def remembered(self: Linearizer, *args: Any, **kwargs: Any) -> None:
         take(self, *args, **kwargs)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(AnchorMetric, "__init__", remembered)
+    monkeypatch.setattr(Linearizer, "__init__", remembered)
     opt = FIPOptimizer(model.parameters(), AnchorBatch(model, torch.randn(ANCHORS, IN)), **options)
     made.clear()
     gc.collect()
@@ -372,7 +374,7 @@ def test_a_step_gives_its_evaluation_back_without_the_garbage_collector(
             opt.zero_grad()
             model(torch.randn(8, IN)).square().sum().backward()
             opt.step()
-        left = [metric() is not None for metric in made]
+        left = [linearizer() is not None for linearizer in made]
     finally:
         gc.enable()
     assert len(left) >= 2

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fipoptim.anchors.refusals import check_width
+
 OutputMap = Callable[[Any], Tensor]
 
 
@@ -45,30 +47,30 @@ def probabilities(output: Any) -> Tensor:
 
     Their pull-back metric is the Fisher information of the categorical distribution, and
     :math:`\|\Delta z\|^2 = 4 \sum_k (\sqrt{p_k} - \sqrt{q_k})^2`, which is 8 times the squared Hellinger
-    distance and to leading order ``2 KL``. Classes are where :func:`classes_last` finds them. A single logit, as of
-    shape ``(N, 1)`` or ``(N,)``, is that of the second of two classes, whose probability is its sigmoid.
+    distance and to leading order ``2 KL``. :func:`classes_last` says which dimension holds the classes. A single logit,
+    in outputs of shape ``(N, 1)`` or ``(N,)``, belongs to the second of two classes, whose probability is its sigmoid.
     """
     scores = read_logits(output)
     if not scores.is_floating_point() or scores.dim() == 0:
-        return scores  # which is refused, by name, where it is flattened
+        return scores  # flatten_outputs() refuses it by name
     scores = _widened(classes_last(scores))
     if scores.shape[-1] == 1:
         scores = torch.cat([torch.zeros_like(scores), scores], dim=-1)
-    # As log_softmax, but with derivatives that are exact where a class is nearly certain: there the terms of the
-    # largest score, here left out, cancel but for their rounding.
+    # log_softmax, written without the terms of the largest score: these cancel up to rounding, which would be all that
+    # is left of the derivative when a class is nearly certain.
     largest = scores.argmax(dim=-1, keepdim=True)
     below = (scores - scores.gather(-1, largest)).scatter(-1, largest, 0.0)
     others = below.exp().scatter(-1, largest, 0.0).sum(dim=-1, keepdim=True)
-    # exp(log p / 2) rather than sqrt(p): the derivative stays finite where p underflows.
+    # exp(log p / 2) rather than sqrt(p): the derivative stays finite when p underflows.
     return 2.0 * (0.5 * (below - others.log1p())).exp()
 
 
 def classes_last(z: Tensor) -> Tensor:
     """``z`` with one row of class scores for each prediction, shape ``(N, positions, classes)``.
 
-    Classes are in the last dimension, as of ``(N, C)`` and of ``(N, T, C)`` for tokens, and in dimension 1 of feature
-    maps ``(N, C, H, W)`` and all else of four or more dimensions, where losses of torch have them too. ``(N,)`` is one
-    score an input.
+    Classes are in the last dimension of ``(N, C)`` and of ``(N, T, C)`` (tokens), and in dimension 1 of everything with
+    four or more dimensions, such as feature maps ``(N, C, H, W)``, as for torch's losses. ``(N,)`` is one score an
+    input.
     """
     if z.dim() == 1:
         z = z.unsqueeze(1)
@@ -80,7 +82,7 @@ def classes_last(z: Tensor) -> Tensor:
 def predictions(z: Tensor) -> Tensor:
     """The class that each row of scores in ``z`` (see :func:`classes_last`) predicts, shape ``(N, positions)``.
 
-    It is the largest score, the first of equal ones; a single score predicts class 1 if it is positive, and else 0.
+    The largest score wins, and the first of equal ones. A single score predicts class 1 if it is positive, else 0.
     """
     scores = classes_last(z)
     if scores.shape[-1] == 1:
@@ -131,6 +133,16 @@ def flatten_outputs(z: Any, count: int) -> Tensor:
         )
     rows: Tensor = z.reshape(count, -1)
     return _widened(rows)
+
+
+def squared_distance(z: Tensor, reference: Tensor) -> Tensor:
+    """:math:`‖z_i - z_{ref,i}‖²` for each anchor, shape ``(N,)``, of outputs ``(N, m)``.
+
+    Raises:
+        ValueError: If the outputs are of another width than the reference.
+    """
+    check_width(z, reference)
+    return (z - reference.to(z.device)).square().sum(dim=1)
 
 
 def _widened(z: Tensor) -> Tensor:

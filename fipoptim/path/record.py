@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fipoptim.anchors.batch import unwrap
+from fipoptim.anchors.evaluation import unwrap
 from fipoptim.anchors.output_space import read_logits
 from fipoptim.path.store import Entry, Layout, PathFolder, PathPoint, import_for
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fipoptim.anchors.batch import device_of, evaluation, unwrap
+from fipoptim.anchors.evaluation import device_of, evaluation, unwrap
 from fipoptim.anchors.output_space import read_logits
 from fipoptim.metric.metric import AnchorMetric
 
