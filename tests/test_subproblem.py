@@ -11,9 +11,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fipoptim.geometry.base import Diagonal
-from fipoptim.solver.krylov import KrylovSpace, inner, norm, unit
-from fipoptim.solver.sphere import Solver, first_order_step, small_problem, solve_on_sphere
+from fipoptim import Solver
+from fipoptim.geometry.diagonal import DiagonalPreconditioner as Diagonal
+from fipoptim.solver.first_order import first_order_step
+from fipoptim.solver.krylov import KrylovSpace
+from fipoptim.solver.small_problem import small_problem
+from fipoptim.solver.sphere import solve_on_sphere
+from fipoptim.solver.vectors import inner, norm, unit
 
 
 def psd(n: int, rank: int, seed: int, scale: float = 1.0) -> torch.Tensor:
@@ -59,7 +63,7 @@ def test_the_solution_is_the_dense_one(
     g = psd(n, round(rank_share * n), seed, scale)
     c = vector(n, seed + 1) * scale * 10.0**log_beta
     weight = vector(n, seed + 2).abs() + 0.1 if weighted else None
-    solution = solve(g, c, 0.5, geometry=diagonal(weight))
+    solution = solve(g, c, 0.5, preconditioner=diagonal(weight))
     w = np.ones(n) if weight is None else weight.numpy()
     v = solution.step.numpy()
     assert math.sqrt(v @ (w * v)) == pytest.approx(0.5, rel=1e-12)
@@ -107,7 +111,7 @@ def test_the_degenerate_cases_give_a_step_of_the_right_length(
     for length in (1e-8, 1.0, 1e8):
         for products in (1, 2, 3, 100):
             solution = solve_on_sphere(
-                lambda v: g @ v, c, length, geometry=diagonal(weight),
+                lambda v: g @ v, c, length, preconditioner=diagonal(weight),
                 direction=lambda: vector(n, 7).to(dtype), max_products=products, tol=0.0,
             )  # fmt: skip
             v = solution.step.double()
@@ -473,10 +477,12 @@ def test_so_is_one_with_products(
     geometry = diagonal(weight.to(dtype) if weighted else None)
     near = (g * factor).to(dtype)
     solution = solve_on_sphere(
-        lambda v: near @ v, (c * scale).to(dtype), 0.3, geometry=geometry,
+        lambda v: near @ v, (c * scale).to(dtype), 0.3, preconditioner=geometry,
         direction=lambda: vector(20, 7).to(dtype), max_products=20, tol=0.0,
     )  # fmt: skip
-    expected = solve(g * (factor / scale), c, 0.3, geometry=diagonal(weight if weighted else None))
+    expected = solve(
+        g * (factor / scale), c, 0.3, preconditioner=diagonal(weight if weighted else None)
+    )
     torch.testing.assert_close(solution.step.double(), expected.step, rtol=0, atol=1e-4)
     assert solution.multiplier == pytest.approx(expected.multiplier * scale, rel=1e-4)
 

@@ -31,6 +31,7 @@ from fipoptim.anchors.batch import (
     named_tensors,
     split_inputs,
 )
+from fipoptim.mean import AnchorMean
 from fipoptim.metric.behaviour import behaviour_of, random_state, refuse_random
 from fipoptim.metric.trace import NotTraceable, Traced, close
 from fipoptim.solver.eigenvalues import largest_eigenvalues
@@ -299,6 +300,7 @@ class AnchorMetric:
                 self._traces.forget()
                 anchors.route.found_stale()
                 self._linearize()
+        self.mean = AnchorMean(self.outputs.shape[0])
         check_width(self.outputs, self.sample.reference)
         if not bool(torch.isfinite(self.outputs).all()):
             raise RuntimeError(
@@ -310,6 +312,10 @@ class AnchorMetric:
         """One line: sizes and the form of the products."""
         rows, columns = self.outputs.shape
         return f"AnchorMetric(n={self.size}, anchors={rows}, outputs={columns}, form={self.form!r})"
+
+    def residual(self) -> Tensor:
+        """Today's distance of the outputs from the reference, :math:`r = z - z_{ref}`, shape ``(N, m)``."""
+        return self.outputs - self.sample.reference.to(self.outputs.device)
 
     # --- flat vectors ---------------------------------------------------------------------------------
 
