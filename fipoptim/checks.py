@@ -53,6 +53,33 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ValueError(f"{name}: choose {', '.join(others)} or {last}, got {value!r}.")
 
 
+def check_type(name: str, value: Any, wanted: type, advice: str) -> None:
+    """Refuse a ``value`` of another type.
+
+    Raises:
+        TypeError: With the advice.
+    """
+    if not isinstance(value, wanted):
+        article = "an" if wanted.__name__[0] in "AEIOU" else "a"
+        raise TypeError(
+            f"{name}: must be {article} {wanted.__name__}, got {type(value).__name__}; {advice}."
+        )
+
+
+def refuse_grad_scaler(optimizer: Any) -> None:
+    """Refuse a step by a GradScaler, which hands its scale over in attributes of the optimizer.
+
+    Raises:
+        RuntimeError: If one has.
+    """
+    handed = [optimizer.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")]
+    if any(value is not None for value in handed):
+        raise RuntimeError(
+            "GradScaler: FIPOptimizer cannot be stepped by one, as scaled gradients change beta. Use "
+            "bfloat16 autocast, which needs no scaler, or GradScaler(enabled=False)."
+        )
+
+
 def check_options(group: Mapping[str, Any]) -> None:
     """Check the options of a group, which schedulers and users may have changed.
 

@@ -14,7 +14,14 @@ from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors.batch import AnchorBatch, draw_seed
 from fipoptim.budget import DriftBudget, check_unmoved
-from fipoptim.checks import check_choice, check_number, check_options, checked_state
+from fipoptim.checks import (
+    check_choice,
+    check_number,
+    check_options,
+    check_type,
+    checked_state,
+    refuse_grad_scaler,
+)
 from fipoptim.geometry import GEOMETRIES
 from fipoptim.gradients import SecondaryGradient, secondary_gradient
 from fipoptim.metric.metric import AnchorMetric, Form, parameter_names
@@ -141,11 +148,7 @@ class FIPOptimizer(Optimizer):
         form: Form | None = None,
         generator: Generator | None = None,
     ) -> None:
-        if not isinstance(anchors, AnchorBatch):
-            raise TypeError(
-                f"anchors: must be an AnchorBatch, got {type(anchors).__name__}; "
-                "build one with AnchorBatch(model, inputs)."
-            )
+        check_type("anchors", anchors, AnchorBatch, "build one with AnchorBatch(model, inputs)")
         if secondary is not None and not callable(secondary):
             raise TypeError(f"secondary: must be callable or None, got {type(secondary).__name__}.")
         check_number("eps", eps)
@@ -155,10 +158,8 @@ class FIPOptimizer(Optimizer):
             check_number("max_drift", max_drift)
         check_choice("precondition", precondition, tuple(GEOMETRIES))
         check_choice("form", form, (None, "forward", "double-vjp"))
-        if solver is not None and not isinstance(solver, Solver):
-            raise TypeError(
-                f"solver: must be a fipoptim.Solver or None, got {type(solver).__name__}."
-            )
+        if solver is not None:
+            check_type("solver", solver, Solver, "or give None for the default")
         self.anchors = anchors
         self.secondary = secondary
         self.drift_correction = drift_correction
@@ -271,7 +272,7 @@ class FIPOptimizer(Optimizer):
             RuntimeError: If the closure returns a loss and leaves no gradient, if outputs or gradients are not finite,
                 if ``max_drift`` cannot be held, or under a GradScaler. The weights are then as they were.
         """
-        self._refuse_grad_scaler()
+        refuse_grad_scaler(self)
         with torch.inference_mode(False):
             for group in self.param_groups:
                 check_options(group)
@@ -395,11 +396,3 @@ class FIPOptimizer(Optimizer):
         if names not in self._forms:
             self._forms[names] = probe(self.anchors, params)
         return self._forms[names]
-
-    def _refuse_grad_scaler(self) -> None:
-        handed = [self.__dict__.pop(name, None) for name in ("grad_scale", "found_inf")]
-        if any(value is not None for value in handed):
-            raise RuntimeError(
-                "GradScaler: FIPOptimizer cannot be stepped by one, as scaled gradients change beta. Use "
-                "bfloat16 autocast, which needs no scaler, or GradScaler(enabled=False)."
-            )

@@ -2,8 +2,10 @@ r"""What a geometry is: the norm :math:`\|v\|_P` of a step, and what it remember
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from fipoptim.geometry.diagonal import DiagonalPreconditioner
@@ -61,16 +63,29 @@ class DiagonalGeometry(Geometry):
 
     @abstractmethod
     def diagonal(self, linear: Tensor) -> Tensor:
-        """The diagonal of ``P`` up to a factor, flat and positive, shape ``(n,)``.
+        """The diagonal of ``P`` up to a factor, flat, shape ``(n,)``: positive, or zero everywhere for the identity.
 
         Args:
             linear: The linear term ``c``, flat, shape ``(n,)``.
         """
 
     def update(self, linear: Tensor, size: float, *, objective: bool) -> Preconditioner:
-        """See :class:`Geometry`."""
+        """See :class:`Geometry`.
+
+        Raises:
+            RuntimeError: If :meth:`diagonal` is not positive and finite, or not of the shape ``(n,)``.
+        """
         diagonal = self.diagonal(linear)
-        diagonal = diagonal / diagonal.mean()
+        if diagonal.shape == linear.shape and not bool(diagonal.any()):
+            diagonal = torch.ones_like(linear)
+        mean = float(diagonal.double().mean())
+        if diagonal.shape != linear.shape or not (float(diagonal.min()) > 0 and mean < math.inf):
+            raise RuntimeError(
+                f"geometry: the diagonal of {type(self).__name__} must be positive and finite, of shape "
+                f"{tuple(linear.shape)}; got shape {tuple(diagonal.shape)}, least entry "
+                f"{float(diagonal.min()):.3g}, mean {mean:.3g}. No weight was changed."
+            )
+        diagonal = diagonal / mean
         for view, factor in zip(
             self.parameters.flat.views(diagonal), self.parameters.stretch, strict=True
         ):
