@@ -6,6 +6,7 @@ anchors, so a sum over several processes has one place to go.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,6 +29,10 @@ class AnchorMean:
     def squared(self, outputs: Tensor) -> float:
         r""":math:`\frac1N \sum_i \|z_i\|^2` of ``outputs`` ``(N, m)``, summed in float64."""
         return float(outputs.double().square().sum()) / self.count
+
+    def rms(self, outputs: Tensor) -> float:
+        r""":math:`\sqrt{\frac1N \sum_i \|z_i\|^2}` of ``outputs`` ``(N, m)``."""
+        return math.sqrt(self.squared(outputs))
 
     def squared_gradient(self, outputs: Tensor) -> Tensor:
         r"""The derivative of :meth:`squared` by ``outputs``, :math:`\frac2N z`, shape ``(N, m)``."""

@@ -6,7 +6,7 @@ import torch
 from timm.optim.muon import Muon
 from torch.optim.lr_scheduler import LRScheduler
 
-from fipoptim.geometry.base import is_matrix
+from fipoptim.geometry.muon import is_matrix
 from recipes.learners import SCHEDULES, Distillation
 
 

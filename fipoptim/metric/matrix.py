@@ -8,9 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from fipoptim.anchors.inputs import Inputs, map_inputs, split_inputs
+from fipoptim.flat import FlatVectors
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.compare import close
-from fipoptim.metric.flat import FlatVectors
 from fipoptim.metric.linearizer import Linearizer
 from fipoptim.metric.point import Parameters
 from fipoptim.solver.eigenvalues import largest_eigenvalues
@@ -31,7 +31,8 @@ def dense_matrix(matvec: Product, flat: FlatVectors) -> Tensor:
     n = flat.size
     if n**2 > 10**9:
         raise ValueError(f"dense: the matrix of n = {n} weights does not fit; use matvec.")
-    eye = torch.eye(n, dtype=flat.dtype, device=flat.devices[0])
+    like = flat.zeros()
+    eye = torch.eye(n, dtype=like.dtype, device=like.device)
     g = torch.stack([matvec(column) for column in eye])
     return (g + g.T) / 2
 
@@ -124,7 +125,7 @@ def largest_of_spectrum(
     if not 1 <= k <= flat.size:
         raise ValueError(f"k: must be between 1 and n = {flat.size}, got {k}.")
     limit = min(flat.size, 50 * (k + 1) if max_products is None else max_products)
-    values = largest_eigenvalues(matvec, flat.empty(), k, tol=tol, max_products=limit)
+    values = largest_eigenvalues(matvec, flat.zeros(), k, tol=tol, max_products=limit)
     if values is None:
         raise RuntimeError(
             f"spectrum: {k} eigenvalues have not converged in {limit} products; raise max_products."

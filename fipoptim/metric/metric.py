@@ -14,9 +14,9 @@ from torch import Generator, Tensor
 from fipoptim.anchors.batch import AnchorBatch, Sample
 from fipoptim.anchors.network_function import Weights
 from fipoptim.anchors.refusals import check_width, is_finite
+from fipoptim.flat import FlatSum, FlatVectors
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.chunks import Form
-from fipoptim.metric.flat import FlatSum, FlatVectors, parameter_names
 from fipoptim.metric.linearizer import Linearizer
 from fipoptim.metric.matrix import (
     dense_matrix,
@@ -24,6 +24,7 @@ from fipoptim.metric.matrix import (
     exact_diagonal,
     largest_of_spectrum,
 )
+from fipoptim.metric.parameters import parameter_names
 from fipoptim.metric.probe import probe
 
 
@@ -53,11 +54,13 @@ class AnchorMetric:
     Attributes:
         anchors: The anchors.
         params: The parameters.
+        names: The parameters' names in the model.
         sample: The anchors that are used, with their reference.
         form: How Jacobian-vector products are taken.
         frozen: The masks of weights that do not move, as given.
         flat: The layout of flat vectors.
         linearizer: The linearized outputs.
+        mean: The mean over the anchors that are used.
 
     Raises:
         ValueError: If a parameter is not the model's, if there is none, or if the model is random in eval mode.
@@ -84,10 +87,10 @@ class AnchorMetric:
         self.params = list(params)
         if not self.params:
             raise ValueError("params: got none; give at least one parameter of the anchors' model.")
-        names = parameter_names(anchors.model, self.params)
+        self.names = parameter_names(anchors.model, self.params)
         self.form: Form = probe(anchors, self.params) if form is None else form
         self.sample = sample or anchors.all()
-        self.flat = FlatVectors.of(names, self.params)
+        self.flat = FlatVectors(self.params)
         self.frozen = frozen
         self._flat_mask = (
             None if frozen is None else torch.cat([mask.reshape(-1) for mask in frozen])
@@ -95,29 +98,24 @@ class AnchorMetric:
         self.linearizer = Linearizer(
             anchors,
             self.sample.inputs,
-            names,
+            self.names,
             form=self.form,
             trace=trace,
             compile=compile,
             guard=guard,
         )
+        self.mean = AnchorMean(self.outputs.shape[0])
         check_width(self.outputs, self.sample.reference)
         if not is_finite(self.outputs):
             raise RuntimeError(
                 "model: its outputs on the anchors are not finite at today's weights; nothing was changed. "
                 "Lower the learning rate or eps, or check the weights."
             )
-        self._mean = AnchorMean(self.outputs.shape[0])
 
     def __repr__(self) -> str:
         """One line: sizes and the form of the products."""
         rows, columns = self.outputs.shape
         return f"AnchorMetric(n={self.size}, anchors={rows}, outputs={columns}, form={self.form!r})"
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters' names in the model."""
-        return list(self.flat.names)
 
     @property
     def size(self) -> int:
@@ -133,6 +131,10 @@ class AnchorMetric:
     def traced(self) -> bool:
         """Whether products come from a trace of the derivative rather than from running the model."""
         return self.linearizer.traced
+
+    def residual(self) -> Tensor:
+        """Today's distance of the outputs from the reference, :math:`r = z - z_{ref}`, shape ``(N, m)``."""
+        return self.outputs - self.sample.reference.to(self.outputs.device)
 
     # --- products ---------------------------------------------------------------------------------------
 
@@ -186,13 +188,13 @@ class AnchorMetric:
         total = FlatSum(self.flat)
         with self.linearizer.evaluation():
             for chunk in self.linearizer.chunks():
-                total.add(chunk.vjp(self._mean.weighted(chunk.jvp(tangents))))
+                total.add(chunk.vjp(self.mean.weighted(chunk.jvp(tangents))))
                 del chunk
         return self._without_frozen_(total.vector)
 
     def without_frozen(self, v: Tensor) -> Tensor:
         """``v`` ``(n,)`` with 0 at the weights that do not move."""
-        self.flat.check_vector(v)
+        self.flat.check(v)
         return v if self._flat_mask is None else v.masked_fill(self._flat_mask, 0.0)
 
     def _without_frozen_(self, v: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from fipoptim.metric.finite_difference import (
     listed,
     norm_of,
 )
-from fipoptim.metric.flat import parameter_names
+from fipoptim.metric.parameters import parameter_names
 from fipoptim.metric.point import Point
 
 # How many anchors are looked at, spread over all of them.

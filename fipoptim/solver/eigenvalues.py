@@ -1,4 +1,4 @@
-"""The largest eigenvalues of a positive semi-definite operator from products alone, each as often as it occurs."""
+"""The largest eigenvalues of a positive semi-definite operator, with multiplicity, from products alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def largest_eigenvalues(
 ) -> Tensor | None:
     r"""The ``k`` largest eigenvalues, descending, shape ``(k,)``, float64.
 
-    Block Lanczos from random starts, all of which are followed equally far. In the space of ``s`` starts an eigenvalue
-    that occurs ``m`` times is found :math:`\min(m, s)` times. Starts are added until there are more of them than
-    eigenvalues that are equal.
+    The method is block Lanczos from random starts, all of which are followed equally far. The space of ``s`` starts
+    shows an eigenvalue of multiplicity ``m`` :math:`\min(m, s)` times. Starts are added until there are more of them
+    than equal eigenvalues.
 
     Args:
-        matvec: The product with the operator; vectors have shape ``(n,)``. What it returns is written to.
+        matvec: The product with the operator; vectors have shape ``(n,)``. Its result is written to.
         like: A tensor of the vectors' size ``(n,)``, precision and device.
         k: Between 1 and n.
         tol: The residual of each eigenvalue, relative to the largest.
@@ -30,7 +30,7 @@ def largest_eigenvalues(
     n = like.numel()
     space = KrylovSpace(matvec, min(n, max_products))
     seeded = torch.Generator("cpu").manual_seed(0)
-    starts, wanted = 0, 1 if k == 1 else 2  # for the largest alone one is enough
+    starts, wanted = 0, 1 if k == 1 else 2  # one start is enough for the largest eigenvalue
     while True:
         grown = True
         if starts < wanted:
@@ -54,9 +54,9 @@ def largest_eigenvalues(
 
 
 def _converged(space: KrylovSpace, n: int, k: int, tol: float) -> tuple[Tensor, int] | None:
-    """The ``k`` largest eigenvalues in the space, and how many of them, other than the last, are equal at most.
+    """The ``k`` largest eigenvalues in the space, and the largest number of equal ones among all but the last.
 
-    None if they have not converged.
+    None if the eigenvalues have not converged.
     """
     if space.size == 0:
         return None
@@ -70,11 +70,11 @@ def _converged(space: KrylovSpace, n: int, k: int, tol: float) -> tuple[Tensor, 
         return values, 0
     if not space.exhausted and (len(values) < k or bool((residuals > tol * largest).any())):
         return None
-    # What an exhausted space does not hold is zero, or as large as what it holds.
+    # An eigenvalue that an exhausted space does not show is zero, or a further copy of one that it shows.
     values = torch.cat([values, values.new_zeros(k - len(values))])
     residuals = torch.cat([residuals, residuals.new_zeros(k - len(residuals))])
     noise = space.rounding * space.size
-    # A further copy of the last one would not change the list.
+    # The last eigenvalue is not counted, as a further copy of it would not change the list.
     counted = values > values[-1] + noise + (0.0 if space.exhausted else tol * largest)
     values_counted, off = values[counted], residuals[counted] + noise
     apart = (values_counted[:, None] - values_counted).abs()

@@ -9,78 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fipoptim.solver.vectors import inner, inner_products, norm, sums_of_products, unit
+
 MatVec = Callable[[Tensor], Tensor]
 
 _NOT_FINITE = "matvec: a metric product is not finite; the outputs' derivatives overflow."
-
-# BLAS adds up long dot products as suits a processor: some one by one, where a million numbers of float32 come out
-# wrong in the fourth digit. Here torch's own sum and norm add, in a cascade on a CPU and as a tree on a GPU, and only
-# parts of a vector; the parts are added up in float64.
-_ROW = 2**8  # of a norm
-# Products of numbers at a time: few enough for a CPU's cache, and so many that threads or a GPU are worth starting.
-_AT_ONCE, _AT_ONCE_ELSEWHERE = 2**19, 2**23
-
-
-def norm(v: Tensor) -> float:
-    """The Euclidean norm of a flat vector; NaN or infinite if, and only if, an entry is.
-
-    On every processor to a relative error of 1e-5 at most, and as a rule of 1e-7, in float32. (Beyond 1e308, which
-    takes entries of float64, it is infinite.)
-    """
-    small = 1e-15 * math.sqrt(v.numel())
-    if v.dtype == torch.float64:
-        result = float(torch.linalg.vector_norm(v))
-    else:
-        whole = v.numel() // _ROW * _ROW
-        rows = torch.linalg.vector_norm(v[:whole].view(-1, _ROW), dim=1)
-        parts = torch.cat([rows, v[whole:]])
-        result = float(torch.linalg.vector_norm(parts, dtype=torch.float64))
-    if small < result < math.inf:
-        return result
-    # Also where squares overflow or underflow.
-    largest = float(torch.linalg.vector_norm(v, math.inf)) if v.numel() else 0.0
-    if not 0.0 < largest < math.inf:
-        return largest
-    lengths = [torch.linalg.vector_norm(a.double() / largest) for a in v.split(_AT_ONCE)]
-    return largest * float(torch.linalg.vector_norm(torch.stack(lengths)))
-
-
-def unit(v: Tensor) -> tuple[Tensor, float]:
-    """``v`` at a length of 1, in fresh memory, and the length that it has; zero stays zero."""
-    size = length = norm(v)
-    if size > 0 and not 1e-30 < size < 1e30:
-        # The factor itself may be outside of float32: it is taken in two parts.
-        v = v * 2.0 ** (100 if size < 1 else -100)
-        length = norm(v)
-    return v / (length or 1.0), size
-
-
-def inner(v: Tensor, w: Tensor) -> float:
-    """The inner product of two flat vectors of one precision.
-
-    On every processor its error is 1e-5 of the sum of the products' sizes at most, and as a rule 1e-8, in float32.
-    """
-    return float(_inner_products(v.view(1, -1), w))
-
-
-def _inner_products(rows: Tensor, v: Tensor) -> Tensor:
-    """The inner products of ``rows`` ``(k, n)`` with ``v`` ``(n,)``, as :func:`inner`: shape ``(k,)``, float64, CPU."""
-    result = _sums_of_products(rows, v).cpu()
-    if 1e-32 * v.numel() < float(result.abs().max()) < math.inf:
-        return result
-    # Also where products of float32 overflow or underflow.
-    return _sums_of_products(rows, v, torch.float64).cpu()
-
-
-def _sums_of_products(rows: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """``rows @ v`` in float64, where the vectors are; the products are in ``dtype``, or in their own precision."""
-    at_once = _AT_ONCE if v.device.type == "cpu" else _AT_ONCE_ELSEWHERE
-    piece = max(2**12, at_once // max(2, len(rows)))
-    sums = [
-        (a.to(dtype or a.dtype) * b.to(dtype or b.dtype)).sum(dim=1)
-        for a, b in zip(rows.split(piece, dim=1), v.split(piece), strict=True)
-    ]
-    return torch.stack(sums).sum(dim=0, dtype=torch.float64)
 
 
 @dataclass
@@ -88,12 +21,12 @@ class _Candidate:
     """A candidate for the next basis vector.
 
     Attributes:
-        vector: Its part outside the space.
+        vector: The candidate's part outside the space, shape ``(n,)``.
         length: The length of that part.
         rounding: The length below which that part is rounding.
-        column: The basis vector whose product it is; None for a start.
-        size: The number of basis vectors that it is orthogonal to.
-        start: Which start it comes from, 0 for the first.
+        column: The index of the basis vector whose product the candidate is; None for a starting vector.
+        size: The number of basis vectors that the candidate is orthogonal to.
+        start: The number of the starting vector that the candidate comes from; 0 is the first.
     """
 
     vector: Tensor
@@ -107,21 +40,22 @@ class _Candidate:
 class KrylovSpace:
     r"""Orthonormal basis :math:`Q` of a block Krylov space of :math:`A` and :math:`T = Q^\top A Q`.
 
-    Lanczos with full re-orthogonalisation. Several starting vectors are taken in turn, one product at a time
-    (Ruhe's variant of block Lanczos), and starting vectors may be added later. A candidate that lies in the
-    space already is dropped (deflation), so breakdown is not an error: the space is then invariant under A.
+    The method is Lanczos with full re-orthogonalisation. Several starting vectors take turns, one product at a time
+    (Ruhe's variant of block Lanczos), and starting vectors may be added later. A candidate that already lies in the
+    space is dropped (deflation). Breakdown is therefore no error: the space is then invariant under A.
 
     Args:
-        matvec: The product :math:`v \mapsto A v` with a symmetric :math:`A`; vectors have shape ``(n,)``. What it
-            returns is written to.
-        capacity: The largest number of basis vectors, which is also the number of products.
-        quadratic: :math:`v \mapsto v^\top A v`, if that is cheaper than a product. It is taken for the last vector
-            that there is room for, whose product would serve only :meth:`residual`.
+        matvec: The product :math:`v \mapsto A v` with a symmetric :math:`A`; vectors have shape ``(n,)``. Its result is
+            written to.
+        capacity: The largest number of basis vectors, which is also the largest number of products.
+        quadratic: :math:`v \mapsto v^\top A v`, if that is cheaper than a product. It replaces the product of the last
+            vector that there is room for: that product would serve only :meth:`residual`.
 
     Attributes:
         size: Number of basis vectors so far, each of which took one product.
-        rounding: The length below which what a product adds to the space is rounding.
-        closed: Whether the last vector took its quadratic form only, so that :meth:`residual` is not known.
+        rounding: The length below which a product's part outside the space is rounding.
+        closed: Whether the last vector took its quadratic form in place of a product, so that :meth:`residual` is not
+            known.
     """
 
     def __init__(
@@ -152,7 +86,7 @@ class KrylovSpace:
         return not self._queue and not self.closed
 
     def add_start(self, vector: Tensor) -> None:
-        """Another starting vector, to be taken before the products that wait."""
+        """Add a starting vector; it is taken before the candidates that wait."""
         outside, length = unit(vector)
         if length > 0:
             outside, rounding = self._outside(outside), self._rounding(vector)
@@ -162,10 +96,10 @@ class KrylovSpace:
             self._starts += 1
 
     def extend(self, *, newest: bool = False) -> bool:
-        """Add one basis vector at the price of one product; False if there is none or no room.
+        """Add one basis vector, at the price of one product; False if there is no candidate or no room.
 
         Args:
-            newest: Follow the newest start for which there is something left to take, instead of all in turn.
+            newest: Take the candidate of the newest starting vector that has one, instead of taking turns.
         """
         while self._queue and self.size < self._capacity:
             waiting = range(len(self._queue))
@@ -194,7 +128,7 @@ class KrylovSpace:
             self._close(q, candidate)
             return
         product = self._matvec(q)
-        column = _inner_products(self._basis[: k + 1], product)
+        column = inner_products(self._basis[: k + 1], product)
         outside = self._outside(product, column)
         length = norm(outside)
         if not math.isfinite(length):
@@ -207,7 +141,7 @@ class KrylovSpace:
         )
 
     def _close(self, q: Tensor, candidate: _Candidate) -> None:
-        """Fill T's last column without a product: of A q_j only what the basis did not hold can meet q."""
+        """Fill T's last column without a product: only the part of A q_j outside the earlier basis meets q."""
         assert self._quadratic is not None
         k = self.size - 1
         column = torch.zeros(self.size, dtype=torch.float64, device="cpu")
@@ -225,7 +159,7 @@ class KrylovSpace:
         self.closed = True
 
     def _grow(self, q: Tensor) -> None:
-        """Make room for more basis vectors; doubling keeps the copies to about one of each vector."""
+        """Make room for more basis vectors; as the room doubles, each vector is copied about once."""
         room = min(self._capacity, max(16, 2 * self.size))
         basis, projected = q.new_empty(room, q.numel()), self._T.new_zeros(room, room)
         if self._basis is not None:
@@ -234,16 +168,18 @@ class KrylovSpace:
         self._basis, self._T = basis, projected
 
     def _outside(self, vector: Tensor, inside: Tensor | None = None) -> Tensor:
-        """The part of ``vector`` orthogonal to the basis, in place, given its coordinates there if they are known.
+        """The part of ``vector`` orthogonal to the basis, computed in place by Gram-Schmidt, twice.
 
-        Gram-Schmidt twice is enough.
+        Args:
+            vector: The vector, shape ``(n,)``, which is written to.
+            inside: The coordinates of the vector in the basis, shape ``(size,)``, if they are known.
         """
         if self._basis is None or self.size == 0:
             return vector
         basis = self._basis[: self.size]
         for coordinates in (inside, None):
             if coordinates is None:
-                coordinates = _sums_of_products(basis, vector)
+                coordinates = sums_of_products(basis, vector)
             vector.addmv_(basis.T, coordinates.to(vector), alpha=-1)
         return vector
 
@@ -255,7 +191,7 @@ class KrylovSpace:
         r""":math:`Q^\top x`, shape ``(size,)``, float64 on the CPU."""
         if self._basis is None:
             return torch.zeros(0, dtype=torch.float64, device="cpu")
-        return _inner_products(self._basis[: self.size], vector)
+        return inner_products(self._basis[: self.size], vector)
 
     def combine(self, h: Tensor) -> Tensor:
         """:math:`Q h`, shape ``(n,)``."""

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from fipoptim.geometry.base import Layers, is_matrix, matrix_shape, orthogonalizing
+from fipoptim.flat import matrix_shape
+from fipoptim.geometry.blocks import BlockPreconditioner as Layers
+from fipoptim.geometry.muon import is_matrix, orthogonalizing
 
 
 def gaussian(*shape: int, seed: int) -> Tensor:

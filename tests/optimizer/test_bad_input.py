@@ -49,9 +49,7 @@ def test_options_of_the_wrong_kind(
 
 def test_anchors_of_the_wrong_type() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(
-        TypeError, match="^anchor_batch: must be an AnchorBatch, got Tensor; build one"
-    ):
+    with pytest.raises(TypeError, match="^anchors: must be an AnchorBatch, got Tensor; build one"):
         FIPOptimizer(model.parameters(), torch.randn(3, 2))  # type: ignore[arg-type]
 
 

@@ -8,39 +8,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sphere_problems import SCALES, diagonal, psd, solve, vector
 
-from fipoptim.geometry.base import Diagonal
-from fipoptim.solver.krylov import KrylovSpace, inner, norm, unit
-from fipoptim.solver.sphere import Solver, first_order_step, small_problem, solve_on_sphere
-
-
-def psd(n: int, rank: int, seed: int, scale: float = 1.0) -> torch.Tensor:
-    """A random positive semi-definite matrix with eigenvalues over three decades."""
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
-    eigenvalues = torch.zeros(n, dtype=torch.float64)
-    eigenvalues[:rank] = scale * torch.logspace(0, -3, max(rank, 1), dtype=torch.float64)[:rank]
-    g = q @ torch.diag(eigenvalues) @ q.T
-    return (g + g.T) / 2
-
-
-def vector(n: int, seed: int) -> torch.Tensor:
-    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def diagonal(weight: torch.Tensor | None) -> Diagonal | None:
-    return None if weight is None else Diagonal(weight)
-
-
-def solve(g: torch.Tensor, c: torch.Tensor, length: float, **options: object) -> object:
-    options = {
-        "max_products": 10 * len(c),
-        "tol": 1e-14,
-        "direction": lambda: vector(len(c), 99),
-    } | options
-    return solve_on_sphere(lambda v: g @ v, c, length, **options)  # type: ignore[arg-type]
+from fipoptim.solver.krylov import KrylovSpace
+from fipoptim.solver.sphere import solve_on_sphere
 
 
 @settings(max_examples=200, deadline=None)
@@ -59,7 +32,7 @@ def test_the_solution_is_the_dense_one(
     g = psd(n, round(rank_share * n), seed, scale)
     c = vector(n, seed + 1) * scale * 10.0**log_beta
     weight = vector(n, seed + 2).abs() + 0.1 if weighted else None
-    solution = solve(g, c, 0.5, geometry=diagonal(weight))
+    solution = solve(g, c, 0.5, preconditioner=diagonal(weight))
     w = np.ones(n) if weight is None else weight.numpy()
     v = solution.step.numpy()
     assert math.sqrt(v @ (w * v)) == pytest.approx(0.5, rel=1e-12)
@@ -107,7 +80,7 @@ def test_the_degenerate_cases_give_a_step_of_the_right_length(
     for length in (1e-8, 1.0, 1e8):
         for products in (1, 2, 3, 100):
             solution = solve_on_sphere(
-                lambda v: g @ v, c, length, geometry=diagonal(weight),
+                lambda v: g @ v, c, length, preconditioner=diagonal(weight),
                 direction=lambda: vector(n, 7).to(dtype), max_products=products, tol=0.0,
             )  # fmt: skip
             v = solution.step.double()
@@ -227,66 +200,6 @@ def test_what_is_not_finite_raises() -> None:
         solve_on_sphere(lambda v: v * math.inf, c, 1.0)
 
 
-def test_the_first_order_step() -> None:
-    c, weight = vector(6, 0), vector(6, 1).abs() + 0.1
-    v, gain = first_order_step(c, 0.3, Diagonal(weight))
-    assert gain == pytest.approx(-float(c @ v), rel=1e-12)
-    assert float((weight * v * v).sum().sqrt()) == pytest.approx(0.3, rel=1e-12)
-    torch.testing.assert_close(v / v.norm(), -(c / weight) / (c / weight).norm())
-    assert not first_order_step(torch.zeros(3), 0.3)[0].any()
-
-
-@settings(max_examples=100, deadline=None)
-@given(k=st.integers(1, 8), seed=st.integers(0, 10_000), log_length=st.floats(-12, 12))
-def test_the_small_problem_is_solved_to_machine_precision(
-    k: int, seed: int, log_length: float
-) -> None:
-    t, a, length = psd(k, k, seed), vector(k, seed + 1), 10.0**log_length
-    assume(float(a.norm()) > 1e-3)
-    small = small_problem(t, a, length)
-    assert float(small.h.norm()) == pytest.approx(length, rel=1e-14)
-    gradient = 2 * (t @ small.h + small.multiplier * small.h) + a
-    size = 2 * float((t @ small.h).norm()) + 2 * abs(small.multiplier) * length + float(a.norm())
-    assert float(gradient.norm()) <= 1e-12 * size
-    assert small.multiplier >= -float(torch.linalg.eigvalsh(t)[0]) * (1 + 1e-12)
-
-
-def test_a_krylov_space_of_two_starts_is_orthonormal_and_invariant() -> None:
-    a = psd(30, 7, 0)
-    space = KrylovSpace(lambda v: a @ v, 30)
-    space.add_start(vector(30, 1))
-    for _ in range(4):
-        assert space.extend()
-    space.add_start(vector(30, 2))
-    while space.extend():
-        pass
-    assert space.exhausted
-    assert space.size == 9  # the range, and one null direction of each start
-    q = torch.stack([space.combine(e) for e in torch.eye(9, dtype=torch.float64)])
-    torch.testing.assert_close(q @ q.T, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.testing.assert_close(q @ a @ q.T, space.T, rtol=0, atol=1e-12)
-    torch.testing.assert_close(a @ q.T, q.T @ space.T, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"products": -1}, "products"),
-        ({"products": "many"}, "products"),
-        ({"products": True}, "products"),
-        ({"products": 2.5}, "products"),
-        ({"max_products": 0}, "max_products"),
-        ({"tol": -1.0}, "tol"),
-        ({"tol": math.nan}, "tol"),
-        ({"radius": 0.0}, "radius"),
-        ({"radius": math.inf}, "radius"),
-    ],
-)
-def test_bad_settings_are_named(options: dict[str, object], name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}:"):
-        Solver(**options)  # type: ignore[arg-type]
-
-
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(6, 30), products=st.integers(2, 4), seed=st.integers(0, 10_000))
 def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, seed: int) -> None:
@@ -353,113 +266,6 @@ def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: in
         assert torch.allclose(found.step, expected.step, atol=1e-12)
 
 
-def exact(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float]:
-    """The inner product, and the sum of the products' sizes, summed without rounding."""
-    products = (v.double() * w.double()).tolist()
-    return math.fsum(products), math.fsum(map(abs, products))
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    length=st.sampled_from([1, 7, 2**20 + 3]),
-    log_scale=st.integers(-25, 15),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    signs=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_inner_products_neither_underflow_nor_overflow(length, log_scale, dtype, signs, seed):
-    generator = torch.Generator().manual_seed(seed)
-    v, w = torch.rand(2, length, generator=generator, dtype=torch.float64) * 10.0**log_scale
-    v, w = (v - 0.5 * signs * 10.0**log_scale).to(dtype), w.to(dtype)
-    expected, size = exact(v, w)
-    assert abs(inner(v, w) - expected) <= (5e-6 if dtype == torch.float32 else 1e-13) * size
-
-
-def test_a_million_numbers_are_added_as_precisely_as_a_few() -> None:
-    # Of one sign: what one running sum of float32 loses does not average out.
-    generator = torch.Generator().manual_seed(0)
-    v, w = torch.rand(2, 1_048_579, generator=generator, dtype=torch.float64).float()
-    assert inner(v, w) == pytest.approx(exact(v, w)[0], rel=5e-6)
-    assert inner(v, w) == pytest.approx(261906.82, rel=1e-6)
-    assert norm(v) == pytest.approx(math.sqrt(exact(v, v)[0]), rel=1e-6)
-
-
-def test_a_basis_of_long_vectors_of_one_sign_is_as_orthonormal_as_its_precision() -> None:
-    n = 2**20 + 3
-    generator = torch.Generator().manual_seed(0)
-    diagonal, start, other = torch.rand(3, n, generator=generator)
-
-    def quadratic(q: torch.Tensor) -> float:
-        return float((diagonal.double() * q.double().square()).sum())
-
-    space = KrylovSpace(lambda v: diagonal * v, 6, quadratic)
-    space.add_start(start)
-    for _ in range(3):
-        assert space.extend()
-    space.add_start(other)
-    while space.extend():
-        pass
-    assert space.closed
-    q = torch.stack([space.combine(e) for e in torch.eye(6, dtype=torch.float64)]).double()
-    identity = torch.eye(6, dtype=torch.float64)
-    torch.testing.assert_close(q @ q.T, identity, rtol=0, atol=2e-6)
-    torch.testing.assert_close((q * diagonal) @ q.T, space.T, rtol=0, atol=2e-6)
-    torch.testing.assert_close(space.coordinates(other), q @ other.double(), rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("length", [1, 3, 1000])
-@pytest.mark.parametrize(
-    ("dtype", "largest"),
-    [
-        *[(torch.float32, x) for x in (3e38, 1e25, 1e-15, 1e-25, 1e-38, 1e-44)],
-        *[(torch.float64, x) for x in (1e300, 1e160, 1e-20, 1e-160, 1e-300, 1e-320)],
-    ],
-)
-def test_a_norm_is_right_whatever_the_size_of_its_entries(
-    dtype: torch.dtype, largest: float, length: int
-) -> None:
-    v = (torch.linspace(-1, 1, length, dtype=torch.float64) * largest).to(dtype)
-    expected = math.hypot(*v.tolist())
-    rel = 1e-6 if dtype == torch.float32 else 1e-12
-    assert norm(v) == pytest.approx(expected, rel=rel)
-    direction, size = unit(v)
-    assert size == norm(v)
-    exactly = v.double() / v.double().abs().max()
-    exactly /= exactly.norm()
-    torch.testing.assert_close(direction.double(), exactly, rtol=0, atol=2 * rel)
-    v[length // 2] = math.inf
-    assert norm(v) == math.inf
-    v[0] = math.nan
-    assert math.isnan(norm(v))
-
-
-def test_the_norm_of_nothing_is_zero() -> None:
-    for v in (torch.zeros(0), torch.zeros(5), torch.zeros(300, dtype=torch.float64)):
-        assert norm(v) == 0.0
-        assert torch.equal(unit(v)[0], v)
-        assert unit(v)[1] == 0.0
-
-
-SCALES = [
-    *[(torch.float32, x) for x in (1e38, 1e25, 1e-25, 1e-36)],
-    *[(torch.float64, x) for x in (1e200, 1e-200)],
-]
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(("dtype", "scale"), [*SCALES, (torch.float32, 1e-40)])
-def test_a_step_without_products_is_finite_where_its_gradient_is(
-    dtype: torch.dtype, scale: float, weighted: bool
-) -> None:
-    c, weight = vector(50, 0).clamp(-3, 3), vector(50, 1).abs() + 0.01
-    geometry = diagonal(weight.to(dtype) if weighted else None)
-    expected, gain = first_order_step(c, 0.3, diagonal(weight if weighted else None))
-    v, found = first_order_step((c * scale).to(dtype), 0.3, geometry)
-    close = 1e-3 if scale == 1e-40 else 1e-6  # such a gradient has few digits itself
-    torch.testing.assert_close(v.double(), expected, rtol=0, atol=close)
-    assert found == pytest.approx(gain * scale, rel=close)
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 @pytest.mark.parametrize("log_share", [-3, 0, 3])
@@ -473,31 +279,14 @@ def test_so_is_one_with_products(
     geometry = diagonal(weight.to(dtype) if weighted else None)
     near = (g * factor).to(dtype)
     solution = solve_on_sphere(
-        lambda v: near @ v, (c * scale).to(dtype), 0.3, geometry=geometry,
+        lambda v: near @ v, (c * scale).to(dtype), 0.3, preconditioner=geometry,
         direction=lambda: vector(20, 7).to(dtype), max_products=20, tol=0.0,
     )  # fmt: skip
-    expected = solve(g * (factor / scale), c, 0.3, geometry=diagonal(weight if weighted else None))
+    expected = solve(
+        g * (factor / scale), c, 0.3, preconditioner=diagonal(weight if weighted else None)
+    )
     torch.testing.assert_close(solution.step.double(), expected.step, rtol=0, atol=1e-4)
     assert solution.multiplier == pytest.approx(expected.multiplier * scale, rel=1e-4)
-
-
-@pytest.mark.parametrize("scale", [1e-34, 1e-25, 1e25, 1e36])
-def test_products_near_the_ends_of_float32_are_projected_as_they_are(scale: float) -> None:
-    g = psd(30, 7, 0).float()
-    spaces = []
-    for factor in (1.0, scale):
-        matrix = g.double() * factor
-        space = KrylovSpace(lambda v, m=matrix: (m @ v.double()).float(), 12)
-        space.add_start(vector(30, 1).float())
-        while space.extend():
-            pass
-        spaces.append(space.T / factor)
-    torch.testing.assert_close(
-        *(torch.linalg.eigvalsh(T)[-5:] for T in spaces), rtol=1e-4, atol=1e-6
-    )
-
-
-# --- eigenvalues that repeat ----------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
