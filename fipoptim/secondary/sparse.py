@@ -110,7 +110,7 @@ class SparseProjection:
 
     @property
     def zeros(self) -> int:
-        """The number of zeros in the nearest network: ``round(sparsity * total)``, rounded by layer if ``per_layer``."""
+        """The number of zeros in the nearest network: ``round(sparsity * total)``, or the sum over the layers."""
         return sum(round(self._sparsity * size) for size in self._sizes().values())
 
     @property
