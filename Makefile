@@ -2,7 +2,7 @@
 #   make demo    the new-task recipe on embedded data: a table, and a plot in runs/demo
 #   make test    the tests (PYTEST_ARGS="-x -k path" to choose)
 #   make docs    the documentation, in docs/_build/html; every warning is an error
-#   make bench   all benchmarks, in about ten minutes: tables, JSON and a plot in benchmarks/results
+#   make bench   all benchmarks, in a quarter of an hour: tables, JSON and a plot in benchmarks/results
 #   make lint    ruff and mypy          make format   ruff's fixes
 #   make clean   remove .venv and the caches; results in runs/ stay
 # PYTHON=/path/to/python picks the interpreter that .venv is made with.

@@ -1,4 +1,4 @@
-"""The documentation: it builds without a warning, its examples run, its links and commands exist, its figures are real."""
+"""The documentation builds, its examples run, its links and commands exist, and its figures are those of the files."""
 
 from __future__ import annotations
 
