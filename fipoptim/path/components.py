@@ -128,7 +128,7 @@ def draw_path(
         points: The coordinates of the n networks, (n, 2).
         shares: The share of the variance that each of the two components holds, (2,).
         color: One number for each network.
-        ax: Where to draw; a new figure if None.
+        ax: The axes to draw in; those of a new figure if None.
         label: The name of the numbers.
         cmap: A matplotlib colour map.
 

@@ -30,7 +30,7 @@ class PathFolder:
     """Reads and writes the files of one recorded path. It is a ``fipoptim.path.store.Store``.
 
     Args:
-        folder: Where the files are, or will be.
+        folder: The folder of the files. It need not exist yet.
 
     Raises:
         ImportError: If safetensors is not installed.

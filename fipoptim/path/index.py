@@ -1,4 +1,4 @@
-"""The index of a path: what is known of each network beside its weights, and how it is written as JSON.
+"""The index of a path: step, drift, path length and checksum of each network, and how they are written as JSON.
 
 The JSON names its format and version. Each network has the SHA-256 of its file, and a CRC-32 of the index from its
 beginning up to and including that network, so an index that was edited or damaged is not read.
@@ -21,7 +21,7 @@ FORMAT = {"format": "fipoptim-path", "version": 1}
 
 @dataclass(frozen=True)
 class PathPoint:
-    """What is known of one recorded network beside its weights.
+    """Step, drift and path length of one recorded network.
 
     Attributes:
         step: The number of optimizer steps since the recording began; 0 for the start network.
@@ -38,7 +38,7 @@ class PathPoint:
 
 @dataclass(frozen=True)
 class Entry:
-    """One network in the index: what is known of it, and the SHA-256 of its file in hexadecimal, "" in memory."""
+    """One network in the index: its point, and the SHA-256 of its file in hexadecimal, or "" if it is in memory."""
 
     point: PathPoint
     sha256: str
@@ -50,7 +50,7 @@ class Index:
 
     Attributes:
         every: The number of steps between two recorded networks.
-        layout: What all networks have in common.
+        layout: The names and shapes of the tensors, which all networks have in common.
         entries: The networks in the order in which they were recorded. A recording appends to it.
     """
 
@@ -148,8 +148,8 @@ def _read_entry(where: str, network: Any, before: PathPoint | None) -> Entry:
     """One network of the index.
 
     Args:
-        where: What messages call it.
-        network: What the JSON holds there.
+        where: The name of the network in messages.
+        network: The value that the JSON holds there.
         before: The network before it, or None if it is the first.
     """
     _require(isinstance(network, dict), f"{where} must be an object, got {reprlib.repr(network)}")

@@ -21,7 +21,7 @@ class Networks:
 
     Args:
         store: Keeps the weights.
-        index: What is known of the networks that the store holds.
+        index: The description of the networks that the store holds.
     """
 
     def __init__(self, store: Store, index: Index) -> None:
@@ -51,7 +51,7 @@ class Networks:
 
     @property
     def points(self) -> tuple[PathPoint, ...]:
-        """What is known of every network beside its weights, in order."""
+        """Step, drift and path length of every network, in order."""
         return tuple(entry.point for entry in self.index.entries)
 
     @property
@@ -71,7 +71,7 @@ class Networks:
 
     @property
     def place(self) -> str:
-        """Where the networks are, in words."""
+        """The place of the networks in words, such as "in memory"."""
         return self._store.place
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ def import_for(purpose: str, module: str) -> ModuleType:
     """Import the optional ``module``.
 
     Args:
-        purpose: What the module is needed for, to complete "... is needed to".
+        purpose: The use of the module, to complete "... is needed to".
         module: Its name, with dots for a submodule.
 
     Raises:

@@ -59,7 +59,7 @@ class FIPPath:
     Args:
         optimizer: The optimizer to follow; the network is ``optimizer.anchors.model``.
         every: The number of steps between two recorded networks.
-        folder: Where to write the networks. The folder is made if needed. None keeps them in memory.
+        folder: The folder that the networks are written to, made if needed. None keeps them in memory.
 
     Raises:
         TypeError: If ``folder`` is not a path.
@@ -246,7 +246,7 @@ class FIPPath:
         """Draw the path in the plane of its first two principal components.
 
         Args:
-            ax: Where to draw; a new figure if None.
+            ax: The axes to draw in; those of a new figure if None.
             color: One number for each network, for instance accuracies along the path, or None for a network that has
                 no number (``path.drifts`` may hold some). The steps are taken if ``color`` is None.
             label: The name of the numbers, beside the colour bar.

@@ -20,7 +20,7 @@ from fipoptim.path.networks import Networks
 
 
 class RecordedAnchors(Protocol):
-    """What a recording needs of the anchors. ``drift()`` is called too if they have it."""
+    """The part of the anchors that a recording needs. ``drift()`` is called too if they have it."""
 
     @property
     def model(self) -> nn.Module:
@@ -28,7 +28,7 @@ class RecordedAnchors(Protocol):
 
 
 class RecordedOptimizer(Protocol):
-    """What a recording needs of an optimizer. ``last_step.drift`` is read too if the optimizer has it."""
+    """The part of an optimizer that a recording needs. ``last_step.drift`` is read too if the optimizer has it."""
 
     @property
     def anchors(self) -> RecordedAnchors:
@@ -43,7 +43,7 @@ class Recorder:
 
     Args:
         optimizer: The optimizer to follow.
-        networks: Where the networks are added.
+        networks: The path that the networks are added to.
         every: The number of steps between two networks.
     """
 
@@ -81,7 +81,7 @@ class Recorder:
         """Record the last network, and leave the optimizer alone from now on.
 
         Args:
-            error: The error that ends the recording, or None. What is missing is added to it as a note.
+            error: The error that ends the recording, or None. A note on the missing networks is added to it.
 
         Raises:
             OSError: If networks are missing, there is no ``error``, and the first failure was an OSError.

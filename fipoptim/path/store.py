@@ -1,4 +1,4 @@
-"""Where the weights of a path are kept: what a store offers, and the store that keeps them in memory.
+"""A store keeps the weights of a path: the methods of every store, and the store that keeps them in memory.
 
 ``fipoptim.path.folder.PathFolder`` is the store that keeps them on disk.
 """
@@ -24,7 +24,7 @@ class Store(Protocol):
 
     @property
     def place(self) -> str:
-        """Where the networks are, in words: "in memory"."""
+        """The place of the networks in words, such as "in memory"."""
 
     def begin(self, index: Index) -> None:
         """Get ready for a path whose ``index`` lists nothing yet."""
@@ -53,7 +53,7 @@ class MemoryStore:
 
     @property
     def place(self) -> str:
-        """Where the networks are, in words."""
+        """The place of the networks in words."""
         return "in memory"
 
     def begin(self, index: Index) -> None:

@@ -41,7 +41,7 @@ class SparseProjection:
             name, in the parameter's shape; it must cover the prunable parameters. An :class:`AnchorMetric` stands for
             its diagonal, which is computed at once. ``weighting`` can be assigned later, to follow the metric along
             the path.
-        per_layer: Whether each parameter gets the sparsity by itself. Otherwise the smallest of all weights are chosen.
+        per_layer: True gives each parameter the sparsity by itself. False takes the smallest weights of the network.
         keep: Names of parameters or modules (all parameters below a module) that are not to be pruned.
 
     Attributes:
