@@ -43,7 +43,7 @@ def check_unmoved(max_drift: float, anchors: AnchorBatch) -> None:
 
 @dataclass(frozen=True)
 class WithinBudget:
-    """Where a step within the budget ended.
+    """The end of a step that was held within the budget.
 
     Attributes:
         fraction: The fraction of the step that was taken.

@@ -1,4 +1,4 @@
-"""What the optimizer refuses: options out of range, and states that are not its own."""
+"""The optimizer's refusals: options out of range, and states that are not its own."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from fipoptim.step import Step
 
 @dataclass(frozen=True)
 class Landing:
-    """Where a step ended.
+    """The end of a step.
 
     Attributes:
         fraction: The fraction of the step that was taken.

@@ -207,7 +207,7 @@ class FIPOptimizer(Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle and deepcopy carry: the base class keeps only defaults, state and groups."""
+        """The content of a pickle or copy: the base class carries only defaults, state and groups."""
         return super().__getstate__() | {name: getattr(self, name) for name in self._OWN}
 
     def __repr__(self) -> str:

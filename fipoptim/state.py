@@ -1,4 +1,4 @@
-"""What the optimizer remembers of each parameter: read during a step, written once the step stands."""
+"""The optimizer's memory of each parameter: read during a step, written once the step stands."""
 
 from __future__ import annotations
 

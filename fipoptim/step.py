@@ -22,7 +22,7 @@ from fipoptim.state import StepState
 
 @dataclass(frozen=True)
 class StepInfo:
-    r"""What the last step did.
+    r"""The account of one step.
 
     Attributes:
         loss: The secondary loss before the step; None if only ``.grad`` was given, or if L = 0.

@@ -60,7 +60,7 @@ class AnchorBatch:
             of its own.
         progress: Wraps the list of chunks of every pass over the anchors and yields them, as ``tqdm`` does; for passes
             that take minutes.
-        generator: Where the seed of the draws comes from; None takes ``torch.initial_seed()``. The draws of a
+        generator: Gives the seed of the draws; None takes ``torch.initial_seed()``. The draws of a
             step are a function of this seed and the step's number, so a resumed run sees the same anchors.
         augment: Turns few anchors into many: each step sees ``augment(inputs)``, and a copy of the reference network
             gives the reference outputs of these. Before each call torch's random state is set to the seed of the
@@ -69,7 +69,7 @@ class AnchorBatch:
     Attributes:
         inputs: The anchors, copied, in one of the three forms.
         reference: Their reference outputs, shape ``(N, m)``.
-        route: Which derivatives are traced on these anchors.
+        route: The record of which derivatives are traced on these anchors.
 
     Raises:
         TypeError: If an argument has the wrong type or the model's output is not a float tensor.
@@ -316,7 +316,7 @@ class AnchorBatch:
 
     @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: a copy of inputs, reference outputs, reference networks and the draws' seed.
+        """The state for a resumed run: a copy of inputs, reference outputs, reference networks and the draws' seed.
 
         Loads with ``torch.load(weights_only=True)``.
         """

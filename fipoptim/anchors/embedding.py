@@ -136,7 +136,7 @@ def _embedding_bag(
     rows, counted = rows.reshape(-1, weight.shape[1]), counted.reshape(-1, 1)
     empty = rows.new_zeros(bags, weight.shape[1])
     if mode == "max":
-        # What is not counted goes to a bag of its own, which nobody reads.
+        # Entries that are not counted go to a bag of their own, which nobody reads.
         bag = torch.where(counted.squeeze(1), bag, bags).unsqueeze(1).expand_as(rows)
         more = torch.cat([empty, empty[:1]])
         return more.scatter_reduce(0, bag, rows, "amax", include_self=False)[:bags]

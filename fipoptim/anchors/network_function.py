@@ -76,7 +76,7 @@ class NetworkFunction:
         return flatten_outputs(self.mapped(inputs, weights), count_inputs(inputs))
 
     def mapped(self, inputs: Inputs, weights: Weights, lookups: PureLookups | None = None) -> Any:
-        """What the output map makes of the model's outputs, not yet checked or flattened; inside :meth:`evaluation`."""
+        """The output map's result on the model's outputs, neither checked nor flattened; inside :meth:`evaluation`."""
         inputs = copied_to(self.device, inputs)
         if self._writes_buffers:
             weights = weights._replace(buffers={k: b.clone() for k, b in weights.buffers.items()})

@@ -1,4 +1,4 @@
-"""What "the same output" means: the space in which the model's outputs are compared.
+"""The space in which the model's outputs are compared: what "the same output" means.
 
 A network's function is preserved up to some notion of distance between outputs. An output space maps what
 the model returns to a tensor ``z`` in which that distance is Euclidean, so that the metric of weight space is

@@ -17,7 +17,7 @@ def check_no_nan(subject: str, x: Tensor, advice: str = "") -> None:
     Args:
         subject: The beginning of the message, which names the tensor.
         x: The tensor.
-        advice: What to do about it.
+        advice: The remedy, for the user.
 
     Raises:
         ValueError: If a value is NaN or infinite.

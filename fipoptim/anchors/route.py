@@ -1,4 +1,4 @@
-"""Which derivatives are traced and which are taken as the model runs.
+"""The record of which derivatives are traced and which are taken as the model runs.
 
 Both are right, and differ in the last digits. A resumed or copied run has to go the same way to repeat a run bit for
 bit, so what decides it belongs to the anchors and to their state, and the traces themselves do not.
@@ -17,7 +17,7 @@ MOST_TRACES, MOST_STALE = 16, 4
 
 @dataclass
 class Route:
-    """What has been decided so far for one set of anchors.
+    """The decisions made so far for one set of anchors.
 
     Attributes:
         traced: The shapes that have a trace, each as a digest, in the order in which they came.

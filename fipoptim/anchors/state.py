@@ -19,7 +19,7 @@ _SOURCE = "AnchorBatch.state_dict()"
 
 @dataclass(frozen=True)
 class AnchorState:
-    """What a resumed run needs of its anchors.
+    """The part of its anchors that a resumed run needs.
 
     Attributes:
         inputs: The anchors.
@@ -27,7 +27,7 @@ class AnchorState:
         networks: With ``augment``, the networks that give the reference outputs of augmented anchors; else none.
         segments: The number of each anchor's network in ``networks``, shape ``(N,)``; 0 if there is none.
         seed: The seed of the draws.
-        route: Which derivatives are traced.
+        route: The record of which derivatives are traced.
     """
 
     inputs: Inputs
@@ -64,7 +64,7 @@ class AnchorState:
         """The state that :meth:`to_dict` wrote, copied and checked.
 
         Args:
-            state: What came from :meth:`to_dict`, or from elsewhere.
+            state: The result of :meth:`to_dict`, or anything else.
             function: The function of the anchors that load the state.
             like: A tensor of the precision and on the device that the reference outputs are to have.
             batch_size: How many anchors each step draws; None draws all.

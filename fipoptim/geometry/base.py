@@ -1,4 +1,4 @@
-r"""What a geometry is: the norm :math:`\|v\|_P` of a step, and what it remembers from step to step."""
+r"""The base class of geometries: the norm :math:`\|v\|_P` of a step, and a memory from step to step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Geometry(ABC):
 
     Args:
         parameters: The parameters of the step, with their options. Flat vectors are laid out as ``parameters.flat``.
-        memory: What is remembered of each parameter.
+        memory: The tensors remembered for each parameter.
     """
 
     def __init__(self, parameters: StepParameters, memory: Memory) -> None:

@@ -16,7 +16,7 @@ from fipoptim.anchors.inputs import Inputs
 from fipoptim.anchors.network_function import NetworkFunction
 from fipoptim.anchors.refusals import random_model
 
-# What torch keeps of a module beside its weights and what the user sets; ``training`` is always off in evaluation.
+# Attributes that say nothing of a module's behaviour: torch's own, and ``training``, which is off in every evaluation.
 _TORCHS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training"}
 
 

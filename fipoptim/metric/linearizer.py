@@ -66,7 +66,7 @@ class Linearizer:
         self._form: Form = form
         self._compile = compile
         self._guard = WeightGuard(anchors.model, copies=guard)
-        self._kept: list[Chunk] | None = None
+        self._reused: list[Chunk] | None = None
         with anchors.function.evaluation():
             self.blocks = self._in_blocks()
             self._linearize()
@@ -86,7 +86,7 @@ class Linearizer:
 
     def chunks(self) -> Iterable[Chunk]:
         """The blocks, linearized; inside :meth:`evaluation`."""
-        return self._made() if self._kept is None else self._kept
+        return self._made() if self._reused is None else self._reused
 
     def outputs_at(self, weights: Weights) -> Tensor:
         """The outputs ``z`` ``(N, m)`` of the same anchors at other weights, without a graph."""
@@ -115,8 +115,8 @@ class Linearizer:
         network, anchors = self.point.network, self._anchors
         state = random_state(network.device)
         if anchors.chunk_size is None or count_inputs(self.inputs) <= anchors.chunk_size:
-            self._kept = None  # frees the chunks of before
-            self._kept = list(self._made())
+            self._reused = None  # frees the earlier chunks
+            self._reused = list(self._made())
         outputs = []
         # The first block that each trace was used for, and its outputs there, to compare with the model.
         self._first_of: dict[Traced, tuple[Inputs, Tensor]] = {}

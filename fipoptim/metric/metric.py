@@ -259,7 +259,7 @@ class AnchorMetric:
             probes: None is exact, from the N m gradients of all outputs, vectorized over anchors. A number is an
                 unbiased estimate from that many pullbacks, :math:`\frac1N (J^\top u)_j^2` for random signs ``u``,
                 averaged: its standard deviation is about :math:`\sqrt{2/\text{probes}}` of the value.
-            generator: Where the signs are drawn, on the CPU; None is torch's own.
+            generator: Draws the signs, on the CPU; None is torch's own.
 
         Raises:
             ValueError: If ``probes`` is not positive; or if it is None and an anchor's outputs depend on the other

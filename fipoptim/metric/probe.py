@@ -111,7 +111,7 @@ def _no_form_is_right(causes: list[str], wrong: list[bool]) -> RuntimeError:
     """The error for a model without a right form.
 
     Args:
-        causes: What is wrong with each of :data:`FORMS`.
+        causes: The fault of each of :data:`FORMS`.
         wrong: For each form whether it gives products, which are wrong; False if it gives none.
     """
     if causes[0] == causes[1]:
@@ -150,7 +150,7 @@ class _Look:
     # --- the checks ---------------------------------------------------------------------------------------
 
     def fault(self, form: Form) -> str | None:
-        """What is wrong with products of this form, or None."""
+        """The fault of products of this form, or None."""
         line = self._line
         for parameters in (line.here, line.near):
             chunk = EagerChunk(self._point.function_on(self._inputs), parameters, form)
@@ -261,7 +261,7 @@ def _differs(jv: Tensor, difference: Difference) -> bool:
 
 
 def _likeness(jv: Tensor, slope: Tensor) -> str:
-    """What a wrong derivative looks like beside the slope."""
+    """A description of a wrong derivative, compared with the slope."""
     if norm_of([jv]) <= 1e-6 * norm_of([slope]):
         return "autograd finds no dependence where there is one: detach, no_grad, reentrant checkpointing"
     if norm_of([slope]) <= 1e-6 * norm_of([jv]):

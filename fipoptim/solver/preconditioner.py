@@ -1,4 +1,4 @@
-r"""What the solver needs of the norm :math:`\|v\|_P`, in which the length of a step is measured."""
+r"""The products that the solver needs of the norm :math:`\|v\|_P`, in which the length of a step is measured."""
 
 from __future__ import annotations
 
