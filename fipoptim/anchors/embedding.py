@@ -1,8 +1,8 @@
-"""Lookups in a table of embeddings that write nothing, and whose derivative both modes of autograd take alike.
+"""Lookups in a table of embeddings that write nothing and have the same derivative in both modes of autograd.
 
-torch's own do neither. They renormalise the table in place (``max_norm``); their backward pass gives the padding row no
-gradient and may divide gradients by how often a row was read (``scale_grad_by_freq``), while their forward mode does
-not know of it; and bags of embeddings have neither a forward mode nor a second derivative.
+torch's own lookups have neither property. They renormalise the table in place (``max_norm``). Their backward pass gives
+the padding row no gradient and may divide gradients by how often a row was read (``scale_grad_by_freq``), but their
+forward mode does neither. Bags of embeddings have no forward mode and no second derivative at all.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Padding = list[tuple[Tensor, int]]
 
 
 class PureLookups(TorchFunctionMode):
-    """Within it, ``nn.Embedding``, ``nn.EmbeddingBag`` and their functional forms compute what they always do, and
+    """A context in which ``nn.Embedding``, ``nn.EmbeddingBag`` and their functional forms give their usual results, but
 
     * a padding row has no derivative through a lookup; it keeps that of every other use of a tied weight;
     * ``max_norm`` leaves the table as it is: the rows are rescaled as they are read, and differentiated so;
     * gradients are neither divided by the frequency of a row nor sparse.
 
     Attributes:
-        padding: The tables that were looked up with a padding row, each with that row.
+        padding: Pairs of a table and a padding row of it, one for each lookup with a padding row.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class PureLookups(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace a lookup, and let everything else be."""
+        """Call the replacement of a lookup; call every other function as it is."""
         kwargs = kwargs or {}
         if func not in _REPLACEMENTS:
             return func(*args, **kwargs)
@@ -62,15 +62,16 @@ def _embedding(
     rows = F.embedding(input, weight, padding_idx)
     if max_norm is not None:
         length = torch.linalg.vector_norm(rows, norm_type, dim=-1, keepdim=True)
-        # The formula of torch.embedding_renorm_. A row that was rescaled before may be longer by rounding alone: its
-        # derivative is that of the rows within the norm, as a step inwards is one.
+        # The formula of torch.embedding_renorm_. A row that was rescaled before may be too long by rounding alone. It
+        # then has no derivative by its length, as if it were within the norm.
         scale = max_norm / (length + 1e-7)
         scale = torch.where(length > max_norm * (1 + 1e-5), scale, scale.detach())
         rows = torch.where(length > max_norm, rows * scale, rows)
     if padding_idx is None:
         return rows
     padding = input == _noted(paddings, weight, padding_idx)
-    # Reverse mode knows of it already, and a checkpointed part must save the same when it is evaluated again outside.
+    # F.embedding above has no gradient for padding, so only forward mode needs the detached rows. Without a tangent
+    # nothing is added, because a checkpointed part must save the same tensors when it is evaluated again.
     if forward_ad.unpack_dual(rows).tangent is not None:
         rows = torch.where(padding.unsqueeze(-1), rows.detach(), rows)
     return rows
@@ -102,9 +103,9 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """``F.embedding_bag``: an entry that is padding is no part of its bag."""
+    """``F.embedding_bag``, in which padding entries do not count as part of their bag."""
     if input.is_nested or weight.dim() != 2 or (input.dim() == 1) != (offsets is not None):
-        # Rare, or wrong: torch has the words for it.
+        # A rare form, or a wrong one, which torch refuses with a message of its own.
         table = weight if max_norm is None else weight.clone()
         return F.embedding_bag(
             input,
@@ -149,6 +150,7 @@ def _embedding_bag(
 
 
 def _noted(paddings: Padding, weight: Tensor, padding_idx: int) -> int:
+    """The padding row of a table, from 0 on; it is also added to ``paddings``."""
     row = padding_idx + len(weight) if padding_idx < 0 else padding_idx
     paddings.append((weight, row))
     return row

@@ -1,4 +1,4 @@
-"""How a network is evaluated: in eval mode and full precision, whatever the caller's mode, autocast and threads are."""
+"""The evaluation of a network: in eval mode and full precision, whatever the caller's mode, autocast and threads."""
 
 from __future__ import annotations
 

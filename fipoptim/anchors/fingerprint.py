@@ -1,4 +1,4 @@
-"""Numbers by which reference outputs are known again: close where only rounding differs, and else far apart."""
+"""A few numbers that identify reference outputs: close if the outputs differ by rounding only, and far apart if not."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch import Tensor
 Fingerprint = tuple[float, ...]
 
 PROJECTIONS = 8
-# Relative to the length of the outputs: above the rounding of float32 on another machine, below any drift that counts.
+# The largest difference between fingerprints of the same outputs, relative to the norm of the outputs: more than the
+# rounding of float32 on another machine, and less than any drift that matters.
 TOLERANCE = 1e-5
-_WIDTH = 2**14  # of the blocks of numbers that are projected at a time
+_WIDTH = 2**14  # how many numbers are projected at a time
 
 
 def fingerprint_of(reference: Tensor) -> Fingerprint:
     """``(N, m, ‖z_ref‖, p_1, …, p_8)`` of reference outputs ``(N, m)``.
 
-    The ``p_k`` are inner products with fixed random signs; where outputs differ by ``r`` each differs by about ``‖r‖``.
+    The ``p_k`` are inner products with fixed random signs. If the outputs change by ``r``, each ``p_k`` changes by
+    about ``‖r‖``.
     """
     flat = reference.detach().reshape(-1)
     seeded = torch.Generator("cpu").manual_seed(0)

@@ -82,7 +82,8 @@ def classes_last(z: Tensor) -> Tensor:
 def predictions(z: Tensor) -> Tensor:
     """The class that each row of scores in ``z`` (see :func:`classes_last`) predicts, shape ``(N, positions)``.
 
-    The largest score wins, and the first of equal ones. A single score predicts class 1 if it is positive, else 0.
+    The class with the largest score is predicted, the first of equal ones. A single score predicts class 1 if it is
+    positive, else class 0.
     """
     scores = classes_last(z)
     if scores.shape[-1] == 1:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-# A trace is made for each shape of a block of anchors. Inputs of ever new shapes, or a model whose behaviour changes
-# from step to step, are not worth tracing: beyond so many traces, or traces found to be out of date, none are made.
-MOST_TRACES, MOST_STALE = 16, 4
+# The most traces, one for each shape of a block of anchors. More shapes than these are not worth tracing.
+MOST_TRACES = 16
+# The most times that traces are found to be out of date. A model that changes more often is not worth tracing.
+MOST_STALE = 4
 
 
 @dataclass
@@ -20,12 +21,12 @@ class Route:
     """The decisions made so far for one set of anchors.
 
     Attributes:
-        traced: The shapes that have a trace, each as a digest, in the order in which they came.
+        traced: Digests of the shapes that are traced, in the order in which they were first seen.
         stale: How often the traces were found to be out of date.
-        channels_last: Whether images are handed over channel by channel last, which convolutions on a CPU prefer.
-            A model that reads its feature maps with ``view`` refuses it.
-        mixing: Whether the outputs of an anchor depend on the others, as with batch norm that normalises by the
-            batch; None if it is not known yet.
+        channels_last: Whether traces get images with their channels last, on which convolutions on a CPU are faster. A
+            model that reads its feature maps with ``view`` does not take them.
+        mixing: Whether the outputs of an anchor depend on the other anchors, as with batch norm that normalises by the
+            batch; None if this is not known yet.
     """
 
     traced: list[str] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Route:
         return self.stale < MOST_STALE and not self.mixing
 
     def admits(self, shape: str) -> bool:
-        """Whether a shape is to be traced, which is remembered."""
+        """Whether a shape is to be traced; if so, it is remembered."""
         if shape in self.traced:
             return True
         if len(self.traced) >= MOST_TRACES:

@@ -1,4 +1,4 @@
-"""Whether a model still is the function that it was: what its attributes say, and whether it is random."""
+"""Signs that a model is no longer the function that it was: changed attributes, and randomness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TORCHS = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set",
 
 
 def behaviour_of(model: nn.Module) -> Hashable:
-    """What the attributes of the model's modules say, as a value that is equal as long as they say the same.
+    """A value for all attributes of the model's modules, which stays equal as long as none of them changes.
 
     An attribute that cannot be compared stands for its identity.
     """

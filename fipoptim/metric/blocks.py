@@ -1,4 +1,4 @@
-"""How anchors are laid out for the evaluations of a metric on a CPU: in blocks, and images channels-last."""
+"""The layout of anchors for the evaluations of a metric on a CPU: blocks, and images with their channels last."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class TracedChunk:
         traced: The trace.
         variables: The parameters to differentiate by.
         constants: All other tensors that the outputs depend on.
-        run: Linearizes the same anchors by running the model, which is done if the trace fails.
+        run: Linearizes the same anchors by running the model; called if the trace fails in a product.
 
     Raises:
         RuntimeError: If the trace fails for these values.

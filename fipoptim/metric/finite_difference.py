@@ -55,10 +55,10 @@ class Difference:
 
     Attributes:
         step: Half its width h.
-        slope: The derivative along the line that it stands for, shape ``(N, m)``.
-        spread: The distance of the slope from the derivative by curvature, kinks and rounding, in Euclidean norm. It is
-            estimated from slopes of another width and from the two one-sided slopes.
-        rounding: The distance that the known rounding alone can make.
+        slope: The estimate of the derivative along the line, shape ``(N, m)``.
+        spread: How far the slope may be from the derivative by curvature, kinks and rounding, in Euclidean norm:
+            the distance of the slope of half the width, or of the two one-sided slopes, whichever is larger.
+        rounding: How far the slope may be by the rounding that is known of.
         still: Whether no output moved at all.
     """
 
@@ -134,7 +134,7 @@ class Line:
         self._differences: list[Difference] = []
 
     def differences(self) -> Iterator[Difference]:
-        """The difference at each step whose outputs are finite, made when it is asked for and kept."""
+        """The differences at all steps whose outputs are finite; each is computed at its first use and kept."""
         smallest = 100 * torch.finfo(self.outputs.dtype).eps
         for i, step in enumerate(h for h in STEPS if h >= smallest):
             if i == len(self._differences):
@@ -232,7 +232,10 @@ class _Precision(TorchDispatchMode):
 
 
 def _scales(tensors: Sequence[Tensor]) -> list[float]:
-    """The root mean square of each parameter, but not much less than that of all; that of all for one that is zero."""
+    """The root mean square of each parameter, but at least a thousandth of that of all parameters together.
+
+    A parameter that is zero gets that of all parameters.
+    """
     count = sum(p.numel() for p in tensors)
     overall = norm_of(tensors) / math.sqrt(max(1, count)) or 1.0
     return [

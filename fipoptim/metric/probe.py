@@ -31,7 +31,7 @@ from fipoptim.metric.point import Point
 
 # How many anchors are looked at, spread over all of them.
 ANCHORS = 8
-# The seeds of further lines, one of which has to confirm an error before it is believed.
+# The seeds of further lines. An error counts only if one of them shows it too.
 OTHER_SEEDS = (1, 2)
 # The relative error of J v, beyond what the finite difference allows for, that makes the derivative wrong.
 ERROR = 0.02
@@ -127,7 +127,7 @@ def _no_form_is_right(causes: list[str], wrong: list[bool]) -> RuntimeError:
         form = FORMS[wrong.index(True)]
         advice += (
             " If you know these derivatives to be the ones you want, as those of a straight-through estimator, "
-            f'give form="{form}" to FIPOptimizer or AnchorMetric: it is taken at its word.'
+            f'give form="{form}" to FIPOptimizer or AnchorMetric, which then do not check it.'
         )
     return RuntimeError(
         f"model: no form of Jacobian-vector product is right for it. {seen} {advice}"

@@ -48,13 +48,13 @@ class TraceCache:
         *,
         compile: bool,
     ) -> TracedChunk | None:
-        """``inputs`` linearized at ``point`` by a trace, which is made if there is none for their shapes.
+        """Linearize ``inputs`` at ``point`` by a trace; a new one is made if there is none for their shapes.
 
         Args:
             point: The weights.
             inputs: Some anchors.
             route: Says whether a new shape is traced, and takes note of it.
-            run: Linearizes the same inputs by running the model, which is done if the trace fails in a product.
+            run: Linearizes the same inputs by running the model; the chunk calls it if the trace fails in a product.
             compile: Compile a new trace.
 
         Returns:
@@ -81,9 +81,8 @@ class TraceCache:
             return None
         try:
             return TracedChunk(found, variables, constants, run)
-        except (
-            RuntimeError
-        ):  # for these values the model computes something else than for those it was traced with
+        except RuntimeError:
+            # The model computes something else for these values than for those it was traced with.
             self.by_shape[key] = None
             return None
 
@@ -93,7 +92,7 @@ CACHES: WeakKeyDictionary[AnchorBatch, TraceCache] = WeakKeyDictionary()
 
 
 def traces_of(anchors: AnchorBatch) -> TraceCache:
-    """The cache of these anchors; it is gone when they are."""
+    """The cache of these anchors, which lives as long as they do."""
     return CACHES.setdefault(anchors, TraceCache())
 
 

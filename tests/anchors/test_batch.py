@@ -148,6 +148,13 @@ def test_augmented_anchors_get_the_reference_networks_outputs() -> None:
         torch.testing.assert_close(sample.reference[~late], frozen(sample.inputs[~late]).detach())
 
 
+def test_an_augmentation_may_be_an_empty_container() -> None:
+    anchors = AnchorBatch(mlp(), torch.randn(5, 4), augment=nn.Sequential())
+    anchors.extend(torch.randn(2, 4))
+    assert torch.equal(anchors.sample(0).inputs, anchors.inputs)
+    torch.testing.assert_close(anchors.sample(0).reference, anchors.reference)
+
+
 def test_from_loader_takes_the_first_inputs() -> None:
     model, x = mlp(), torch.randn(10, 4)
     loader = DataLoader(TensorDataset(x, torch.zeros(10)), batch_size=4)

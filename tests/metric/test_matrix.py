@@ -72,7 +72,7 @@ def test_a_linear_layer_has_each_eigenvalue_once_for_each_output(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_so_has_the_head_of_a_network(dtype: torch.dtype) -> None:
+def test_the_head_of_a_network_has_equal_eigenvalues_too(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(dtype)
     inputs = torch.randn(20, 4, dtype=dtype)

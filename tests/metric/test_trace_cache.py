@@ -149,6 +149,22 @@ def test_the_parts_compile_without_a_graph_break(name: str, monkeypatch) -> None
     torch._dynamo.reset()
 
 
+def test_a_compiled_trace_is_for_those_who_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_part(part: Any, **options: Any) -> Any:
+        compiled.append(part)
+        return part
+
+    monkeypatch.setattr(torch, "compile", compile_part)
+    anchors = AnchorBatch(Scaled(), INPUTS)
+    for compile, parts in ((False, 0), (True, 3), (False, 3), (True, 3)):
+        assert AnchorMetric(anchors, form="forward", compile=compile).traced
+        assert len(compiled) == parts
+    assert len(CACHES[anchors].by_shape) == 2
+    assert len(anchors.route.traced) == 1  # one shape, whether compiled or not
+
+
 def test_traces_go_with_their_anchors() -> None:
     gc.collect()
     before = len(CACHES)
