@@ -39,9 +39,7 @@ from fipoptim.step import (
     direction_onward,
     finite_size,
     linear_term,
-    step_with_products,
-    total_size,
-    try_first_order,
+    minimise,
 )
 
 
@@ -313,7 +311,6 @@ class FIPOptimizer(Optimizer):
         may_skip_products = gradients is not None and self.solver.tries_first_order
         trace = not may_skip_products or self.compile
         metric = metric_of(sample=self.anchors.sample(count), trace=trace)
-        sample = metric.sample
 
         r = metric.residual() if self.drift_correction else None
         if gradients is not None and zeros is not None:
@@ -322,33 +319,21 @@ class FIPOptimizer(Optimizer):
         c = linear_term(metric, averaged, parameters.beta, r)
         P = geometry.update(c, finite_size(c, gradients), objective=gradients is not None)
 
-        step = None
-        if self.solver.tries_first_order:
-            after = functools.partial(self._outputs_after, metric)
-            step = try_first_order(metric, c, parameters.length, P, self.solver, after)
-            del after
-        used_products = step is None
-        if step is None:
-            if not trace and metric.form == "forward":
-                del metric  # with everything that it keeps of the evaluation
-                metric = metric_of(sample=sample)
-            without_objective = all(float(group["beta"]) == 0 for group in self.param_groups)
-            # At a minimum of L nothing is gained by a move. Without L the path always goes on in some direction.
-            at_minimum = (
-                gradients is not None and not without_objective and total_size(gradients) == 0.0
-            )
-            direction = functools.partial(
-                direction_onward, metric, state, self.param_groups[0]["seed"], count
-            )
-            step = step_with_products(
-                metric,
-                c,
-                parameters.length,
-                P,
-                self.solver,
-                None if at_minimum else direction,
-                onward=gradients is None or without_objective,
-            )
+        without_objective = gradients is None or all(
+            float(g["beta"]) == 0 for g in self.param_groups
+        )
+        seed = self.param_groups[0]["seed"]
+        step = minimise(
+            metric,
+            c,
+            parameters.length,
+            P,
+            self.solver,
+            gradients=gradients,
+            onward=without_objective,
+            outputs_after=functools.partial(self._outputs_after, metric),
+            direction=functools.partial(direction_onward, metric, state, seed, count),
+        )
         if gradients is None:
             for k, part in enumerate(metric.unflatten(step.solution.step)):
                 state.keep("velocity", k, part.clone())
@@ -371,7 +356,7 @@ class FIPOptimizer(Optimizer):
             loss=None if b.loss is None else float(b.loss),
             step_norm=end.length,
             multiplier=solution.multiplier,
-            output_change_predicted=solution.change if used_products else None,
+            output_change_predicted=solution.change if step.outputs is None else None,
             output_change=metric.mean.rms(end.outputs - metric.outputs),
             drift=end.drift,
             iterations=solution.products,

@@ -121,7 +121,56 @@ def total_size(tensors: list[Tensor]) -> float:
     return float(get_total_norm([t.double() for t in tensors]))
 
 
-def try_first_order(
+def minimise(
+    metric: AnchorMetric,
+    linear: Tensor,
+    length: float,
+    preconditioner: Preconditioner | None,
+    solver: Solver,
+    *,
+    gradients: list[Tensor] | None,
+    onward: bool,
+    outputs_after: Callable[[Tensor], Tensor],
+    direction: Callable[[], Tensor],
+) -> Step:
+    r"""The step :math:`v` that minimises :math:`v^\top g v + c^\top v` on :math:`\|v\|_P = \varepsilon`.
+
+    Args:
+        metric: The metric at today's weights. It is traced if the step takes products.
+        linear: The linear term ``c``, shape ``(n,)``.
+        length: The length :math:`\varepsilon` of the step.
+        preconditioner: ``P``; None is the identity.
+        solver: The settings: whether the step without products is tried, and how many products are allowed.
+        gradients: The gradient ``b``, one tensor a parameter; None for L = 0. If it is zero, at a minimum of L, the
+            step may be shorter than ``length``.
+        onward: Whether there is no objective, so that the path goes on in the direction it has.
+        outputs_after: The outputs on the step's anchors that a step ``(n,)`` leads to.
+        direction: Gives the direction of the hard case.
+    """
+    if solver.tries_first_order:
+        step = _first_order(metric, linear, length, preconditioner, solver, outputs_after)
+        if step is not None:
+            return step
+    metric.prepare_products()
+    # At a minimum of L nothing is gained by a move. Without L the path always goes on in some direction.
+    at_minimum = not onward and total_size(gradients or []) == 0.0
+    solution = solve_on_sphere(
+        metric.matvec,
+        linear,
+        length,
+        preconditioner=preconditioner,
+        direction=None if at_minimum else direction,
+        # To go on takes one product for the direction, and one for what restores the function.
+        max_products=max(solver.most_products, 2 if onward else 1),
+        tol=solver.tol,
+        accept=solver.accepts if solver.adaptive else None,
+        quadratic=lambda v: metric.mean.rms(metric.jvp(v)) ** 2,
+        onward=onward,
+    )
+    return Step(solution.within(solver.radius), outputs=None)
+
+
+def _first_order(
     metric: AnchorMetric,
     linear: Tensor,
     length: float,
@@ -133,14 +182,6 @@ def try_first_order(
 
     If the solver allows no products, the step is shortened to the radius instead. The outputs after a step are
     evaluated in any case; here they stand for :math:`J v` as well.
-
-    Args:
-        metric: The metric at today's weights.
-        linear: The linear term ``c``, shape ``(n,)``.
-        length: The length of the step.
-        preconditioner: ``P``; None is the identity.
-        solver: The settings.
-        outputs_after: The outputs on the step's anchors that a step ``(n,)`` leads to.
     """
     v, gain = first_order_step(linear, length, preconditioner)
     if gain == 0.0 or not math.isfinite(gain):
@@ -154,43 +195,6 @@ def try_first_order(
     whole = SphereSolution(v, multiplier, change, products=0, residual=None)
     solution = whole.within(solver.radius)
     return Step(solution, outputs if solution is whole else outputs_after(solution.step))
-
-
-def step_with_products(
-    metric: AnchorMetric,
-    linear: Tensor,
-    length: float,
-    preconditioner: Preconditioner | None,
-    solver: Solver,
-    direction: Callable[[], Tensor] | None,
-    *,
-    onward: bool,
-) -> Step:
-    """The solution of Eq. 4 with as many products as the solver's settings allow.
-
-    Args:
-        metric: The metric at today's weights.
-        linear: The linear term ``c``, shape ``(n,)``.
-        length: The length of the step.
-        preconditioner: ``P``; None is the identity.
-        solver: The settings.
-        direction: Gives the direction of the hard case; None lets the step be shorter than ``length``.
-        onward: Whether there is no objective, so that the path goes on in the direction it has.
-    """
-    solution = solve_on_sphere(
-        metric.matvec,
-        linear,
-        length,
-        preconditioner=preconditioner,
-        direction=direction,
-        # To go on takes one product for the direction, and one for what restores the function.
-        max_products=max(solver.most_products, 2 if onward else 1),
-        tol=solver.tol,
-        accept=solver.accepts if solver.adaptive else None,
-        quadratic=lambda v: metric.mean.rms(metric.jvp(v)) ** 2,
-        onward=onward,
-    )
-    return Step(solution.within(solver.radius), outputs=None)
 
 
 def direction_onward(metric: AnchorMetric, state: StepState, seed: int, count: int) -> Tensor:

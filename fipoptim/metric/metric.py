@@ -6,6 +6,7 @@ over the anchors.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -95,16 +96,34 @@ class AnchorMetric:
         self._flat_mask = (
             None if frozen is None else torch.cat([mask.reshape(-1) for mask in frozen])
         )
-        self.linearizer = Linearizer(
+        self._linearize = functools.partial(
+            Linearizer,
             anchors,
             self.sample.inputs,
             self.names,
             form=self.form,
-            trace=trace,
             compile=compile,
             guard=guard,
         )
+        self._tries_trace = trace
+        self.linearizer = self._linearize(trace=trace)
         self.mean = AnchorMean(self.outputs.shape[0])
+        self._check_outputs()
+
+    def prepare_products(self) -> None:
+        """Linearize again by a trace of the derivative, if the metric was built without one and has the forward form.
+
+        Raises:
+            RuntimeError: If the outputs are not finite.
+        """
+        if self._tries_trace or self.form != "forward":
+            return
+        self._tries_trace = True
+        del self.linearizer  # frees everything that it keeps of its evaluation
+        self.linearizer = self._linearize(trace=True)
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
         check_width(self.outputs, self.sample.reference)
         if not is_finite(self.outputs):
             raise RuntimeError(

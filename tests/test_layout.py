@@ -1,0 +1,83 @@
+"""The shape of the code: imports run one way, private names stay in their file, and files are short."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Top to bottom: a module imports from those below it only.
+LAYERS = (
+    *("optimizer", "move", "budget", "step", "gradients", "checks", "state"),
+    *("path", "secondary", "geometry", "metric", "anchors"),
+    *("parameters", "flat", "solver", "mean"),
+)
+LONGEST = {"fipoptim": 410, "recipes": 410}  # lines of a file, docstrings included
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): ast.parse(file.read_text("utf-8"))
+        for file in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+def imports(tree: ast.Module, package: str) -> dict[str, list[str]]:
+    """The modules of the package that a module imports, and the names that it takes from each; wherever that is."""
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module.split(".")[0] == package:
+                found.setdefault(node.module, []).extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == package:
+                    found.setdefault(alias.name, [])
+    return found
+
+
+def test_imports_of_the_library_run_down_the_layers() -> None:
+    for name, tree in modules("fipoptim").items():
+        if name == "fipoptim.__init__":
+            continue
+        own = name.split(".")[1]
+        for target, names in imports(tree, "fipoptim").items():
+            parts = target.split(".")
+            for layer in [parts[1]] if len(parts) > 1 else names:
+                assert layer == own or LAYERS.index(own) < LAYERS.index(layer), (name, target)
+
+
+@pytest.mark.parametrize("package", ["fipoptim", "recipes"])
+def test_no_module_imports_itself_through_others(package: str) -> None:
+    graph = {
+        name.removesuffix(".__init__"): [*imports(tree, package)]
+        for name, tree in modules(package).items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> None:
+        assert name not in way, " -> ".join([*way, name])
+        if name not in done:
+            for target in graph.get(name, []):
+                visit(target, [*way, name])
+            done.add(name)
+
+    for name in graph:
+        if name != package:  # the public page imports everything
+            visit(name, [])
+
+
+@pytest.mark.parametrize("package", ["fipoptim", "recipes"])
+def test_private_names_stay_in_their_file(package: str) -> None:
+    for name, tree in modules(package).items():
+        for target, names in imports(tree, package).items():
+            assert not [n for n in names if n.startswith("_")], (name, target, names)
+
+
+@pytest.mark.parametrize("package", ["fipoptim", "recipes"])
+def test_files_are_short(package: str) -> None:
+    for file in (ROOT / package).rglob("*.py"):
+        lines = len(file.read_text("utf-8").splitlines())
+        assert lines <= LONGEST[package], f"{file.relative_to(ROOT)} has {lines} lines"
