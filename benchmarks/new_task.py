@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from benchmarks import record
 from fipoptim import FIPOptimizer
-from recipes import learners
-from recipes.augment import many
-from recipes.data import DataError, load_pair
-from recipes.learners import InvariantPath, Learner, Plain
-from recipes.networks import network_for
-from recipes.new_task import DEFAULTS, learn_first_task, remembered
-from recipes.options import SEED, positive
-from recipes.training import minibatches, seed_everything, steps_of, train
+from recipes.common.augment import many
+from recipes.common.data import DataError, load_pair
+from recipes.common.networks import network_for
+from recipes.common.options import SEED, positive
+from recipes.common.training import minibatches, seed_everything, steps_of, train
+from recipes.continual import learners
+from recipes.continual.learners import InvariantPath, Learner, Plain
+from recipes.new_task.command import DEFAULTS, learn_first_task, remembered
 
 WAYS = ("fip", "distillation", "naive")
 

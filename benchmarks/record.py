@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recipes.report import environment, write_json
+from recipes.common.report import environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -29,14 +29,15 @@ from tqdm import tqdm
 
 from benchmarks import record
 from fipoptim import AnchorBatch
-from recipes import kept, learners, report
-from recipes.augment import many
-from recipes.data import DataError, Task, load_pair
-from recipes.learners import METHODS, Tuning
-from recipes.networks import network_for
-from recipes.new_task import DEFAULTS, Settings, learn_first_task, remembered
-from recipes.options import SEED, Distinct, fraction, whole
-from recipes.training import accuracy, minibatches, seed_everything
+from recipes.common import kept, report
+from recipes.common.augment import many
+from recipes.common.data import DataError, Task, load_pair
+from recipes.common.networks import network_for
+from recipes.common.options import SEED, Distinct, fraction, whole
+from recipes.common.training import accuracy, minibatches, seed_everything
+from recipes.continual import learners
+from recipes.continual.learners import METHODS, Tuning
+from recipes.new_task.command import DEFAULTS, Settings, learn_first_task, remembered
 
 STEPS = (10, 30, 100, 300)  # of the path; distillation takes as many as fit into their time
 # Chosen on held-out images for each length; the recipes' are too much for so few steps. Of distillation it is Adam's

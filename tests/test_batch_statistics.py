@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.batch_statistics import by_batch, with_statistics
-from recipes.data import load_task
-from recipes.diversity_networks import NETWORKS
-from recipes.ensemble_baselines import train_network
-from recipes.ensembles import build_ensemble
-from recipes.training import accuracy
+from recipes.common.batch_statistics import by_batch, with_statistics
+from recipes.common.data import load_task
+from recipes.common.training import accuracy
+from recipes.diversity.baselines import train_network
+from recipes.diversity.ensembles import build_ensemble
+from recipes.diversity.networks import NETWORKS
 
 SETTINGS = replace(
     NETWORKS["digits-mlp"].settings,

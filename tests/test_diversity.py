@@ -13,24 +13,24 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.memory import LiveMemory
-from recipes import diversity
-from recipes.attacks import Joint, Pixels, auto_attack, pgd
-from recipes.data import DATASETS, load_task
-from recipes.diversity_networks import NETWORKS
-from recipes.ensemble_baselines import train_network
-from recipes.ensemble_measures import (
+from recipes.common.data import DATASETS, load_task
+from recipes.common.networks import digits_mlp, vgg_small
+from recipes.common.process_memory import give_back
+from recipes.common.training import accuracy, steps_an_epoch
+from recipes.diversity import command as diversity
+from recipes.diversity.attacks import Joint, Pixels, auto_attack, pgd
+from recipes.diversity.baselines import train_network
+from recipes.diversity.ensembles import SPENT, build_ensemble
+from recipes.diversity.measures import (
     Votes,
     activation_norms,
     coherence,
     distance,
     diversity_scores,
 )
-from recipes.ensemble_settings import PATHS, WAYS, Settings
-from recipes.ensembles import SPENT, build_ensemble
-from recipes.memory import give_back
-from recipes.networks import digits_mlp, vgg_small
-from recipes.training import accuracy, steps_an_epoch
-from recipes.withstand import Withstand
+from recipes.diversity.networks import NETWORKS
+from recipes.diversity.settings import PATHS, WAYS, Settings
+from recipes.diversity.withstand import Withstand
 
 INFO = DATASETS["digits"]
 SETTINGS = replace(
@@ -450,7 +450,7 @@ def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
 
     assert diversity.main(arguments("both", "--withstand-beta", "1", "--epochs", "2")) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("recipes.diversity_experiment.build_ensemble", killed)
+        patch.setattr("recipes.diversity.experiment.build_ensemble", killed)
         assert diversity.main(arguments("both")) == 130
     assert diversity.main(arguments("both", "--resume")) == 0
     assert diversity.main(arguments("alone")) == 0

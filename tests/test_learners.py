@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recipes import augment, learners
-from recipes.augment import many
-from recipes.data import DATASETS, load_pair
-from recipes.learners import METHODS, Settings, Tuning, learner
-from recipes.networks import digits_mlp
-from recipes.training import minibatches, seed_everything, steps_an_epoch
+from recipes.common import augment
+from recipes.common.augment import many
+from recipes.common.data import DATASETS, load_pair
+from recipes.common.networks import digits_mlp
+from recipes.common.training import minibatches, seed_everything, steps_an_epoch
+from recipes.continual import learners
+from recipes.continual.learners import METHODS, Settings, Tuning, learner
 
 FROM_AVALANCHE = ("ewc", "gem", "lwf")
 BATCH, EPOCHS = 64, 2

@@ -13,20 +13,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from benchmarks import trade_off
-from recipes import (
-    continual_tables,
-    data,
-    diversity,
-    learners,
-    new_task,
-    report,
-    sparsify,
-    split_tasks,
-)
-from recipes.continual_tables import Row
-from recipes.data import DATASETS, DataError, Task, load_pair, load_task
-from recipes.networks import digits_mlp, network_for, paper_cnn
-from recipes.training import (
+from recipes.common import data, report
+from recipes.common.data import DATASETS, DataError, Task, load_pair, load_task
+from recipes.common.networks import digits_mlp, network_for, paper_cnn
+from recipes.common.training import (
     accuracy,
     adam_one_cycle,
     minibatches,
@@ -36,6 +26,13 @@ from recipes.training import (
     train,
     training_mode,
 )
+from recipes.continual import learners
+from recipes.continual import tables as continual_tables
+from recipes.continual.tables import Row
+from recipes.diversity import command as diversity
+from recipes.new_task import command as new_task
+from recipes.sparsify import command as sparsify
+from recipes.split_tasks import command as split_tasks
 
 METRICS = {
     "task1_before",
@@ -492,7 +489,7 @@ def test_tuning_reaches_its_method_alone(tmp_path):
 
 
 def test_a_method_that_is_not_installed_says_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "recipes.avalanche_learners", None)
+    monkeypatch.setitem(sys.modules, "recipes.continual.avalanche_learners", None)
     with pytest.raises(SystemExit):
         new_task.main(["--out", str(tmp_path / "out"), "--method", "fip", "gem"])
     assert "gem needs avalanche-lib" in capsys.readouterr().err

@@ -12,21 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fipoptim import AnchorBatch, AnchorMetric
-from recipes import (
-    pruning,
-    sparse_export,
-    sparsify,
-    sparsify_experiment,
-    sparsify_figures,
-    sparsify_tables,
-)
-from recipes.augment import augmentation
-from recipes.data import DATASETS, load_task
-from recipes.masks import MaskedWeights
-from recipes.networks import digits_mlp, lenet_300_100, resnet20
-from recipes.pruning import METHODS, Dense, Settings, legs, softened, title
-from recipes.sparsify_networks import NETWORKS, load_dense, train_dense
-from recipes.waypoints import stages
+from recipes.common.augment import augmentation
+from recipes.common.data import DATASETS, load_task
+from recipes.common.networks import digits_mlp, lenet_300_100, resnet20
+from recipes.sparsify import command as sparsify
+from recipes.sparsify import experiment as sparsify_experiment
+from recipes.sparsify import export as sparse_export
+from recipes.sparsify import figures as sparsify_figures
+from recipes.sparsify import pruning
+from recipes.sparsify import tables as sparsify_tables
+from recipes.sparsify.masks import MaskedWeights
+from recipes.sparsify.networks import NETWORKS, load_dense, train_dense
+from recipes.sparsify.pruning import METHODS, Dense, Settings, legs, softened, title
+from recipes.sparsify.waypoints import stages
 
 NAMES = ("1.weight", "3.weight", "5.weight")
 TOTAL = 64 * 128 + 128 * 64 + 64 * 10

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from recipes import sequence, split_tasks
-from recipes.data import DataError, load_task, split
-from recipes.learners import METHODS
-from recipes.memory import PeakMemory
-from recipes.sequence import Record, within
-from recipes.training import accuracy
+from recipes.common.data import DataError, load_task, split
+from recipes.common.process_memory import PeakMemory
+from recipes.common.training import accuracy
+from recipes.continual import sequence
+from recipes.continual.learners import METHODS
+from recipes.continual.sequence import Record, within
+from recipes.split_tasks import command as split_tasks
 
 SHORT = ["--first-epochs", "3", "--epochs", "1", "--baseline-epochs", "2", "--anchors", "10"]
 SHORT += ["--no-progress"]

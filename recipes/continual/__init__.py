@@ -1,0 +1,1 @@
+"""What the recipes that learn one task after another share."""

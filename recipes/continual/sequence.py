@@ -1,0 +1,286 @@
+"""One method on a sequence of tasks: learn, be tested on the way, remember, and so on; resumable after every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fipoptim.anchors import squared_distance
+from recipes.common import kept
+from recipes.common.augment import Augment
+from recipes.common.batch_statistics import by_batch, with_statistics
+from recipes.common.data import Task
+from recipes.common.process_memory import PeakMemory, give_back
+from recipes.common.progress import Progress
+from recipes.common.training import accuracy, minibatches, outputs, scores, steps_an_epoch
+from recipes.continual import learners
+from recipes.continual.known_outputs import Held
+from recipes.continual.learners import Learner, Loss
+
+TESTED_STEPS = (1, 3, 10)  # of each task, where a switch does its damage; and the last one
+HELD_OUT = 100  # test inputs of each task on which drift is measured, and accuracy on the way
+SCORED = 8  # test images of each task whose scores are drawn
+# Remembered inputs, of all tasks alike, on which batch norm's statistics are measured; and how many at a time.
+MEASURED = 500
+AT_ONCE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(learners.Settings):
+    """How a sequence of tasks is learnt.
+
+    Attributes:
+        hold: Which outputs are held on a remembered input, where outputs are: all of the head, those of the classes
+            known when it was learnt, or those of its own task.
+        batch_norm: Whether batch norm layers keep the statistics of the first task and normalise by them, or normalise
+            by each batch on the way; the network is then tested with statistics of remembered inputs of all tasks so
+            far.
+    """
+
+    hold: Literal["all", "known", "task"] = "known"
+    batch_norm: Literal["frozen", "batch"] = "batch"
+
+    def held(self, task: Task, head: int) -> Held:
+        """The range of outputs that are held on inputs of a task, for a head of so many."""
+        first, end = task.class_range
+        return {"all": (0, head), "known": (0, end), "task": (first, end)}[self.hold]
+
+
+@dataclass
+class Record:
+    """What was found, task by task; accuracies in percent.
+
+    Attributes:
+        within_task: After task i, the accuracies on tasks 0 to i among each task's own classes (task-aware).
+        all_classes: The same among all classes of the head (task-free).
+        way: For each network tested on the way: the task being learnt, the step, and the accuracies, task-aware, on
+            the first ``HELD_OUT`` test inputs of the earlier tasks.
+        drift_held_out: After each task, the mean squared change of the outputs on test inputs of the tasks before it,
+            since each was learnt; of the outputs of the classes known then.
+        scores: After each task, the probability of the right class for ``SCORED`` test images of every task.
+        weights: After each task, the parameters, flat.
+        seconds: For each task after the first, tests not counted.
+        remembered: Bytes kept of the earlier tasks, at the end.
+        peak: The process's (or the device's) peak memory in bytes, tests included; None where it cannot be told.
+    """
+
+    within_task: list[list[float]] = field(default_factory=list)
+    all_classes: list[list[float]] = field(default_factory=list)
+    way: list[tuple[int, int, list[float]]] = field(default_factory=list)
+    drift_held_out: list[float] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    remembered: int = 0
+    peak: int | None = None
+
+    def metrics(self) -> dict[str, float | None]:
+        """The numbers of ``results.json``."""
+        last = self.within_task[-1]
+        moved = [now - row[-1] for now, row in zip(last[:-1], self.within_task, strict=False)]
+        return {
+            "within_task": _mean(last),
+            "all_classes": _mean(self.all_classes[-1]),
+            "backward_transfer": _mean(moved),
+            "worst_on_path": min(min(found) for _, _, found in self.way),
+            "drift_held_out": self.drift_held_out[-1],
+            "seconds": sum(self.seconds),
+            "peak_megabytes": None if self.peak is None else self.peak / 1e6,
+            "remembered_megabytes": self.remembered / 1e6,
+        }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def within(classes: int) -> Loss:
+    """Cross-entropy of each input among the classes of its own task, where every task has ``classes`` of them."""
+
+    def loss(z: Tensor, labels: Tensor) -> Tensor:
+        task, own = labels // classes, labels % classes
+        return F.cross_entropy(z.unflatten(1, (-1, classes))[torch.arange(len(z)), task], own)
+
+    return loss
+
+
+def learn_sequence(
+    method: str,
+    model: nn.Module,
+    tasks: Sequence[Task],
+    settings: Settings,
+    *,
+    epochs: int,
+    batch_size: int,
+    loss: Loss,
+    shift: Augment | None,
+    augment: Augment | None,
+    seed: int,
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    progress: Progress = lambda steps, text: None,
+) -> Record:
+    """Learns the tasks after the first, in turn.
+
+    Args:
+        method: Of ``recipes.continual.learners.METHODS``.
+        model: The network that has learnt the first task; trained in place.
+        tasks: All of them.
+        settings: How they are learnt.
+        epochs: Passes over each task.
+        batch_size: Inputs of a step.
+        loss: Of outputs and labels.
+        shift: Augmentation of the batches.
+        augment: Augmentation of the remembered inputs, where no label is needed.
+        seed: Of the batches and of what is remembered.
+        checkpoint: Written after every task, so an interrupted run loses the task in hand alone; if it is there, the
+            run goes on from it.
+        config: The run's, stored with the checkpoint.
+        progress: Called with the number of steps just taken and what is going on.
+
+    Returns:
+        What was found.
+
+    Raises:
+        DataError: If ``checkpoint`` is of another configuration, or cannot be read.
+    """
+    moving = by_batch(model) if settings.batch_norm == "batch" else model
+    learner = learners.learner(
+        method,
+        moving,
+        settings,
+        augment=augment,
+        seed=seed,
+        freeze_batch_norm=settings.batch_norm == "frozen",
+        loss=loss,
+    )
+    run = _Sequence(model, moving, learner, tasks, settings, seed)
+    if checkpoint.exists():
+        run.load(kept.load_state(checkpoint, config))
+    else:
+        run.finish_task(0)
+    device = tasks[0].train_inputs.device
+    for k in range(len(run.record.within_task), len(tasks)):
+        task = tasks[k]
+        steps = epochs * steps_an_epoch(task, batch_size)
+        batches = minibatches(task, batch_size=batch_size, epochs=epochs, seed=seed + 1000 * k)
+        torch.manual_seed(seed + 1000 * k)  # of the shifts; the same whether resumed or not
+        with PeakMemory(device) as memory:
+            seconds = learner.learn(
+                ((shift(x), y) for x, y in batches) if shift else batches,
+                steps=steps,
+                after_step=run.on_the_way(k, steps, progress),
+            )
+        run.record.seconds.append(seconds)
+        if memory.peak is not None:
+            run.record.peak = max(memory.peak, run.record.peak or 0)
+        run.finish_task(k)
+        kept.save_state(checkpoint, run.state(), config)
+    return run.record
+
+
+class _Sequence:
+    """A learner on its way through the tasks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        moving: nn.Module,
+        learner: Learner,
+        tasks: Sequence[Task],
+        settings: Settings,
+        seed: int,
+    ) -> None:
+        self.model, self.moving, self.learner = model, moving, learner
+        self.tasks, self.settings, self.seed = tasks, settings, seed
+        self.record = Record()
+        self.finished = model  # as it was tested after the last task
+        self.references: list[Tensor] = []  # outputs on test inputs of each task when it was learnt
+
+    def tested(self, k: int) -> nn.Module:
+        """The network of now, as it is tested while task ``k`` is learnt and after."""
+        if self.moving is self.model:
+            return self.model
+        share = max(1, MEASURED // (k + 1))
+        inputs = torch.cat([self._remembered(j)[0][:share] for j in range(k + 1)])
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.seed))
+        return with_statistics(
+            self.moving, self.model, inputs[order.to(inputs.device)].split(AT_ONCE)
+        )
+
+    def on_the_way(self, k: int, steps: int, progress: Progress) -> Callable[[int], None]:
+        """Tests the earlier tasks on some of the networks on the way."""
+
+        def after_step(step: int) -> None:
+            if step in TESTED_STEPS or step == steps:
+                model = self.tested(k)
+                found = [
+                    accuracy(
+                        model,
+                        task.test_inputs[:HELD_OUT],
+                        task.test_labels[:HELD_OUT],
+                        classes=task.class_range,
+                    )
+                    for task in self.tasks[:k]
+                ]
+                self.record.way.append((k, step, found))
+            give_back(step)
+            progress(1, f"task {k + 1} of {len(self.tasks)}")
+
+        return after_step
+
+    def finish_task(self, k: int) -> None:
+        """Tests all tasks so far, and remembers some inputs of the last one."""
+        record, task, model = self.record, self.tasks[k], self.tested(k)
+        self.finished = model
+        seen = [(t, t.test_inputs, t.test_labels) for t in self.tasks[: k + 1]]
+        record.within_task.append(
+            [accuracy(model, x, y, classes=t.class_range) for t, x, y in seen]
+        )
+        record.all_classes.append([accuracy(model, x, y) for _, x, y in seen])
+        some = [(t.test_inputs[:SCORED], t.test_labels[:SCORED]) for t in self.tasks]
+        record.scores.append(torch.cat([scores(model, x, y).cpu() for x, y in some]))
+        flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+        record.weights.append(flat.cpu())
+        known = [
+            outputs(model, t.test_inputs[:HELD_OUT])[:, : t.class_range[1]].cpu()
+            for t in self.tasks[: k + 1]
+        ]
+        if self.references:
+            moved = [squared_distance(*pair) for pair in zip(known, self.references, strict=False)]
+            record.drift_held_out.append(float(torch.cat(moved).mean()))
+        self.references.append(known[-1])
+        head = self.tasks[-1].class_range[1]
+        self.learner.remember(*self._remembered(k), self.settings.held(task, head))
+        record.remembered = self.learner.remembered_bytes()
+
+    def _remembered(self, k: int) -> tuple[Tensor, Tensor]:
+        """The inputs of task ``k`` that are remembered, and their labels."""
+        task = self.tasks[k]
+        chosen = torch.randperm(
+            len(task.train_inputs), generator=torch.Generator().manual_seed(self.seed + k)
+        )[: self.settings.anchors].to(task.train_inputs.device)
+        return task.train_inputs[chosen], task.train_labels[chosen]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that going on takes: tensors and plain values."""
+        return {
+            "model": self.finished.state_dict(),
+            "learner": self.learner.state(),
+            "references": self.references,
+            "record": vars(self.record),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`state` gave."""
+        self.moving.load_state_dict(
+            {name: state["model"][name] for name in self.moving.state_dict()}
+        )
+        self.record, self.references = Record(**state["record"]), state["references"]
+        self.learner.load(state["learner"])

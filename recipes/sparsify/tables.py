@@ -1,0 +1,108 @@
+"""What ``recipes.sparsify`` says: a line for each run, the table, the numbers of ``results.json``."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recipes.common import report
+from recipes.sparsify.pruning import METHODS, Settings, SparseNetwork, legs, title
+
+
+def plan(
+    methods: Sequence[str], sparsities: Sequence[float], settings: Settings, *, rewinds: bool
+) -> str:
+    """What each method is going to do: the sparsities it visits, and its epochs."""
+    rows = [["", "% of the weights zero (waypoints)", "epochs"]]
+    for method in methods:
+        way = legs(method, sparsities, settings)
+        shown = [(f"{100 * leg.sparsity:.4g}", leg.asked) for leg in way]
+        visited = ", ".join(text if asked else f"({text})" for text, asked in shown)
+        if METHODS[method].rise == "at once" and len(way) > 1:
+            visited += ", each by itself"
+        each = {leg.epochs for leg in way}
+        total = sum(leg.epochs for leg in way)
+        epochs = f"{len(way)} x {each.pop()} = {total}" if len(each) == 1 else f"{total}"
+        rows.append([title(method, settings, rewinds=rewinds), visited, epochs])
+    return report.aligned(rows)
+
+
+def line(seed: int, title: str, dense: float, networks: Sequence[SparseNetwork]) -> str:
+    """One run in a line: the accuracy at each sparsity."""
+    found = ", ".join(f"{n.wanted:.4g}: {n.accuracy:.2f}" for n in networks)
+    return f"seed {seed}, {title}: dense {dense:.2f}; {found}; {networks[-1].seconds:.0f} s"
+
+
+def metrics(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What ``results.json`` holds: the path's networks (the sparsest one's numbers on top), baselines below."""
+    summaries = {method: _summary(runs) for method, runs in records.items()}
+    titles = {method: runs[0]["title"] for method, runs in records.items()}
+    first = next(iter(records.values()))
+    dense = [run["dense_accuracy"] for run in first]
+    metrics: dict[str, Any] = {
+        "dense_accuracy": _mean(dense),
+        "dense_accuracy_deviation": _std(dense),
+    }
+    if "fip" in summaries:
+        path = summaries.pop("fip")
+        metrics |= {"title": titles["fip"], **path[-1], "networks": path}
+    metrics["baselines"] = {
+        method: {"title": titles[method], **networks[-1], "networks": networks}
+        for method, networks in summaries.items()
+    }
+    return metrics
+
+
+def _summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds for each sparsity, with the standard deviation of the accuracy."""
+    summary = []
+    for same in zip(*(run["networks"] for run in runs), strict=True):
+        layers = same[0]["per_layer_sparsity"]
+        summary.append(
+            {
+                **{key: same[0][key] for key in ("sparsity", "nonzero", "total")},
+                "accuracy": _mean([n["accuracy"] for n in same]),
+                "accuracy_deviation": _std([n["accuracy"] for n in same]),
+                "accuracies": [n["accuracy"] for n in same],
+                "agreement": _mean([n["agreement"] for n in same]),
+                "seconds": _mean([n["seconds"] for n in same]),
+                "per_layer_sparsity": {
+                    layer: _mean([n["per_layer_sparsity"][layer] for n in same]) for layer in layers
+                },
+            }
+        )
+    return summary
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def table(records: Mapping[str, Sequence[Mapping[str, Any]]], sparsities: Sequence[float]) -> str:
+    """Accuracy by sparsity, one column a method; the seconds are those to the last network."""
+    summaries = {method: _summary(runs) for method, runs in records.items()}
+    path = next(iter(summaries.values()))
+
+    def cell(entry: Mapping[str, Any]) -> str:
+        deviation = entry["accuracy_deviation"]
+        return f"{entry['accuracy']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+    total = path[0]["total"]
+    rows = [[f"sparsity of {total:,} weights", *(runs[0]["title"] for runs in records.values())]]
+    for k in range(len(sparsities)):
+        share = f"{path[k]['sparsity']:.2%} ({path[k]['nonzero']:,} left)"
+        rows.append([share, *(cell(networks[k]) for networks in summaries.values())])
+    rows.append(["seconds", *(f"{networks[-1]['seconds']:.1f}" for networks in summaries.values())])
+    runs = next(iter(records.values()))
+    dense = cell(
+        {
+            "accuracy": _mean([r["dense_accuracy"] for r in runs]),
+            "accuracy_deviation": _std([r["dense_accuracy"] for r in runs]),
+        }
+    )
+    return f"test accuracy (%); dense network {dense}\n{report.aligned(rows)}"
