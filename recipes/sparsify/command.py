@@ -19,7 +19,7 @@ from typing import Any
 
 from fipoptim import Solver
 from fipoptim.secondary import SparseProjection
-from recipes.common import kept, report
+from recipes.common import report, stored
 from recipes.common.augment import augmentation
 from recipes.common.data import DataError, load_task
 from recipes.common.options import (
@@ -81,7 +81,7 @@ def _main(argv: Sequence[str] | None) -> int:
     config = {
         "network": name,
         "data": data,
-        **kept.identity(arguments.checkpoint),
+        **stored.identity(arguments.checkpoint),
         "dense_epochs": network.dense_epochs,
         "dense_batch_size": network.dense_batch_size,
         "validation": arguments.validation,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fipoptim.secondary import SparseProjection
-from recipes.common import kept, report
+from recipes.common import report, stored
 from recipes.common.augment import Augment
 from recipes.common.data import Task
 from recipes.common.progress import progress_bar
@@ -87,7 +87,7 @@ class Experiment:
         Raises:
             DataError: If it is of another configuration, or cannot be read.
         """
-        return kept.load_record(self._record(seed, method), self.config_of(seed))
+        return stored.load_record(self._record(seed, method), self.config_of(seed))
 
     def network_of(self, seed: int, method: str, sparsity: float) -> dict[str, Tensor]:
         """The weights that a finished run arrived at.
@@ -95,7 +95,7 @@ class Experiment:
         Raises:
             DataError: If they are of another configuration, or cannot be read.
         """
-        return kept.load_tensors(self.file(seed, method, sparsity), self.config_of(seed))
+        return stored.load_tensors(self.file(seed, method, sparsity), self.config_of(seed))
 
     def _record(self, seed: int, method: str) -> Path:
         return self.folder(seed) / f"{method}.json"
@@ -125,12 +125,12 @@ class Experiment:
                 if self.finished(seed, method) is None:
                     continue
                 for sparsity in self.sparsities:
-                    kept.check_tensors(self.file(seed, method, sparsity), self.config_of(seed))
+                    stored.check_tensors(self.file(seed, method, sparsity), self.config_of(seed))
                 if method == "fip":
-                    kept.check_tensors(self._path(seed), self.config_of(seed))
+                    stored.check_tensors(self._path(seed), self.config_of(seed))
             for file in self._dense_files(seed):
                 if file.exists() and self.config["checkpoint"] is None:
-                    kept.check_tensors(file, self.config_of_dense(seed))
+                    stored.check_tensors(file, self.config_of_dense(seed))
 
     def run(
         self,
@@ -172,17 +172,17 @@ class Experiment:
             config = self.config_of(seed)
             self._record(seed, method).unlink(missing_ok=True)  # of the networks that are replaced
             for network in done.networks:
-                kept.save_tensors(self.file(seed, method, network.wanted), network.state, config)
+                stored.save_tensors(self.file(seed, method, network.wanted), network.state, config)
             if done.path:
                 way = {"path": torch.stack(done.path), "arrived": torch.tensor(done.arrived)}
-                kept.save_tensors(self._path(seed), way, config)
+                stored.save_tensors(self._path(seed), way, config)
             record = {
                 "title": name,
                 "environment": self.environment,
                 "dense_accuracy": dense_accuracy,
                 "networks": [network.metrics() for network in done.networks],
             }
-            kept.save_record(self._record(seed, method), record, config)
+            stored.save_record(self._record(seed, method), record, config)
             print(sparsify_tables.line(seed, name, dense_accuracy, done.networks), flush=True)
 
     def _dense(self, seed: int, checkpoint: Dense | None, *, progress: bool, resume: bool) -> Dense:
@@ -192,11 +192,11 @@ class Experiment:
         if checkpoint is not None:
             dense = checkpoint
             early.unlink(missing_ok=True)  # of the network that is replaced
-            kept.save_tensors(file, dense.model.state_dict(), config)
+            stored.save_tensors(file, dense.model.state_dict(), config)
         elif resume and file.exists() and early.exists():
             model = self.network.build()
-            model.load_state_dict(kept.load_tensors(file, config))
-            first = kept.load_tensors(early, config)
+            model.load_state_dict(stored.load_tensors(file, config))
+            first = stored.load_tensors(early, config)
             dense = Dense(model, {name: t.to(device) for name, t in first.items()})
         else:
             epoch = steps_an_epoch(self.task, self.network.dense_batch_size)
@@ -211,8 +211,8 @@ class Experiment:
                     progress=show,
                 )
             assert dense.early is not None
-            kept.save_tensors(early, dense.early, config)
-            kept.save_tensors(file, dense.model.state_dict(), config)
+            stored.save_tensors(early, dense.early, config)
+            stored.save_tensors(file, dense.model.state_dict(), config)
         model = dense.model.to(device)
         if any(isinstance(m, nn.Conv2d) for m in model.modules()):
             model = model.to(memory_format=torch.channels_last)
@@ -237,7 +237,7 @@ class Experiment:
         if "fip" in methods:
             sparsest = [self.network_of(s, "fip", self.sparsities[-1]) for s in seeds]
             sparsify_figures.layers(self.out / "layers.png", sparsest, names)
-            way = kept.load_tensors(self._path(seeds[0]), self.config_of(seeds[0]))
+            way = stored.load_tensors(self._path(seeds[0]), self.config_of(seeds[0]))
             sparsify_figures.weight_space(
                 self.out / "weights.png",
                 way["path"],

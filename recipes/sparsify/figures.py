@@ -16,7 +16,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from recipes.common.report import replace
+from recipes.common.files import replace
 from recipes.sparsify.pruning import METHODS
 
 _COLOURS = ("#1f5fa8", "#d9730d", "#b03a5b", "#4c9150", "#7a5ea8", "0.5")
