@@ -23,9 +23,11 @@ from recipes.common.augment import many
 from recipes.common.data import DataError, load_pair
 from recipes.common.networks import network_for
 from recipes.common.options import SEED, positive
-from recipes.common.training import minibatches, seed_everything, steps_of, train
-from recipes.continual import learners
-from recipes.continual.learners import InvariantPath, Learner, Plain
+from recipes.common.training import minibatches, seed_everything, steps_in_epochs, train
+from recipes.continual.methods import make_learner
+from recipes.continual.methods.base import Learner
+from recipes.continual.methods.fip import InvariantPath
+from recipes.continual.methods.plain import Plain
 from recipes.continual.remembered import draw_remembered
 from recipes.new_task.learning import learn_first_task
 from recipes.new_task.settings import DEFAULTS
@@ -86,12 +88,12 @@ def main() -> None:
     model = network_for("mnist", mnist.classes + fashion.classes)
     learn_first_task(model, mnist, settings, seed=seed, progress=True)
 
-    steps = steps_of(fashion, settings.batch_size, epochs)
+    steps = steps_in_epochs(fashion, settings.batch_size, epochs)
     kept = draw_remembered(mnist, settings.anchors, seed)
     ways: dict[str, Callable[[Tensor, Tensor], float]] = {}
     products: Counter[int] = Counter()
     for name in WAYS:
-        learner = learners.learner(
+        learner = make_learner(
             name,
             copy.deepcopy(model),
             settings,
