@@ -45,7 +45,7 @@ class Experiment(ABC, Generic[Start, Result]):
     def __init__(self, out: Path, config: Mapping[str, Any], methods: Sequence[str]) -> None:
         self.out, self.config, self.methods = out, config, methods
 
-    # What a recipe says.
+    # A recipe writes these three, and the hooks after them if it needs them.
 
     @abstractmethod
     def start(self, seed: int) -> Start:

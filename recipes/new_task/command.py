@@ -4,7 +4,7 @@ A network learns task 1. Then copies of it learn task 2, one by each method: alo
 other methods to compare it with. All get the same batches and the same few remembered training inputs of task 1, and
 all are tested on both tasks while they learn.
 
-The folder ``--out`` gets ``results.json`` (configuration, environment, metrics), ``path.csv`` (every network tested), and
+The folder ``--out`` gets ``results.json`` (configuration, environment, metrics), ``path.csv`` (all tested networks) and
 four plots: ``path.png`` (both accuracies and the drift along the way), ``bars.png`` (the methods side by side),
 ``scores.png`` (how sure networks are of single test images) and ``weights.png`` (the networks in weight space). It also
 gets the outcome of each method, from which ``--resume`` goes on after an interruption.
