@@ -15,11 +15,13 @@ from recipes.common.augment import Augment
 from recipes.common.data import Task
 from recipes.common.progress import progress_bar
 from recipes.common.training import accuracy, steps_an_epoch
-from recipes.sparsify import export as sparse_export
-from recipes.sparsify import figures as sparsify_figures
-from recipes.sparsify import tables as sparsify_tables
-from recipes.sparsify.networks import Network, train_dense
-from recipes.sparsify.pruning import Dense, Settings, sparsify, title, total_steps
+from recipes.sparsify import figures, tables
+from recipes.sparsify.dense import Dense, train_dense
+from recipes.sparsify.export import export as export_network
+from recipes.sparsify.methods import METHODS
+from recipes.sparsify.networks import Network
+from recipes.sparsify.pruning import sparsify, total_steps
+from recipes.sparsify.settings import SparsifySettings
 
 RECIPE = "sparsify"
 # What a dense network depends on: of the configuration, and the seed. It serves any run that agrees in these.
@@ -36,7 +38,7 @@ OF_THE_DENSE = (
 )
 
 
-class Experiment:
+class SparsifyExperiment:
     """The runs of all seeds and methods on one network, and the files that they leave.
 
     Args:
@@ -55,7 +57,7 @@ class Experiment:
         network: Network,
         task: Task,
         sparsities: Sequence[float],
-        settings: Settings,
+        settings: SparsifySettings,
         augment: Augment,
         config: Mapping[str, Any],
         out: Path,
@@ -157,7 +159,7 @@ class Experiment:
         )
         for method in wanted:
             steps = total_steps(method, self.task, self.sparsities, self.settings)
-            name = title(method, self.settings, rewinds=dense.early is not None)
+            name = METHODS[method].full_title(self.settings, rewinds=dense.early is not None)
             with progress_bar(f"seed {seed}, {name}", steps, shown=progress) as show:
                 done = sparsify(
                     method,
@@ -172,9 +174,9 @@ class Experiment:
             config = self.config_of(seed)
             self._record(seed, method).unlink(missing_ok=True)  # of the networks that are replaced
             for network in done.networks:
-                kept.save_tensors(self.file(seed, method, network.wanted), network.state, config)
+                kept.save_tensors(self.file(seed, method, network.sparsity), network.state, config)
             if done.path:
-                way = {"path": torch.stack(done.path), "arrived": torch.tensor(done.arrived)}
+                way = {"path": torch.stack(done.path), "arrived": torch.tensor(done.positions)}
                 kept.save_tensors(self._path(seed), way, config)
             record = {
                 "title": name,
@@ -183,7 +185,7 @@ class Experiment:
                 "networks": [network.metrics() for network in done.networks],
             }
             kept.save_record(self._record(seed, method), record, config)
-            print(sparsify_tables.line(seed, name, dense_accuracy, done.networks), flush=True)
+            print(tables.line(seed, name, dense_accuracy, done.networks), flush=True)
 
     def _dense(self, seed: int, checkpoint: Dense | None, *, progress: bool, resume: bool) -> Dense:
         """The dense network: the checkpoint's, one that an earlier run has trained, or one trained now."""
@@ -203,8 +205,10 @@ class Experiment:
             total = self.network.dense_epochs * epoch
             with progress_bar(f"seed {seed}, dense", total, shown=progress) as show:
                 dense = train_dense(
-                    self.network,
+                    self.network.build,
                     self.task,
+                    epochs=self.network.dense_epochs,
+                    batch_size=self.network.dense_batch_size,
                     augment=self.augment,
                     autocast=self.settings.autocast,
                     seed=seed,
@@ -224,24 +228,24 @@ class Experiment:
             method: [r for seed in seeds if (r := self.finished(seed, method)) is not None]
             for method in methods
         }
-        print(f"\n{sparsify_tables.table(records, self.sparsities)}")
+        print(f"\n{tables.table(records, self.sparsities)}")
         report.write_results(
             self.out / "results.json",
             recipe=RECIPE,
             config={**self.config, "seeds": list(seeds)},
             environment=_of_the_runs(records),
-            metrics=sparsify_tables.metrics(records),
+            metrics=tables.metrics(records),
         )
-        sparsify_figures.accuracies(self.out / "accuracy.png", records)
+        figures.accuracies(self.out / "accuracy.png", records)
         names = SparseProjection(self.network.build(), 0.0, keep=self.settings.keep).names
         if "fip" in methods:
             sparsest = [self.network_of(s, "fip", self.sparsities[-1]) for s in seeds]
-            sparsify_figures.layers(self.out / "layers.png", sparsest, names)
+            figures.layers(self.out / "layers.png", sparsest, names)
             way = kept.load_tensors(self._path(seeds[0]), self.config_of(seeds[0]))
-            sparsify_figures.weight_space(
+            figures.weight_space(
                 self.out / "weights.png",
                 way["path"],
-                arrived=way["arrived"].tolist(),
+                positions=way["arrived"].tolist(),
                 title=records["fip"][0]["title"],
                 seed=seeds[0],
             )
@@ -250,7 +254,7 @@ class Experiment:
                 for sparsity in self.sparsities:
                     folder = self.out / "export" / f"{method}-{sparsity}"
                     state = self.network_of(seeds[0], method, sparsity)
-                    print(f"exported {folder}: {sparse_export.export(state, names, folder)}")
+                    print(f"exported {folder}: {export_network(state, names, folder)}")
         print(f"results.json, the networks and the plots are in {self.out}")
 
 
