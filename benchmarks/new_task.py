@@ -26,7 +26,9 @@ from recipes.common.options import SEED, positive
 from recipes.common.training import minibatches, seed_everything, steps_of, train
 from recipes.continual import learners
 from recipes.continual.learners import InvariantPath, Learner, Plain
-from recipes.new_task.command import DEFAULTS, learn_first_task, remembered
+from recipes.continual.remembered import draw_remembered
+from recipes.new_task.learning import learn_first_task
+from recipes.new_task.settings import DEFAULTS
 
 WAYS = ("fip", "distillation", "naive")
 
@@ -85,7 +87,7 @@ def main() -> None:
     learn_first_task(model, mnist, settings, seed=seed, progress=True)
 
     steps = steps_of(fashion, settings.batch_size, epochs)
-    kept = remembered(mnist, settings.anchors, seed)
+    kept = draw_remembered(mnist, settings.anchors, seed)
     ways: dict[str, Callable[[Tensor, Tensor], float]] = {}
     products: Counter[int] = Counter()
     for name in WAYS:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from benchmarks import record
 from fipoptim import AnchorBatch
-from recipes.common import kept, report
+from recipes.common import report, stored
 from recipes.common.augment import many
 from recipes.common.data import DataError, Task, load_pair
 from recipes.common.networks import network_for
@@ -37,7 +37,9 @@ from recipes.common.options import SEED, Distinct, fraction, whole
 from recipes.common.training import accuracy, minibatches, seed_everything
 from recipes.continual import learners
 from recipes.continual.learners import METHODS, Tuning
-from recipes.new_task.command import DEFAULTS, Settings, learn_first_task, remembered
+from recipes.continual.remembered import draw_remembered
+from recipes.new_task.learning import learn_first_task
+from recipes.new_task.settings import DEFAULTS, NewTaskSettings
 
 STEPS = (10, 30, 100, 300)  # of the path; distillation takes as many as fit into their time
 # Chosen on held-out images for each length; the recipes' are too much for so few steps. Of distillation it is Adam's
@@ -62,7 +64,7 @@ Point = dict[str, Any]
 
 
 def points(
-    tasks: tuple[Task, Task], settings: Settings, *, ratio: float, seed: int, progress: bool
+    tasks: tuple[Task, Task], settings: NewTaskSettings, *, ratio: float, seed: int, progress: bool
 ) -> list[Point]:
     """Every method at every length, rate and strength, from one network.
 
@@ -77,7 +79,7 @@ def points(
     task1, task2 = tasks
     model = network_for("mnist", task1.classes + task2.classes)
     learn_first_task(model, task1, settings, seed=seed, progress=progress)
-    kept = remembered(task1, settings.anchors, seed)
+    kept = draw_remembered(task1, settings.anchors, seed)
     found = []
     todo = [
         (method, steps, rate, strength)
@@ -118,7 +120,7 @@ def _learner(
     method: str,
     model: nn.Module,
     remembered_data: str,
-    settings: Settings,
+    settings: NewTaskSettings,
     momentum: float,
     rate: float,
     strength: float,
@@ -140,7 +142,7 @@ def _learner(
     )
 
 
-def step_ratio(tasks: tuple[Task, Task], settings: Settings, *, seed: int) -> float:
+def step_ratio(tasks: tuple[Task, Task], settings: NewTaskSettings, *, seed: int) -> float:
     """Seconds of a step of the path over those of a step of distillation, timed in turn: the median of the rounds.
 
     Each round has a ratio of its own, as a machine shared with others may be slower in one round than in the next.
@@ -155,7 +157,7 @@ def step_ratio(tasks: tuple[Task, Task], settings: Settings, *, seed: int) -> fl
 
 
 def _step_seconds(
-    method: str, tasks: tuple[Task, Task], settings: Settings, *, seed: int
+    method: str, tasks: tuple[Task, Task], settings: NewTaskSettings, *, seed: int
 ) -> list[float]:
     """Of single steps in the middle of the method's grid; the first half, in which traces are made, is left out."""
     task1, task2 = tasks
@@ -163,7 +165,7 @@ def _step_seconds(
     momentum = MOMENTUM[method][STEPS[-1]]
     model = network_for("mnist", task1.classes + task2.classes)
     learner = _learner(method, model, task1.name, settings, momentum, rate, strength, seed=seed)
-    learner.remember(*remembered(task1, settings.anchors, seed))
+    learner.remember(*draw_remembered(task1, settings.anchors, seed))
     batches = minibatches(task2, batch_size=settings.batch_size, epochs=1, seed=seed)
     ends: list[float] = []
     learner.learn(
@@ -191,7 +193,7 @@ class _Measured:
 
 def seed_by_seed(
     tasks: tuple[Task, Task],
-    settings: Settings,
+    settings: NewTaskSettings,
     seeds: Sequence[int],
     *,
     config: dict[str, Any],
@@ -214,7 +216,7 @@ def seed_by_seed(
     Raises:
         DataError: If ``out`` is of another configuration.
     """
-    found = kept.load_record(out, config) if resume else None
+    found = stored.load_record(out, config) if resume else None
     if found is None:
         found = {"config": config, "by_seed": {}}
         found["step_ratio"] = step_ratio(tasks, settings, seed=seeds[0])

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from benchmarks import trade_off
-from recipes.common import data, report
+from recipes.common import data, files, report
 from recipes.common.data import DATASETS, DataError, Task, load_pair, load_task
 from recipes.common.networks import digits_mlp, network_for, paper_cnn
 from recipes.common.training import (
@@ -31,6 +31,8 @@ from recipes.continual import tables as continual_tables
 from recipes.continual.tables import Row
 from recipes.diversity import command as diversity
 from recipes.new_task import command as new_task
+from recipes.new_task import experiment, learning
+from recipes.new_task.settings import DEFAULTS
 from recipes.sparsify import command as sparsify
 from recipes.split_tasks import command as split_tasks
 
@@ -146,7 +148,7 @@ def test_paper_cnn_has_the_papers_parameters():
 
 
 def test_networks_fit_their_family():
-    paired = [info for info in DATASETS.values() if info.family in new_task.DEFAULTS]
+    paired = [info for info in DATASETS.values() if info.family in DEFAULTS]
     assert len(paired) == 4
     for info in paired:
         side = {"digits": 8, "mnist": 28}[info.family]
@@ -240,8 +242,8 @@ def test_accuracy_leaves_the_mode_alone():
 
 
 def test_tested_steps_are_dense_after_the_switch():
-    assert new_task.tested_steps(5) == [0, 1, 2, 3, 4, 5]
-    steps = new_task.tested_steps(1200)
+    assert learning.tested_steps(5) == [0, 1, 2, 3, 4, 5]
+    steps = learning.tested_steps(1200)
     assert steps[:10] == [0, 1, 2, 3, 5, 10, 20, 50, 60, 100]
     assert steps[-1] == 1200
     assert 25 <= len(steps) <= 30
@@ -578,7 +580,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(
     assert "another configuration (task1_epochs 1 there, 2 asked for)" in refused("--seeds", "1")
     # The network after task 1 serves every run that agrees in what it depends on.
     start.write_bytes(own[start])
-    monkeypatch.setattr(new_task, "learn_first_task", killed)
+    monkeypatch.setattr(experiment, "learn_first_task", killed)
     assert main("b", "--seeds", "1", "--resume", "--beta", "3") == 0
 
 
@@ -680,8 +682,8 @@ def test_json_has_innermost_lists_and_mappings_on_a_line(tmp_path):
         "names": ["a", "[\n  1,\n  2]", '"],  ['],
         "runs": [{"seed": 0, "of": [1, 2, True]}, {"seed": 1, "found": 0.25}],
     }
-    report.write_json(tmp_path / "a.json", content)
-    assert report.read_json(tmp_path / "a.json") == content
+    files.write_json(tmp_path / "a.json", content)
+    assert files.read_json(tmp_path / "a.json") == content
     lines = [line.strip() for line in (tmp_path / "a.json").read_text().splitlines()]
     assert {"[1.5, null, 3],", '"of": [1, 2, true]', '{"seed": 1, "found": 0.25}'} <= {*lines}
 

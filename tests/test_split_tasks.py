@@ -11,10 +11,10 @@ from torch import nn
 from recipes.common.data import DataError, load_task, split
 from recipes.common.process_memory import PeakMemory
 from recipes.common.training import accuracy
-from recipes.continual import sequence
 from recipes.continual.learners import METHODS
-from recipes.continual.sequence import Record, within
 from recipes.split_tasks import command as split_tasks
+from recipes.split_tasks import experiment, sequence
+from recipes.split_tasks.sequence import Record, within
 
 SHORT = ["--first-epochs", "3", "--epochs", "1", "--baseline-epochs", "2", "--anchors", "10"]
 SHORT += ["--no-progress"]
@@ -215,7 +215,7 @@ def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(split_tasks, "learn_sequence", killed)
+        patch.setattr(experiment, "learn_sequence", killed)
         assert run(tmp_path / "both", *seeds, *changed) == 130
     assert run(tmp_path / "both", *seeds, *changed, "--resume") == 0
     assert run(tmp_path / "alone", *seeds, *changed) == 0
@@ -319,7 +319,7 @@ def small(classes):
 def test_batch_norm_by_the_batch_is_tested_with_statistics_of_all_tasks(
     method, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(split_tasks, "network", lambda data, classes: small(classes))
+    monkeypatch.setattr(experiment, "network", lambda data, classes: small(classes))
     assert run(tmp_path, "--method", method, "--batch-norm", "batch") == 0
     state = torch.load(tmp_path / "seed-0" / f"{method}.pt", weights_only=True)
     first = load_file(tmp_path / "seed-0" / "first-task.safetensors")
@@ -345,7 +345,7 @@ def test_batch_norm_by_the_batch_is_tested_with_statistics_of_all_tasks(
 
 
 def test_an_interrupted_run_with_batch_norm_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(split_tasks, "network", lambda data, classes: small(classes))
+    monkeypatch.setattr(experiment, "network", lambda data, classes: small(classes))
     options = ("--method", "fip", "--batch-norm", "batch", "--hold", "task")
     assert run(tmp_path / "whole", *options) == 0
     learn, begun = sequence._Sequence.on_the_way, []

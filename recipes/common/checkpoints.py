@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipes.common.data import DataError
+from recipes.common.files import read_untrusted
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -19,20 +19,15 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         DataError: If the file cannot be read, or its names or shapes are not the model's.
     """
-    try:
-        state = (
+    state = read_untrusted(
+        lambda: (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except pickle.UnpicklingError as error:
-        # torch's message tells how to run what the file holds, which nobody should.
-        raise DataError(
-            f"{path} cannot be read as weights: it is damaged, or holds more than tensors; save model.state_dict()"
-        ) from error
-    except Exception as error:  # a damaged file may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read as weights: {reason}") from error
+        ),
+        unsafe=f"{path} cannot be read as weights: it is damaged, or holds more than tensors; save model.state_dict()",
+        unreadable=f"{path} cannot be read as weights: {{reason}}",
+    )
     own = model.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise DataError(f"{path} holds no state dict of tensors; save model.state_dict()")

@@ -1,74 +1,21 @@
-"""Settings that are options of the command line: each field says its default, its help text and how it is parsed.
+"""Settings in two parts: the options that all methods of a recipe share, and those that one method owns.
 
-A recipe's settings are the options that all its methods share, and one more dataclass of options for each method that
-has some of its own. Names are unique among all of them, since the command line and ``results.json`` know no groups.
+A method's options are a dataclass beside the method, and several methods may share it. Names are unique among all the
+options of a recipe, because the command line and ``results.json`` know no groups.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 Options = TypeVar("Options")
 
 
-def option(help: str, *, default: Any = dataclasses.MISSING, **keywords: Any) -> Any:
-    """A dataclass field that is also an option of the command line.
-
-    Args:
-        help: The help text of the option, without the default.
-        default: The default of the field; without one, the field has to be given.
-        keywords: What ``ArgumentParser.add_argument`` takes besides.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "keywords": keywords})
-
-
-def add_options(
-    group: argparse._ArgumentGroup, kind: type[Any], defaults: Sequence[Any], *, none: str = "all"
-) -> None:
-    """Adds the options of one dataclass; they are absent from the namespace unless they are given.
-
-    Args:
-        group: The group of the command line.
-        kind: The dataclass.
-        defaults: Objects that have its fields; their values are shown as the defaults, separated by slashes.
-        none: How a default of None is shown.
-    """
-    for field in dataclasses.fields(kind):
-        if "help" not in field.metadata:
-            continue
-        shown = " / ".join(_shown(getattr(values, field.name), none) for values in defaults)
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            help=f"{field.metadata['help']} [{shown}]",
-            **field.metadata["keywords"],
-        )
-
-
-def _shown(value: Any, none: str) -> str:
-    if value is None:
-        return none
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, tuple):
-        return " ".join(_shown(part, none) for part in value)
-    return f"{value}"
-
-
-def changed(options: Options, values: Mapping[str, Any]) -> Options:
-    """A dataclass object with those of ``values`` that are fields of it in place of its own."""
-    names = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    return dataclasses.replace(options, **{k: v for k, v in values.items() if k in names})  # type: ignore[type-var]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of a recipe; a subclass adds the options that all methods share as fields.
+class RecipeSettings:
+    """The settings of a recipe. A subclass adds the options that all methods share as fields.
 
     Attributes:
         method_options: Objects of the dataclasses in which methods own their options, at most one of each dataclass.
@@ -77,10 +24,10 @@ class Settings:
     method_options: tuple[Any, ...] = ()
 
     def of(self, kind: type[Options]) -> Options:
-        """The options of that dataclass: those in ``method_options``, or else its defaults.
+        """The options of a dataclass: those in ``method_options``, or else its defaults.
 
         Raises:
-            TypeError: If there are none in ``method_options`` and a field has no default.
+            TypeError: If there are none in ``method_options``, and a field has no default.
         """
         for options in self.method_options:
             if type(options) is kind:
@@ -89,26 +36,22 @@ class Settings:
         return kind()
 
     def completed(self, kinds: Iterable[type[Any]]) -> Self:
-        """The same settings with the defaults of every dataclass that ``method_options`` lacks."""
-        own = {type(options): options for options in self.method_options}
-        added = tuple(kind() for kind in dict.fromkeys(kinds) if kind not in own)
+        """The same settings, with the defaults of each dataclass of which ``method_options`` has no object."""
+        there = {type(options) for options in self.method_options}
+        added = [kind() for kind in dict.fromkeys(kinds) if kind not in there]
         return dataclasses.replace(self, method_options=(*self.method_options, *added))
 
     def changed(self, **values: Any) -> Self:
         """The same settings with other values, given by name whether they are shared or a method's own.
 
         Raises:
-            TypeError: If no option has that name.
+            TypeError: If no option has such a name.
         """
-        unknown = set(values).difference(self.names())
+        unknown = set(values).difference(self.flat())
         if unknown:
             raise TypeError(f"no option is named {', '.join(sorted(unknown))}")
-        own = tuple(changed(options, values) for options in self.method_options)
-        return dataclasses.replace(changed(self, values), method_options=own)
-
-    def names(self) -> list[str]:
-        """The names of all options."""
-        return list(self.flat())
+        own = tuple(_replaced(options, values) for options in self.method_options)
+        return _replaced(self, {**values, "method_options": own})
 
     def flat(self) -> dict[str, Any]:
         """All options by name, shared ones first."""
@@ -118,3 +61,10 @@ class Settings:
             for field in dataclasses.fields(options)
             if field.name != "method_options"
         }
+
+
+def _replaced(options: Options, values: Mapping[str, Any]) -> Options:
+    """A dataclass object with those of the values that are fields of it in place of its own."""
+    names = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    found = {name: value for name, value in values.items() if name in names}
+    return dataclasses.replace(options, **found)  # type: ignore[type-var]

@@ -1,4 +1,4 @@
-"""What the recipes for one task after another draw: accuracies, drift, single images, and the way in weight space."""
+"""What both continual-learning recipes draw: methods side by side, scores of single images, and weight space."""
 
 from __future__ import annotations
 
@@ -6,59 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: a recipe runs where there is no screen
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from recipes.common.report import Curve, replace
+from recipes.common.figures import plain, save
 from recipes.continual.learners import METHODS
 
-_FIRST: dict[str, Any] = {"color": "#1f5fa8", "marker": "o"}
-_SECOND: dict[str, Any] = {"color": "#d9730d", "marker": "s"}
+FIRST: dict[str, Any] = {"color": "#1f5fa8", "marker": "o"}
+SECOND: dict[str, Any] = {"color": "#d9730d", "marker": "s"}
 _BARS = ("#1f5fa8", "#d9730d", "0.35", "#9dbfe3")
-
-
-def curves(path: Path, found: Mapping[str, Curve], *, task1: str, task2: str) -> None:
-    """Both accuracies along the way (Fig. 2C), one column a method, with the drift below."""
-    figure, axes = plt.subplots(
-        2,
-        len(found),
-        figsize=(0.6 + 4.2 * len(found) if len(found) < 4 else 3.2 * len(found), 5.6),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        height_ratios=[2.2, 1.0],
-        layout="constrained",
-    )
-    for column, (method, curve) in enumerate(found.items()):
-        top, bottom = axes[0, column], axes[1, column]
-        top.axhline(curve.task1[0], color="0.5", linewidth=0.8, linestyle=":")
-        for name, values, style in ((task1, curve.task1, _FIRST), (task2, curve.task2, _SECOND)):
-            label = f"{name}: {values[0]:.1f} → {values[-1]:.1f}"
-            top.plot(curve.steps, values, label=label, markersize=3.5, linewidth=1.6, **style)
-        top.legend(loc="center left", frameon=False)
-        top.set_title(METHODS[method].title, fontsize=11, fontweight="bold")
-        # The start network's drift is zero, which a logarithmic axis cannot show.
-        moved = [(s, d) for s, d in zip(curve.steps, curve.drift, strict=True) if d > 0]
-        if moved:
-            bottom.plot(*zip(*moved, strict=True), "o-", color="black", markersize=3, linewidth=1.2)
-        bottom.set_yscale("log")
-        bottom.set_xlabel(f"steps on {task2}")
-        for axis in (top, bottom):
-            _plain(axis)
-            _steps(axis, max(c.steps[-1] for c in found.values()))
-    axes[0, 0].set_ylim(-3, 103)
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[1, 0].set_ylabel("drift on anchors")
-    figure.suptitle(f"{task1}, then {task2}", fontsize=12)
-    _save(figure, path)
 
 
 def bars(
@@ -86,36 +44,8 @@ def bars(
     axes.set_ylabel("test accuracy (%)")
     axes.set_ylim(0, 118)
     axes.legend(frameon=False, ncols=4, fontsize=8, loc="upper center")
-    _plain(axes)
-    _save(figure, path)
-
-
-def tasks(path: Path, found: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Each task's accuracy, task-aware, as others follow (Fig. 2E): one column a method, one line a task."""
-    figure, axes = plt.subplots(
-        1,
-        len(found),
-        figsize=(1.0 + 3.2 * len(found), 3.6),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, (method, rows) in zip(axes[0], found.items(), strict=True):
-        colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(rows)))
-        for task, colour in enumerate(colours):
-            later = range(task, len(rows))
-            values = [rows[k][task] for k in later]
-            axis.plot([k + 1 for k in later], values, "o-", color=colour, markersize=3)
-        means = [sum(row) / len(row) for row in rows]
-        axis.plot(range(1, len(rows) + 1), means, color="black", linewidth=2.2, label="mean")
-        axis.set_title(METHODS[method].title, fontsize=11, fontweight="bold")
-        axis.set_xlabel("tasks learnt")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend(frameon=False, loc="lower left")
-        _plain(axis)
-    axes[0, 0].set_ylim(-3, 103)
-    axes[0, 0].set_ylabel("test accuracy within tasks (%)")
-    _save(figure, path)
+    plain(axes)
+    save(figure, path)
 
 
 def score_maps(
@@ -157,7 +87,7 @@ def score_maps(
             if row == len(parts) - 1:
                 axis.set_xlabel(along)
     figure.colorbar(image, ax=axes, shrink=0.8, label="probability of the right class")
-    _save(figure, path)
+    save(figure, path)
 
 
 def weight_space(path: Path, found: Mapping[str, Tensor]) -> None:
@@ -174,7 +104,7 @@ def weight_space(path: Path, found: Mapping[str, Tensor]) -> None:
     plane = pca.fit_transform(points)
     figure, axes = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
     begun = 0
-    styles = (_FIRST, _SECOND, {"color": "#4c9150", "marker": "^"})
+    styles = (FIRST, SECOND, {"color": "#4c9150", "marker": "^"})
     for (method, weights), style in zip(found.items(), styles, strict=False):
         part = plane[begun : begun + len(weights)]
         begun += len(weights)
@@ -184,26 +114,5 @@ def weight_space(path: Path, found: Mapping[str, Tensor]) -> None:
     axes.set_xlabel(f"first principal component ({shares[0]:.0f} %)")
     axes.set_ylabel(f"second ({shares[1]:.0f} %)")
     axes.legend(frameon=False)
-    _plain(axes)
-    _save(figure, path)
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(color="0.92", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _steps(axes: Axes, last: int) -> None:
-    # What goes wrong goes wrong in the first steps, so these get as much room as the rest.
-    axes.set_xscale("symlog", linthresh=10, linscale=1.0)
-    axes.set_xlim(-0.3, last * 1.08)
-    ticks = [0, 5, 10, *(10**k * m for k in range(1, 7) for m in (3, 10))]
-    axes.set_xticks([t for t in ticks if t <= last])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.minorticks_off()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    replace(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
-    plt.close(figure)
+    plain(axes)
+    save(figure, path)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common import kept
+from recipes.common import stored
 from recipes.common.checkpoints import load_weights
 from recipes.common.data import DataError, load_task
 from recipes.common.options import (
@@ -82,7 +82,7 @@ def _main(argv: Sequence[str] | None) -> int:
     config = {
         "network": name,
         "data": network.data,
-        **kept.identity(arguments.checkpoint),
+        **stored.identity(arguments.checkpoint),
         "validation": arguments.validation,
         **dataclasses.asdict(settings),
         **dataclasses.asdict(attacks),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from recipes.common import kept
+from recipes.common import stored
 from recipes.common.augment import Augment
 from recipes.common.data import Task
 from recipes.common.progress import Progress
@@ -116,9 +116,9 @@ def build_ensemble(
     begun = time.perf_counter()
     for member in members:
         files.append(member_file(folder, len(files)))
-        kept.save_tensors(files[-1], member.state, config)
+        stored.save_tensors(files[-1], member.state, config)
         spent.append(time.perf_counter() - begun)
-        kept.save_record(folder / SPENT, {"seconds": spent}, config)
+        stored.save_record(folder / SPENT, {"seconds": spent}, config)
         if member.length is not None:
             lengths.append(member.length)
         begun = time.perf_counter()
@@ -136,8 +136,8 @@ def check_members(folder: Path, config: Mapping[str, Any]) -> list[float]:
     Raises:
         DataError: If it was of another configuration.
     """
-    found = kept.load_record(folder / SPENT, config)
+    found = stored.load_record(folder / SPENT, config)
     spent: list[float] = found["seconds"] if found else []
     for k in range(len(spent)):
-        kept.check_tensors(member_file(folder, k), config)
+        stored.check_tensors(member_file(folder, k), config)
     return spent

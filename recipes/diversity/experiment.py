@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.common import kept, report
+from recipes.common import report, stored
 from recipes.common.augment import augmentation
 from recipes.common.checkpoints import load_weights
 from recipes.common.data import DATASETS, DataError, Task
@@ -74,7 +74,7 @@ class Experiment:
         Raises:
             DataError: If it is of another configuration, or cannot be read.
         """
-        return kept.load_record(self._record(seed, way), self.config_of(seed))
+        return stored.load_record(self._record(seed, way), self.config_of(seed))
 
     def _start_file(self, seed: int) -> Path:
         return self.folder(seed) / "start.safetensors"
@@ -105,11 +105,11 @@ class Experiment:
             for way in WAYS:
                 if self.finished(seed, way):
                     for file in self._members(seed, way):
-                        kept.check_tensors(file, config)
+                        stored.check_tensors(file, config)
             if self.finished(seed, "start"):
-                kept.check_tensors(self._start_file(seed), config)
+                stored.check_tensors(self._start_file(seed), config)
                 if self._attacked_file(seed).exists():
-                    kept.check_tensors(self._attacked_file(seed), config)
+                    stored.check_tensors(self._attacked_file(seed), config)
             check_members(self.folder(seed) / "independent", config)
 
     def _members(self, seed: int, way: str) -> list[Path]:
@@ -130,7 +130,7 @@ class Experiment:
                 continue
             ensemble = self._build(way, start, seed, resume=resume, progress=progress)
             record = self._measure(ensemble, start, attacked, seed)
-            kept.save_record(self._record(seed, way), record, self.config_of(seed))
+            stored.save_record(self._record(seed, way), record, self.config_of(seed))
             print(diversity_tables.line(seed, way, record), flush=True)
 
     def _start(self, seed: int, *, progress: bool) -> nn.Module:
@@ -140,7 +140,7 @@ class Experiment:
         # The layout that convolutions on a CPU prefer; all that is made from the start network keeps it.
         model = model.to(memory_format=torch.channels_last)
         if self.finished(seed, "start"):
-            model.load_state_dict(kept.load_tensors(file, config))
+            model.load_state_dict(stored.load_tensors(file, config))
             return model.eval()
         seconds = 0.0
         if self.checkpoint is not None:
@@ -159,11 +159,11 @@ class Experiment:
                     progress=show,
                 )
                 seconds = time.perf_counter() - begun
-        kept.save_tensors(file, model.state_dict(), config)
+        stored.save_tensors(file, model.state_dict(), config)
         clean = accuracy(model, self.task.test_inputs, self.labels, batch_size=500)
         self._attacked_file(seed).unlink(missing_ok=True)
         record = {"accuracy": clean, "seconds": seconds}
-        kept.save_record(self._record(seed, "start"), record, config)
+        stored.save_record(self._record(seed, "start"), record, config)
         return model
 
     def _transfer(self, start: nn.Module, seed: int) -> dict[float, Tensor]:
@@ -171,7 +171,7 @@ class Experiment:
         file, config = self._attacked_file(seed), self.config_of(seed)
         record = _known(self.finished(seed, "start"))
         if file.exists() and "transfer" in record:
-            found = kept.load_tensors(file, config)
+            found = stored.load_tensors(file, config)
             return {eps: found[f"{eps:.6g}"].to(self.images) for eps in self.attacks.attack_eps}
         count = self.attacks.attack_images
         images, labels = self.images[:count], self.labels[:count]
@@ -179,9 +179,9 @@ class Experiment:
         made = {
             eps: self._pgd(pixels, images, labels, eps, seed) for eps in self.attacks.attack_eps
         }
-        kept.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()}, config)
+        stored.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()}, config)
         fooled = {f"{eps:.6g}": percent(_classes(pixels, x) == labels) for eps, x in made.items()}
-        kept.save_record(self._record(seed, "start"), {**record, "transfer": fooled}, config)
+        stored.save_record(self._record(seed, "start"), {**record, "transfer": fooled}, config)
         return made
 
     def _build(
@@ -310,10 +310,10 @@ class Experiment:
         diversity_figures.layers(self.out / "layers.png", records)
         names = {way: self._members(seeds[0], way) for way in ways}
         diversity_figures.weight_space(self.out / "weights.png", start_file, names)
-        attacked = kept.load_tensors(self._attacked_file(seeds[0]), config)
+        attacked = stored.load_tensors(self._attacked_file(seeds[0]), config)
         attacked_most = attacked[f"{self.attacks.table_eps:.6g}"]
         start = self.network.build()
-        start.load_state_dict(kept.load_tensors(start_file, config))
+        start.load_state_dict(stored.load_tensors(start_file, config))
         pixels = Pixels(start, self.info).eval().to(self.images.device)
         shown = attacked_most[:SHOWN].to(self.images)
         diversity_figures.pictures(

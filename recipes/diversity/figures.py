@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from recipes.common.report import replace
+from recipes.common.files import replace
 from recipes.diversity.settings import WAYS
 
 _COLOURS = dict(

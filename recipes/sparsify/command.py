@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fipoptim import Solver
 from fipoptim.secondary import SparseProjection
-from recipes.common import kept, report
+from recipes.common import report, stored
 from recipes.common.augment import augmentation
 from recipes.common.data import DataError, load_task
 from recipes.common.options import (
@@ -29,13 +30,14 @@ from recipes.common.options import (
     run_recipe,
     usable_device,
 )
-from recipes.common.settings import add_options
+from recipes.common.settings import add_options, shown
 from recipes.sparsify import tables
 from recipes.sparsify.dense import load_dense
-from recipes.sparsify.experiment import RECIPE, SparsifyExperiment
+from recipes.sparsify.experiment import SparsifyExperiment
 from recipes.sparsify.methods import METHODS
 from recipes.sparsify.methods.path import PathOptions
 from recipes.sparsify.networks import NETWORKS, Network
+from recipes.sparsify.results import RECIPE, report_results
 from recipes.sparsify.settings import SparsifySettings
 
 PROGRAM = f"python -m recipes.{RECIPE}"
@@ -79,7 +81,7 @@ def _main(argv: Sequence[str] | None) -> int:
     config = {
         "network": name,
         "data": data,
-        **kept.identity(arguments.checkpoint),
+        **stored.identity(arguments.checkpoint),
         "dense_epochs": network.dense_epochs,
         "dense_batch_size": network.dense_batch_size,
         "validation": arguments.validation,
@@ -91,35 +93,22 @@ def _main(argv: Sequence[str] | None) -> int:
         task.to(device),
         sparsities,
         settings,
-        augmentation(data),
-        config,
-        arguments.out,
-        report.environment(device),
+        methods,
+        checkpoint=checkpoint,
+        augment=augmentation(data),
+        config=config,
+        out=arguments.out,
+        environment=report.environment(device),
+        progress=arguments.progress,
     )
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        if arguments.resume:
-            experiment.check_resumable(seeds, methods)
-        else:
-            experiment.clear(seeds, methods)
-    except OSError as error:
-        parser.error(f"argument --out: cannot make the folder {arguments.out}: {error.strerror}")
-    except DataError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    experiment.prepare(parser, seeds, resume=arguments.resume)
     plan = tables.plan(methods, sparsities, settings, rewinds=checkpoint is None)
     print(f"{plan}\n", flush=True)
     try:
-        for seed in seeds:
-            experiment.run(
-                seed,
-                methods,
-                checkpoint,
-                resume=arguments.resume,
-                progress=arguments.progress,
-            )
+        records = experiment.run(seeds, methods)
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
-    experiment.report(seeds, methods, export=arguments.export)
+    report_results(experiment, records, seeds, export=arguments.export)
     return 0
 
 
@@ -149,7 +138,7 @@ def _settings(
 ) -> tuple[SparsifySettings, list[float]]:
     """The network's defaults, changed by the command line, and the sparsities; checked before anything is loaded."""
     defaults = _defaults(network)
-    given = {name: vars(arguments)[name] for name in defaults.names() if name in arguments}
+    given = {name: vars(arguments)[name] for name in defaults.flat() if name in arguments}
     settings = defaults.changed(**{**given, "keep": tuple(arguments.keep)})
     sparsities = sorted(set(arguments.sparsity or network.sparsities))
     model = network.build()
@@ -224,8 +213,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     defaults = [_defaults(network) for network in NETWORKS.values()]
-    add_options(parser.add_argument_group("all methods"), SparsifySettings, defaults)
+    add_options(parser.add_argument_group("all methods"), SparsifySettings, defaults, show=_shown)
     for kind in _option_kinds():
         group = parser.add_argument_group(getattr(kind, "group", kind.__name__))
-        add_options(group, kind, [settings.of(kind) for settings in defaults])
+        add_options(group, kind, [settings.of(kind) for settings in defaults], show=_shown)
     return parser
+
+
+def _shown(default: Any) -> str:
+    """A default as ``--help`` shows it."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "all" if default is None else shown(default)

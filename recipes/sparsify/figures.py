@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: a recipe runs where there is no screen
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from recipes.common.report import replace
+from recipes.common.figures import save
 from recipes.sparsify.methods import METHODS
 
 _COLOURS = ("#1f5fa8", "#d9730d", "#b03a5b", "#4c9150", "#7a5ea8", "0.5")
@@ -66,7 +63,7 @@ def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -
     axes.grid(color="0.92", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left", fontsize=9)
-    _save(figure, path)
+    save(figure, path, dpi=120)
 
 
 def weight_space(
@@ -122,7 +119,7 @@ def weight_space(
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path, dpi=120)
 
 
 def layers(path: Path, states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
@@ -170,7 +167,7 @@ def layers(path: Path, states: Sequence[Mapping[str, Tensor]], names: Sequence[s
     )
     left.set_ylabel("sparsity of the layer (%)")
     left.grid(axis="y", color="0.92", linewidth=0.7)
-    _save(figure, path)
+    save(figure, path, dpi=120)
 
 
 def _overlap(figure: Any, axes: Any, masks: Sequence[Tensor]) -> None:
@@ -184,8 +181,3 @@ def _overlap(figure: Any, axes: Any, masks: Sequence[Tensor]) -> None:
     axes.set_yticks(range(len(masks)))
     density = float(masks[0].float().mean())
     axes.set_title(f"overlap of masks (by chance {density / (2 - density):.2%})", fontsize=10)
-
-
-def _save(figure: Any, path: Path) -> None:
-    replace(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
-    plt.close(figure)

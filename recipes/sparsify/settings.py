@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from recipes.common.options import or_none, positive, whole
-from recipes.common.settings import Settings, option
+from recipes.common.recipe_settings import RecipeSettings
+from recipes.common.settings import option
 
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 COUNT: dict[str, Any] = {"type": whole(1), "metavar": "N"}
@@ -15,7 +16,7 @@ RATE: dict[str, Any] = {"type": positive, "metavar": "X"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsifySettings(Settings):
+class SparsifySettings(RecipeSettings):
     """How networks are pruned, whatever the method.
 
     Attributes:

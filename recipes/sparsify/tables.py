@@ -8,7 +8,6 @@ from typing import Any
 
 from recipes.common import report
 from recipes.sparsify.methods import METHODS
-from recipes.sparsify.outcome import SparseNetwork
 from recipes.sparsify.settings import SparsifySettings
 
 
@@ -42,10 +41,21 @@ def plan(
     return report.aligned(rows)
 
 
-def line(seed: int, title: str, dense: float, networks: Sequence[SparseNetwork]) -> str:
-    """The accuracies of one run at each sparsity, in one line."""
-    found = ", ".join(f"{n.sparsity:.4g}: {n.accuracy:.2f}" for n in networks)
-    return f"seed {seed}, {title}: dense {dense:.2f}; {found}; {networks[-1].seconds:.0f} s"
+def line(seed: int, sparsities: Sequence[float], record: Mapping[str, Any]) -> str:
+    """The accuracies of one run at each sparsity, in one line.
+
+    Args:
+        seed: The seed of the run.
+        sparsities: The sparsities asked for.
+        record: The record of the run.
+    """
+    networks = record["networks"]
+    found = ", ".join(
+        f"{sparsity:.4g}: {network['accuracy']:.2f}"
+        for sparsity, network in zip(sparsities, networks, strict=True)
+    )
+    dense, seconds = record["dense_accuracy"], networks[-1]["seconds"]
+    return f"seed {seed}, {record['title']}: dense {dense:.2f}; {found}; {seconds:.0f} s"
 
 
 def metrics(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Stepper:
 class Method(ABC):
     """One run of a pruning method, from a dense network to each sparsity in turn.
 
-    A new method derives from this class and is registered in ``recipes.sparsify.methods.METHODS``.
+    A new method derives from this class and is registered in ``recipes.sparsify.methods``.
 
     Attributes:
         title: The name in tables and plots.

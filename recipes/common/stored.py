@@ -1,38 +1,38 @@
-"""Files that a resumed run reads back: each carries the configuration that made it, and serves no other.
+"""Files that a resumed run reads back. Each file holds the configuration that made it and is refused for any other.
 
-Tensors and plain values alone are read, so a folder of somebody else's can be resumed without running code of theirs.
+Only tensors and plain values are read, so resuming in somebody else's folder runs no code of theirs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recipes.common import report
 from recipes.common.data import DataError
+from recipes.common.files import read_json, read_untrusted, replace, write_json
 
-Config = Mapping[str, Any]  # what a file's content depends on; JSON can hold it
+T = TypeVar("T")
+Config = Mapping[str, Any]  # everything that a file's content depends on; JSON can hold it
 _CONFIG = "config"
 
 
 def save_tensors(path: Path, state: Mapping[str, Tensor], config: Config) -> None:
-    """Writes safetensors, whole or not at all, in the plain layout: networks here may be channels last."""
+    """Writes a safetensors file, whole or not at all. Tensors are made contiguous: networks may be channels last."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {_CONFIG: json.dumps(config)}
-    report.replace(path, lambda temporary: save_file(plain, temporary, metadata))
+    replace(path, lambda temporary: save_file(plain, temporary, metadata))
 
 
 def load_tensors(path: Path, config: Config) -> dict[str, Tensor]:
-    """What :func:`save_tensors` wrote with this configuration.
+    """Returns what :func:`save_tensors` wrote with this configuration.
 
     Raises:
         DataError: If the file is of another configuration (with the differences), or cannot be read.
@@ -42,7 +42,11 @@ def load_tensors(path: Path, config: Config) -> dict[str, Tensor]:
 
 
 def check_tensors(path: Path, config: Config) -> None:
-    """Raises what :func:`load_tensors` raises, and reads no more than the configuration."""
+    """Checks the configuration of a file that :func:`save_tensors` wrote, and reads nothing else of it.
+
+    Raises:
+        DataError: If the file is of another configuration (with the differences), or cannot be read.
+    """
 
     def metadata() -> Any:
         with safe_open(path, "pt") as file:
@@ -54,16 +58,18 @@ def check_tensors(path: Path, config: Config) -> None:
 def save_state(path: Path, state: Mapping[str, Any], config: Config) -> None:
     """Writes tensors and plain values with ``torch.save``, whole or not at all."""
     content = {**state, _CONFIG: json.dumps(config)}
-    report.replace(path, lambda temporary: torch.save(content, temporary))
+    replace(path, lambda temporary: torch.save(content, temporary))
 
 
-def load_state(path: Path, config: Config) -> dict[str, Any]:
-    """What :func:`save_state` wrote with this configuration.
+def load_state(path: Path, config: Config) -> dict[str, Any] | None:
+    """Returns what :func:`save_state` wrote with this configuration; None if there is no such file.
 
     Raises:
         DataError: If the file is of another configuration (with the differences), cannot be read, or holds anything
             but tensors and plain values.
     """
+    if not path.exists():
+        return None
     content = _read(path, lambda: torch.load(path, weights_only=True))
     known = isinstance(content, dict) and isinstance(content.get(_CONFIG), str)
     refuse_another(path, json.loads(content.pop(_CONFIG)) if known else None, config)
@@ -73,25 +79,29 @@ def load_state(path: Path, config: Config) -> dict[str, Any]:
 
 def save_record(path: Path, record: Mapping[str, Any], config: Config) -> None:
     """Writes JSON, whole or not at all."""
-    report.write_json(path, {_CONFIG: config, **record})
+    write_json(path, {_CONFIG: config, **record})
 
 
 def load_record(path: Path, config: Config) -> dict[str, Any] | None:
-    """What :func:`save_record` wrote with this configuration; None if there is no such file.
+    """Returns what :func:`save_record` wrote with this configuration; None if there is no such file.
 
     Raises:
         DataError: If the file is of another configuration (with the differences), or cannot be read.
     """
     if not path.exists():
         return None
-    content = _read(path, lambda: report.read_json(path))
+    content = _read(path, lambda: read_json(path))
     refuse_another(path, content.get(_CONFIG) if isinstance(content, dict) else None, config)
-    record: dict[str, Any] = content
-    return record
+    return content
 
 
 def refuse_another(path: Path, found: Any, wanted: Config) -> None:
     """Refuses a file of another configuration, or of none.
+
+    Args:
+        path: The file, for the message.
+        found: The configuration that the file holds.
+        wanted: The configuration asked for.
 
     Raises:
         DataError: With the differences.
@@ -108,8 +118,8 @@ def refuse_another(path: Path, found: Any, wanted: Config) -> None:
 
 
 def differences(old: Config, new: Config) -> str:
-    """What differs between the configuration of a run that is there and the one asked for; empty if nothing does."""
-    # As JSON has them: tuples and lists are the same.
+    """Says in which keys the configuration that is there differs from the one asked for; empty if in none."""
+    # JSON makes no difference between tuples and lists, so compare the two as JSON has them.
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
 
     def shown(config: Config, key: str) -> str:
@@ -120,7 +130,7 @@ def differences(old: Config, new: Config) -> str:
 
 
 def identity(checkpoint: Path | None) -> dict[str, str | None]:
-    """What a configuration says of the network that a run starts from: its name, and what tells it from others."""
+    """What a configuration says about the file that a run starts from: its name and the SHA-256 of its content."""
     if checkpoint is None:
         return {"checkpoint": None, "checkpoint_sha256": None}
     with checkpoint.open("rb") as file:
@@ -128,17 +138,10 @@ def identity(checkpoint: Path | None) -> dict[str, str | None]:
     return {"checkpoint": checkpoint.name, "checkpoint_sha256": digest}
 
 
-def _read(path: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except pickle.UnpicklingError as error:
-        # torch's message tells how to run what the file holds, which nobody should.
-        raise DataError(
-            f"--resume: {path} holds more than tensors and plain values, or is damaged, and was not loaded; "
-            "choose another --out"
-        ) from error
-    except Exception as error:  # a damaged file may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"--resume: {path} cannot be read: {reason}; remove it or choose another --out"
-        ) from error
+def _read(path: Path, read: Callable[[], T]) -> T:
+    return read_untrusted(
+        read,
+        unsafe=f"--resume: {path} holds more than tensors and plain values, or is damaged, and was not loaded; "
+        "choose another --out",
+        unreadable=f"--resume: {path} cannot be read: {{reason}}; remove it or choose another --out",
+    )

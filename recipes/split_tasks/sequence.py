@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fipoptim.anchors import squared_distance
-from recipes.common import kept
 from recipes.common.augment import Augment
 from recipes.common.batch_statistics import by_batch, with_statistics
 from recipes.common.data import Task
@@ -20,8 +18,9 @@ from recipes.common.process_memory import PeakMemory, give_back
 from recipes.common.progress import Progress
 from recipes.common.training import accuracy, minibatches, outputs, scores, steps_an_epoch
 from recipes.continual import learners
-from recipes.continual.known_outputs import Held
 from recipes.continual.learners import Learner, Loss
+from recipes.continual.remembered import draw_remembered
+from recipes.split_tasks.settings import SplitTasksSettings
 
 TESTED_STEPS = (1, 3, 10)  # of each task, where a switch does its damage; and the last one
 HELD_OUT = 100  # test inputs of each task on which drift is measured, and accuracy on the way
@@ -29,27 +28,6 @@ SCORED = 8  # test images of each task whose scores are drawn
 # Remembered inputs, of all tasks alike, on which batch norm's statistics are measured; and how many at a time.
 MEASURED = 500
 AT_ONCE = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(learners.Settings):
-    """How a sequence of tasks is learnt.
-
-    Attributes:
-        hold: Which outputs are held on a remembered input, where outputs are: all of the head, those of the classes
-            known when it was learnt, or those of its own task.
-        batch_norm: Whether batch norm layers keep the statistics of the first task and normalise by them, or normalise
-            by each batch on the way; the network is then tested with statistics of remembered inputs of all tasks so
-            far.
-    """
-
-    hold: Literal["all", "known", "task"] = "known"
-    batch_norm: Literal["frozen", "batch"] = "batch"
-
-    def held(self, task: Task, head: int) -> Held:
-        """The range of outputs that are held on inputs of a task, for a head of so many."""
-        first, end = task.class_range
-        return {"all": (0, head), "known": (0, end), "task": (first, end)}[self.hold]
 
 
 @dataclass
@@ -114,7 +92,7 @@ def learn_sequence(
     method: str,
     model: nn.Module,
     tasks: Sequence[Task],
-    settings: Settings,
+    settings: SplitTasksSettings,
     *,
     epochs: int,
     batch_size: int,
@@ -122,8 +100,8 @@ def learn_sequence(
     shift: Augment | None,
     augment: Augment | None,
     seed: int,
-    checkpoint: Path,
-    config: Mapping[str, Any],
+    partial: Mapping[str, Any] | None,
+    save: Callable[[Mapping[str, Any]], None],
     progress: Progress = lambda steps, text: None,
 ) -> Record:
     """Learns the tasks after the first, in turn.
@@ -139,16 +117,13 @@ def learn_sequence(
         shift: Augmentation of the batches.
         augment: Augmentation of the remembered inputs, where no label is needed.
         seed: Of the batches and of what is remembered.
-        checkpoint: Written after every task, so an interrupted run loses the task in hand alone; if it is there, the
-            run goes on from it.
-        config: The run's, stored with the checkpoint.
+        partial: What ``save`` got last from an interrupted run, which goes on from there; None starts with the second
+            task.
+        save: Called after every task with all that going on takes, so that an interrupted run loses one task at most.
         progress: Called with the number of steps just taken and what is going on.
 
     Returns:
         What was found.
-
-    Raises:
-        DataError: If ``checkpoint`` is of another configuration, or cannot be read.
     """
     moving = by_batch(model) if settings.batch_norm == "batch" else model
     learner = learners.learner(
@@ -161,8 +136,8 @@ def learn_sequence(
         loss=loss,
     )
     run = _Sequence(model, moving, learner, tasks, settings, seed)
-    if checkpoint.exists():
-        run.load(kept.load_state(checkpoint, config))
+    if partial is not None:
+        run.load(partial)
     else:
         run.finish_task(0)
     device = tasks[0].train_inputs.device
@@ -181,7 +156,7 @@ def learn_sequence(
         if memory.peak is not None:
             run.record.peak = max(memory.peak, run.record.peak or 0)
         run.finish_task(k)
-        kept.save_state(checkpoint, run.state(), config)
+        save(run.state())
     return run.record
 
 
@@ -194,7 +169,7 @@ class _Sequence:
         moving: nn.Module,
         learner: Learner,
         tasks: Sequence[Task],
-        settings: Settings,
+        settings: SplitTasksSettings,
         seed: int,
     ) -> None:
         self.model, self.moving, self.learner = model, moving, learner
@@ -262,11 +237,7 @@ class _Sequence:
 
     def _remembered(self, k: int) -> tuple[Tensor, Tensor]:
         """The inputs of task ``k`` that are remembered, and their labels."""
-        task = self.tasks[k]
-        chosen = torch.randperm(
-            len(task.train_inputs), generator=torch.Generator().manual_seed(self.seed + k)
-        )[: self.settings.anchors].to(task.train_inputs.device)
-        return task.train_inputs[chosen], task.train_labels[chosen]
+        return draw_remembered(self.tasks[k], self.settings.anchors, self.seed + k)
 
     def state(self) -> dict[str, Any]:
         """Everything that going on takes: tensors and plain values."""
