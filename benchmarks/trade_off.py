@@ -35,8 +35,9 @@ from recipes.common.data import DataError, Task, load_pair
 from recipes.common.networks import network_for
 from recipes.common.options import SEED, Distinct, fraction, whole
 from recipes.common.training import accuracy, minibatches, seed_everything
-from recipes.continual import learners
-from recipes.continual.learners import METHODS, Tuning
+from recipes.continual.methods import METHODS, make_learner, options_of
+from recipes.continual.methods.base import Learner
+from recipes.continual.options import config_of
 from recipes.continual.remembered import draw_remembered
 from recipes.new_task.learning import learn_first_task
 from recipes.new_task.settings import DEFAULTS, NewTaskSettings
@@ -70,7 +71,7 @@ def points(
 
     Args:
         tasks: The first, and the new one.
-        settings: The path's; momentum, eps, beta and what distillation has to tune are overridden.
+        settings: The recipe's; the momentum, step length (learning rate) and weight of both methods are overridden.
         ratio: Seconds of a step of the path over those of a step of distillation.
         seed: Of the weights, batches and anchors.
         progress: Whether to show a bar.
@@ -126,13 +127,15 @@ def _learner(
     strength: float,
     *,
     seed: int,
-) -> learners.Learner:
-    chosen = (
-        dataclasses.replace(settings, momentum=momentum, eps=rate, beta=strength)
+) -> Learner:
+    changes = (
+        {"momentum": momentum, "eps": rate, "beta": strength}
         if method == "fip"
-        else dataclasses.replace(settings, tuning={method: Tuning(rate, strength, momentum)})
+        else {"momentum": momentum, "lr": rate, "strength": strength}
     )
-    return learners.learner(
+    options = dataclasses.replace(options_of(method, settings), **changes)
+    chosen = dataclasses.replace(settings, methods={**settings.methods, method: options})
+    return make_learner(
         method,
         model,
         chosen,
@@ -379,7 +382,10 @@ def main() -> None:
         anchors=arguments.anchors,
         anchor_batch=arguments.anchor_batch,
         augment=arguments.augment,
-        products=PRODUCTS,
+        methods={
+            **base.methods,
+            "fip": dataclasses.replace(base.methods["fip"], products=PRODUCTS),
+        },
     )
     if not settings.augment and arguments.anchor_batch > settings.anchors:
         settings = dataclasses.replace(settings, anchor_batch=None)
@@ -396,7 +402,7 @@ def main() -> None:
         tasks = tasks[0].held_out(arguments.validation), tasks[1].held_out(arguments.validation)
     # Momentum, lengths of step and learning rates are the grid's.
     config = {
-        **dataclasses.asdict(settings),
+        **config_of(settings),
         "validation": arguments.validation,
         "steps": STEPS,
         "momentum": {method: list(of.values()) for method, of in MOMENTUM.items()},

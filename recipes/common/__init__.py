@@ -1,1 +1,1 @@
-"""What the recipes share; nothing here imports a recipe."""
+"""Shared by all recipes; nothing here imports a recipe."""

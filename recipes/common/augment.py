@@ -1,4 +1,4 @@
-"""Images made many: random shifts and flips, or affine maps and mixtures."""
+"""Random views of images: shifts and flips, or affine maps and mixtures of pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Augment = Callable[[Tensor], Tensor]
 def augmentation(name: str) -> Augment:
     """The usual augmentation of a data set: shifts within black borders, and flips for photographs.
 
-    The draws are torch's own on the CPU: one a batch, so that a batch is one view of its images.
+    One view is drawn for a whole batch, by torch's default generator on the CPU.
     """
     info = DATASETS[name]
     pixels, flips = {"ten digits": (1, False), "mnist": (2, False), "cifar": (4, True)}[info.family]
@@ -25,7 +25,7 @@ def augmentation(name: str) -> Augment:
         black = info.black.to(inputs)
         height, width = inputs.shape[2:]
         i, j = torch.randint(2 * pixels + 1, (2,)).tolist()
-        # Padding is by a number: pad what is above black.
+        # F.pad pads with one number for all channels, and black differs by channel: pad what is above black.
         padded = F.pad(inputs - black, (pixels,) * 4) + black
         view = padded[:, :, i : i + height, j : j + width]
         if flips and bool(torch.rand(()) < 0.5):
@@ -35,20 +35,19 @@ def augmentation(name: str) -> Augment:
     return augment
 
 
-TURN, SHEAR, SCALE, SHIFT = (
-    0.2,
-    0.15,
-    0.15,
-    0.1,
-)  # most: radians, two shares, and a share of the image's half
+# The largest changes of an affine map.
+TURN = 0.2  # radians
+SHEAR = 0.15
+SCALE = 0.15  # share of the size
+SHIFT = 0.1  # share of half the image
 
 
 def many(name: str, views: int) -> Augment:
-    """Makes of few images of a data set many to compare two networks on, where no label is needed.
+    """Makes many views of few images, to compare two networks on them. Mixtures of images have no label.
 
-    Each of the ``views`` copies of an image goes through an affine map of its own (turned, sheared, scaled, shifted,
-    and flipped for photographs) and is then mixed with another: at least half of it stays. The draws are torch's own
-    on the CPU.
+    Each image is repeated ``views`` times. Each copy goes through an affine map of its own (turned, sheared, scaled,
+    shifted, and flipped for photographs) and is then mixed with another copy, of which it takes half at most. All is
+    drawn by torch's default generator on the CPU.
 
     Returns:
         A function of inputs ``(n, channels, h, w)`` that gives ``(n * views, channels, h, w)``.
@@ -58,7 +57,7 @@ def many(name: str, views: int) -> Augment:
 
     def augment(inputs: Tensor) -> Tensor:
         black = info.black.to(inputs)
-        # The border is filled with zeros: map what is above black.
+        # F.grid_sample fills the border with zeros: map what is above black.
         x = (inputs - black).repeat(views, 1, 1, 1)
         count = len(x)
 

@@ -1,9 +1,9 @@
-"""Batch norm on the way: layers that normalise by the statistics of each batch, as in training, and back.
+"""Batch norm that normalises by the statistics of each batch while weights move, and by running statistics at the end.
 
-In eval mode the layers' running statistics are constants, and as weights move these no longer fit what the layers see.
-A path through many weights then ends at a worse network than training does. A network without running statistics has
-the same derivative in eval mode as it has in training, so an ``AnchorBatch`` holds it like any other network; when it
-has arrived, running statistics are measured once.
+In eval mode running statistics are constants. As weights move, they no longer fit what the layers see, and a path
+through many weights ends at a worse network than training does. A network without running statistics computes in eval
+mode what it computes in training, so an ``AnchorBatch`` holds it like any other network. When its weights have moved,
+running statistics are measured once.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def by_batch(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def with_statistics(model: nn.Module, like: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """The network that is shipped: the weights of ``model``, running statistics measured on ``batches``.
+    """The network that is shipped: it has the weights of ``model`` and running statistics measured on ``batches``.
 
     Args:
-        model: What ``by_batch`` made, or a network that came from it.
-        like: A network of the architecture with running statistics; left as it is.
-        batches: Inputs; the statistics are the mean over batches. Not read where there is no batch norm.
+        model: A network that :func:`by_batch` made; its weights may have moved since.
+        like: A network of the same architecture with running statistics; left as it is.
+        batches: Inputs; the statistics are the mean over batches. They are not read if there is no batch norm.
 
     Returns:
-        A copy of ``like`` in eval mode, with everything else from ``model``.
+        A copy of ``like`` in eval mode, with the parameters and other buffers of ``model``.
     """
     made = copy.deepcopy(like).eval()
     made.load_state_dict(model.state_dict(), strict=False)  # it lacks the statistics

@@ -1,4 +1,4 @@
-"""A trained network that a recipe is given as a file."""
+"""Loads a trained network from a file that the user names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     own = model.state_dict()
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise DataError(f"{path} holds no state dict of tensors; save model.state_dict()")
-    # A safetensors file of a network with batch norm may leave out the counters.
+    # A file of a network with batch norm may leave out the counters of batches.
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unknown = [n for n in state if n not in own]
     other = [

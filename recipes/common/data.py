@@ -1,7 +1,7 @@
-"""The named data sets of the recipes, whole in memory, alone or as pairs of tasks that share one head.
+"""The named data sets of the recipes, whole in memory: alone, split into tasks, or as two tasks that share one head.
 
-Inputs are float32 images ``(n, channels, height, width)``: scaled to [0, 1], then ``(x - mean) / std`` with the mean
-and standard deviation of each channel over the data set's own training split, written down in ``DATASETS``.
+Inputs are float32 images ``(n, channels, height, width)``. Pixels are scaled to [0, 1], then normalised to
+``(x - mean) / std`` with the mean and standard deviation of each channel over the training split, both in ``DATASETS``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from torchvision import datasets as torchvision_datasets
 
 
 class DataError(ValueError):
-    """A data set that is unknown, not where it was looked for, or of no use beside the other one."""
+    """Data or a file that a recipe cannot use: unknown, not there, damaged, or not fitting the rest."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is fixed about a data set: images of one ``family`` have one size and can share a network.
+    """What is fixed about a data set.
 
-    ``mean`` and ``std`` are those of each channel.
+    Attributes:
+        family: Images of one family have the same size and can share a network.
+        classes: The number of classes.
+        mean: The mean of each channel.
+        std: The standard deviation of each channel.
     """
 
     family: str
@@ -44,7 +48,7 @@ class DatasetInfo:
 
     @property
     def black(self) -> Tensor:
-        """What a black pixel is after normalisation, ``(channels, 1, 1)``."""
+        """The value of a black pixel after normalisation, ``(channels, 1, 1)``."""
         return self.normalized(torch.zeros(1, len(self.mean), 1, 1))[0]
 
 
@@ -119,7 +123,7 @@ class Task:
     def held_out(self, share: float, *, seed: int = 0) -> Task:
         """The same task with a ``share`` of its training part in place of the test part, which is dropped.
 
-        For choosing settings without a look at the test part. The part held out depends on ``seed`` alone.
+        It serves to choose settings without looking at the test part. Only ``seed`` decides which inputs are held out.
         """
         count = max(1, round(share * len(self.train_inputs)))
         order = torch.randperm(
@@ -142,7 +146,7 @@ def load_task(
 
     Args:
         name: One of ``DATASETS``.
-        data_root: The folder given to torchvision; the embedded digits need none.
+        data_root: The folder of torchvision's data sets; the embedded digits need none.
         download: Whether torchvision may fetch what is not in ``data_root``.
         label_offset: Added to labels that start at 0.
 

@@ -45,7 +45,7 @@ class Experiment(ABC, Generic[Start, Result]):
     def __init__(self, out: Path, config: Mapping[str, Any], methods: Sequence[str]) -> None:
         self.out, self.config, self.methods = out, config, methods
 
-    # What a recipe says.
+    # A recipe writes these three, and the hooks after them if it needs them.
 
     @abstractmethod
     def start(self, seed: int) -> Start:
@@ -75,7 +75,7 @@ class Experiment(ABC, Generic[Start, Result]):
         return True
 
     def needs_run(self, seed: int, unfinished: Sequence[str]) -> bool:
-        """Whether a seed has something left to do, given those of its methods that are not finished."""
+        """Whether anything is left to do for a seed; ``unfinished`` are its methods that have not finished."""
         return bool(unfinished)
 
     def tensor_files(self, seed: int, method: str) -> Sequence[Path]:
@@ -184,7 +184,7 @@ class Experiment(ABC, Generic[Start, Result]):
     ) -> None:
         """Makes the folder, then clears it for a new run or checks it for a resumed one.
 
-        Where that fails, the parser ends the program and says why.
+        If that fails, the parser ends the program and says why.
         """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ class Experiment(ABC, Generic[Start, Result]):
             earlier one are alike.
 
         Raises:
-            DataError: If a file of another configuration is in the way.
+            DataError: If a file is of another configuration, or cannot be read.
         """
         for seed in seeds:
             self.folder(seed).mkdir(parents=True, exist_ok=True)

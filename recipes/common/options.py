@@ -1,4 +1,4 @@
-"""What the recipes' command lines have in common: the options of every recipe, and types that check a value."""
+"""What the command lines of all recipes share: common options, and argument types that check a value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 class Distinct(argparse.Action):
-    """Stores the values of an option of which none may be given twice: what is counted twice is not measured twice."""
+    """Stores the values of an option and refuses a value that is given twice: it would count twice in every mean."""
 
     def __call__(
         self,
@@ -22,7 +22,7 @@ class Distinct(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Refuses a second one by name."""
+        """Stores the values, or names the one that is given twice."""
         for k, value in enumerate(values):
             if value in values[:k]:
                 raise argparse.ArgumentError(self, f"{value} is given twice; give each value once")
@@ -87,8 +87,14 @@ def or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text == "none" else parse(text)
 
 
+# For options whose values are as common as these.
+COUNT: dict[str, Any] = {"type": whole(1), "metavar": "N"}
+RATE: dict[str, Any] = {"type": positive, "metavar": "X"}
+NUMBER: dict[str, Any] = {"type": number, "metavar": "X"}
+
+
 def usable_device(parser: argparse.ArgumentParser, name: str) -> torch.device:
-    """The device of that name; where it cannot be used, the parser ends the program and says why."""
+    """The device of that name; if it cannot be used, the parser ends the program and says why."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -100,12 +106,12 @@ def usable_device(parser: argparse.ArgumentParser, name: str) -> torch.device:
 
 
 def run_recipe(recipe: Callable[[], int], program: str, kept: str) -> int:
-    """Runs a recipe; returns the exit status, 130 and a word on ``--resume`` where it was interrupted.
+    """Runs a recipe and returns its exit status; after Ctrl-C it says how to go on and returns 130.
 
     Args:
-        recipe: Returns the exit status.
-        program: As it is called.
-        kept: What ``--resume`` keeps, or loses, as a sentence goes on after "which".
+        recipe: Runs the recipe and returns the exit status.
+        program: The command that started it.
+        kept: The part of the message after "go on with --resume, which": what is kept or lost.
     """
     try:
         return recipe()

@@ -1,4 +1,4 @@
-"""The most memory that was taken at once, and memory that is kept for nothing."""
+"""The memory of the process (not what methods remember): its peak, and giving freed memory back to the system."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 GIVE_BACK_EVERY = 100  # steps
+# On Linux: writing "5" to the first resets the peak, VmHWM, that the second shows.
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -15,7 +16,7 @@ class PeakMemory:
     """The peak inside the ``with`` block: of the device's allocator, or of the whole process on a CPU.
 
     Attributes:
-        peak: Bytes; None where the system does not tell (a CPU elsewhere than on Linux).
+        peak: Bytes; None if the system does not tell, as on a CPU under any system but Linux.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,14 +24,14 @@ class PeakMemory:
         self.peak: int | None = None
 
     def __enter__(self) -> PeakMemory:
-        """Forgets the peak so far."""
+        """Starts a new peak."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             try:
-                _RESET.write_text("5")  # resets VmHWM, the peak of the resident set
+                _RESET.write_text("5")
             except OSError:
-                self.device = torch.device("meta")  # nobody can tell
+                self.device = torch.device("meta")  # so that __exit__ reads nothing
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -44,10 +45,13 @@ class PeakMemory:
 
 
 def give_back(step: int = 0) -> bool:
-    """Returns freed memory of the process to the system, in every hundredth step of a long loop.
+    """Returns freed memory of the process to the system, at every hundredth step of a long loop.
 
-    Over many steps with tensors of many sizes the hoard of glibc grows to ten times of what is in use; other C
-    libraries hoard none.
+    glibc keeps freed memory. After many steps with tensors of many sizes it keeps ten times what is in use. Other C
+    libraries do not need this.
+
+    Args:
+        step: The number of the step; 0 always gives memory back.
 
     Returns:
         Whether memory went back.

@@ -1,4 +1,4 @@
-"""How far long work is: a bar, and the function that moves it."""
+"""Progress bars, and the function type by which long work moves them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Progress = Callable[[int, str], None]
 
 @contextmanager
 def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Progress]:
-    """A bar of ``total`` steps; what it gives moves it."""
+    """Shows a bar of ``total`` steps; the ``with`` statement gives the function that moves it."""
     with tqdm(total=total, desc=title, unit="step", disable=not shown) as bar:
 
         def show(steps: int, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe leaves behind: a printed table, ``results.json``, the path as CSV."""
+"""What all recipes leave behind: ``results.json``, printed tables, and the statistics over seeds in both."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scipy import stats
 
 from recipes.common.files import write_json
 
-Metrics = Mapping[str, float | None]  # of one run; None where it could not be measured
+Metrics = Mapping[str, float | None]  # the metrics of one run; None if one could not be measured
 
 
 def environment(device: torch.device) -> dict[str, str | int]:
-    """What ran the recipe, for ``results.json``."""
+    """The machine and the versions that ran the recipe, for ``results.json``."""
     found: dict[str, str | int] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -54,7 +54,7 @@ def write_results(
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text: the first is the heading, the first column is to the left, numbers are to the right."""
+    """Rows as text. The first row is the heading; the first column is aligned left, all others right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     printed = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -63,39 +63,18 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([printed[0], rule, *printed[1:]])
 
 
-def over_seeds(methods: Mapping[str, Sequence[Metrics]]) -> dict[str, Any]:
-    """The metrics of all methods as ``results.json`` holds them: the path's on top, the others' under ``baselines``.
-
-    Of each method the means over its runs. Where there are several, also their standard ``deviations``, each run's own
-    (``by_seed``), and for the others ``path_less_this``: :func:`paired` with the path's runs.
-
-    Args:
-        methods: Under the name of each method the metrics of its runs, one a seed, in the same order for all.
-    """
-    path = methods.get("fip")
-    found: dict[str, dict[str, Any]] = {}
-    for name, runs in methods.items():
-        known = [{k: v for k, v in run.items() if v is not None} for run in runs]
-        found[name] = dict(means(known))
-        if len(runs) > 1:
-            found[name] |= {"deviations": deviations(known), "by_seed": known}
-            if path is not None and name != "fip":
-                found[name]["path_less_this"] = paired(path, runs)
-    return {**found.pop("fip", {}), "baselines": found}
-
-
 def paired(runs: Sequence[Metrics], others: Sequence[Metrics]) -> dict[str, dict[str, float]]:
     """How two methods differ on the same seeds.
 
     Args:
-        runs: The metrics of one, one run a seed; two or more.
-        others: Those of the other, of the same seeds in the same order.
+        runs: The metrics of one method, one run a seed; two runs or more.
+        others: The metrics of the other method, for the same seeds in the same order.
 
     Returns:
-        Of each metric the ``mean`` of ``runs`` less ``others``, pair by pair, and its ``standard_error``.
+        For each metric the ``mean`` of the differences ``runs`` less ``others``, and its ``standard_error``.
 
     Raises:
-        ValueError: If there are more of one than of the other.
+        ValueError: If one method has more runs than the other.
     """
     found = {}
     for key in runs[0]:
@@ -124,18 +103,18 @@ def intervals(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def mean_and_deviation(values: Sequence[float], form: str) -> str:
-    """Their mean, with the standard deviation (with n - 1) where there are several."""
+    """The mean of the values as text, ± the standard deviation (with n - 1) if there are several."""
     mean = format(statistics.fmean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
 
 
 def mean_and_error(pair: Mapping[str, float], form: str) -> str:
-    """One of the differences that :func:`paired` finds: the mean with its sign ± its standard error."""
+    """A difference that :func:`paired` found as text: the mean with its sign ± its standard error."""
     return f"{pair['mean']:+{form}} ± {pair['standard_error']:{form}}"
 
 
 def _cpu_name() -> str:
-    """The processor's model name where the system tells it, else its architecture."""
+    """The processor's model name if the system tells it, otherwise its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -27,8 +27,8 @@ def option(help: str, *, default: Any = dataclasses.MISSING, **keywords: Any) ->
 
 def shown(value: Any) -> str:
     """A default as ``--help`` shows it."""
-    if value is None:
-        return "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
@@ -39,23 +39,25 @@ def add_options(
     *,
     prefix: str = "",
     title: str = "",
+    without: type[Any] | None = None,
     show: Callable[[Any], str] = shown,
 ) -> None:
-    """Adds the options that a settings class declares itself, without those of its bases.
+    """Adds an option for each field of a settings class that :func:`option` made.
 
     An option that is not given is absent from the parsed arguments, so defaults may be chosen after parsing.
 
     Args:
-        group: Where ``--help`` lists them.
+        group: The group under which ``--help`` lists them.
         kind: The class.
-        defaults: Settings whose values ``--help`` shows as defaults, one for each kind of data.
+        defaults: Instances of the class whose values ``--help`` shows as defaults, one for each kind of data.
         prefix: Before each option's name: ``"ewc-"`` makes ``--ewc-lr`` of the field ``lr``.
         title: Before each help text.
+        without: A base of the class whose fields are left out; they have been added to another group.
         show: Turns a default into text.
     """
-    inherited = {field.name for base in kind.__bases__ for field in _options(base)}
+    left_out = {field.name for field in _options(without)}
     for field in _options(kind):
-        if field.name not in inherited:
+        if field.name not in left_out:
             values = " / ".join(show(getattr(settings, field.name)) for settings in defaults)
             group.add_argument(
                 f"--{prefix}{field.name.replace('_', '-')}",
@@ -74,6 +76,6 @@ def given_options(
     return {name: values[key] for key, name in names.items() if key in values}
 
 
-def _options(kind: type[Any]) -> Iterator[dataclasses.Field[Any]]:
-    if dataclasses.is_dataclass(kind):
+def _options(kind: type[Any] | None) -> Iterator[dataclasses.Field[Any]]:
+    if kind is not None:
         yield from (field for field in dataclasses.fields(kind) if _HELP in field.metadata)

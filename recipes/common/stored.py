@@ -130,7 +130,7 @@ def differences(old: Config, new: Config) -> str:
 
 
 def identity(checkpoint: Path | None) -> dict[str, str | None]:
-    """What a configuration says about the file that a run starts from: its name and the SHA-256 of its content."""
+    """The entries of a configuration about the file that a run starts from: its name and its SHA-256."""
     if checkpoint is None:
         return {"checkpoint": None, "checkpoint_sha256": None}
     with checkpoint.open("rb") as file:

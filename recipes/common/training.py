@@ -1,4 +1,4 @@
-"""Training and testing as everyone does it: one loop that takes any optimizer, Adam on one cycle, accuracy."""
+"""Training and testing: one loop that takes any optimizer, Adam on one cycle, accuracy and scores."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def seed_everything(seed: int) -> None:
 
 
 def steps_an_epoch(task: Task, batch_size: int) -> int:
-    """How many batches ``minibatches`` yields for one epoch."""
+    """The number of batches that ``minibatches`` yields for one epoch."""
     return max(1, len(task.train_inputs) // batch_size)
 
 
-def steps_of(task: Task, batch_size: int, epochs: float) -> int:
-    """How many batches ``minibatches`` yields for that many epochs, of which the last may be a part."""
+def steps_in_epochs(task: Task, batch_size: int, epochs: float) -> int:
+    """The number of batches that ``minibatches`` yields for ``epochs`` epochs; the last may be a part of one."""
     return max(1, round(epochs * steps_an_epoch(task, batch_size)))
 
 
 def minibatches(
     task: Task, *, batch_size: int, epochs: float, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled training batches of ``batch_size``; what does not fill a batch sits that epoch out."""
+    """Shuffled training batches of ``batch_size``; inputs that do not fill a batch are left out for that epoch."""
     generator = torch.Generator().manual_seed(seed)
     device = task.train_inputs.device
-    steps, whole = steps_of(task, batch_size, epochs), steps_an_epoch(task, batch_size)
+    steps, whole = steps_in_epochs(task, batch_size, epochs), steps_an_epoch(task, batch_size)
     for done in range(0, steps, whole):
         order = torch.randperm(len(task.train_inputs), generator=generator).to(device)
         for k in range(min(whole, steps - done)):
@@ -58,17 +58,17 @@ def train(
     autocast: bool = False,
     after_step: Callable[[int], None] | None = None,
 ) -> float:
-    """Trains, the same lines for Adam and for ``fipoptim.FIPOptimizer``.
+    """Trains a network in place. The loop is the same for Adam and for ``fipoptim.FIPOptimizer``.
 
     Args:
         model: Trained in place.
         batches: Inputs and labels of each step.
         optimizer: Any ``torch.optim.Optimizer`` over the model's parameters.
         scheduler: Stepped after each step.
-        loss: Of outputs and labels.
+        loss: The loss of outputs and labels.
         freeze_batch_norm: Whether batch norm layers keep their running statistics and normalise by them.
-        autocast: Whether the model runs in bfloat16; its outputs are taken back to float32.
-        after_step: Called with the number of steps taken, to leave the model as it is; its time is not counted.
+        autocast: Whether the model runs in bfloat16; its outputs are converted to float32.
+        after_step: Called with the number of steps taken; it must leave the model as it is. Its time is not counted.
 
     Returns:
         Seconds spent training.
@@ -93,9 +93,10 @@ def train(
 def adam_one_cycle(
     model: nn.Module, *, lr: float, steps: int, momentum: float | None = None
 ) -> tuple[torch.optim.Adam, OneCycleLR]:
-    """Adam whose learning rate rises to ``lr`` and falls to nothing in ``steps`` steps.
+    """Adam whose learning rate rises to ``lr`` and then falls to 0 within ``steps`` steps.
 
-    ``momentum`` is its first beta; None lets it fall from 0.95 to 0.85 and rise again, against the learning rate.
+    ``momentum`` is Adam's first beta. If it is None, it falls from 0.95 to 0.85 while the learning rate rises, and
+    rises again while the learning rate falls.
     """
     cycled = momentum is None
     betas = (0.9 if momentum is None else momentum, 0.999)
@@ -104,7 +105,7 @@ def adam_one_cycle(
 
 
 def training_mode(model: nn.Module, *, freeze_batch_norm: bool) -> None:
-    """Train mode, in which batch norm layers may stay in eval mode."""
+    """Sets train mode; batch norm layers stay in eval mode if they are frozen."""
     model.train()
     if freeze_batch_norm:
         for layer in batch_norms(model):
@@ -130,7 +131,7 @@ def accuracy(
         model: Its mode is left as it is.
         inputs: ``(n, ...)``.
         labels: ``(n,)``.
-        classes: The first class to choose among and the one after the last (task-aware); None is the whole head.
+        classes: The first class to choose among and the one after the last (task-aware); None is all classes.
         batch_size: Inputs at a time.
     """
     first, end = classes or (0, None)
@@ -139,7 +140,7 @@ def accuracy(
 
 
 def scores(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """The probability ``(n,)`` of each input's own label over the whole head, in eval mode."""
+    """The probability ``(n,)`` of each input's label among all classes, in eval mode."""
     p = outputs(model, inputs, len(inputs)).softmax(dim=1)
     return p.gather(1, labels[:, None])[:, 0]
 
@@ -147,7 +148,7 @@ def scores(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Tensor, batch_size: int = 100) -> Tensor:
     """Outputs ``(n, m)`` in eval mode, ``batch_size`` inputs at a time; the mode of ``model`` is left as it is."""
-    # Module by module: train(True) would wake the batch norm layers that are frozen.
+    # Modes are restored one by one, because train(True) would also set frozen batch norm layers to train mode.
     training = [module for module in model.modules() if module.training]
     model.eval()
     z = torch.cat([model(x) for x in inputs.split(batch_size)])
@@ -157,6 +158,6 @@ def outputs(model: nn.Module, inputs: Tensor, batch_size: int = 100) -> Tensor:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device, so that seconds are those of the work and not of its queueing."""
+    """Waits until a GPU has done its work, so that a clock measures the work and not its queueing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,1 +1,1 @@
-"""What the recipes that learn one task after another share."""
+"""Shared by the recipes that learn one task after another, ``new_task`` and ``split_tasks``."""

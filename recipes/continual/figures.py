@@ -1,4 +1,4 @@
-"""What both continual-learning recipes draw: methods side by side, scores of single images, and weight space."""
+"""Figures of both continual-learning recipes: methods side by side, scores of single images, and weight space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from recipes.common.figures import plain, save
-from recipes.continual.learners import METHODS
+from recipes.continual.methods import METHODS
 
 FIRST: dict[str, Any] = {"color": "#1f5fa8", "marker": "o"}
 SECOND: dict[str, Any] = {"color": "#d9730d", "marker": "s"}
@@ -22,7 +22,7 @@ _BARS = ("#1f5fa8", "#d9730d", "0.35", "#9dbfe3")
 def bars(
     path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Mapping[str, str]
 ) -> None:
-    """The methods side by side (Fig. 2F): means over seeds, with standard deviations where there are several.
+    """The methods side by side (Fig. 2F): means over seeds, with standard deviations if there are several.
 
     Args:
         path: The file.
@@ -55,13 +55,13 @@ def score_maps(
     *,
     along: str,
 ) -> None:
-    """How probable the networks on the way hold the right class of single test images (Fig. 2C, 2E).
+    """The probability that networks give to the right class of single test images (Fig. 2C, 2E).
 
     Args:
         path: The file.
         found: For each method a number for each network, and the scores ``(networks, images)``.
-        parts: What the images are of: as many of each part, in this order.
-        along: What the networks' numbers count.
+        parts: The names of the parts that the images are from, in this order; each part has as many images.
+        along: What the numbers of the networks count.
     """
     figure, axes = plt.subplots(
         len(parts),
@@ -91,11 +91,11 @@ def score_maps(
 
 
 def weight_space(path: Path, found: Mapping[str, Tensor]) -> None:
-    """The ways in the plane of their principal components (Fig. 2B).
+    """The networks of each method in the plane of their first two principal components (Fig. 2B).
 
     Args:
         path: The file.
-        found: For each method the parameters ``(networks, n)`` on its way, the start network first.
+        found: For each method the parameters ``(networks, n)`` of networks on its way, the start network first.
     """
     points = np.concatenate([weights.numpy() for weights in found.values()])
     pca = PCA(

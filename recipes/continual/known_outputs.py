@@ -1,4 +1,4 @@
-"""Anchors of which some outputs alone are held: those that a task has, or that were known when it was learnt."""
+"""Anchors on which only some outputs are held: those of a task, or those that were known when it was learnt."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from recipes.common.augment import Augment
 
-Held = tuple[int, int]  # the first output that is held and the one after the last
+OutputRange = tuple[int, int]  # the first output that is held, and the one after the last
 
 
 class HeldOutputs(nn.Module):
-    """A network whose outputs are 0 where they are not to be held, whatever its weights are.
+    """A network that sets outputs to 0 if they are not to be held.
 
-    An ``AnchorBatch`` of it then holds what is left: what is 0 now and later has not moved.
+    An ``AnchorBatch`` of it holds the other outputs: an output that is always 0 does not drift.
 
     Args:
         model: Gives outputs ``(n, m)``; shared, not copied.
@@ -32,17 +32,20 @@ class HeldOutputs(nn.Module):
         return z.masked_fill((column < held[:, :1]) | (column >= held[:, 1:]), 0.0)
 
 
-def with_ranges(inputs: Tensor, held: Held) -> tuple[Tensor, Tensor]:
-    """``inputs`` with the same range for each of them, as :class:`HeldOutputs` takes them."""
+def with_ranges(inputs: Tensor, held: OutputRange) -> tuple[Tensor, Tensor]:
+    """Pairs ``inputs`` ``(n, ...)`` with one range for all of them, ``(n, 2)``, as :class:`HeldOutputs` takes them."""
     return inputs, torch.tensor(held, device=inputs.device).repeat(len(inputs), 1)
 
 
 def augmented(augment: Augment) -> Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-    """``augment`` for inputs with ranges, where it may make several of each, one round of all after the other."""
+    """Makes an augmentation of inputs into one of inputs with ranges.
 
-    def both(given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        inputs, held = given
-        made = augment(inputs)
-        return made, held.repeat(len(made) // len(inputs), 1)
+    ``augment`` may return several views of each input: first one view of all inputs, then the next.
+    """
 
-    return both
+    def augment_both(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs, held = pair
+        views = augment(inputs)
+        return views, held.repeat(len(views) // len(inputs), 1)
+
+    return augment_both

@@ -1,29 +1,27 @@
 """Teach a trained network a second task while it keeps the first: ``python -m recipes.new_task --help``.
 
-A network learns task 1. Then copies of it learn task 2 from the same weights, on the same batches and with the same few
-remembered training inputs of task 1: along a functionally invariant path, and in as many other ways as are asked for.
-Networks on all ways are tested on both tasks.
+A network learns task 1. Then copies of it learn task 2, one by each method: along a functionally invariant path, and by
+other methods to compare it with. All get the same batches and the same few remembered training inputs of task 1, and
+all are tested on both tasks while they learn.
 
-Left in ``--out``: ``results.json`` (configuration, environment, metrics), ``path.csv`` (every network tested), and
-``path.png`` (both accuracies and the drift along the way), ``bars.png`` (the methods side by side), ``scores.png`` (how
-sure the networks on the way are of single test images) and ``weights.png`` (the ways in weight space). Beside them each
-method's outcome, with which ``--resume`` goes on after an interruption.
+The folder ``--out`` gets ``results.json`` (configuration, environment, metrics), ``path.csv`` (all tested networks) and
+four plots: ``path.png`` (both accuracies and the drift along the way), ``bars.png`` (the methods side by side),
+``scores.png`` (how sure networks are of single test images) and ``weights.png`` (the networks in weight space). It also
+gets the outcome of each method, from which ``--resume`` goes on after an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 
 from recipes.common.data import DATASETS, DataError, Task, check_pair, load_pair
 from recipes.common.options import add_data_options, add_run_options, run_recipe, usable_device
 from recipes.continual.options import (
-    COUNT,
-    RATE,
-    SettingOptions,
     add_method_option,
+    add_settings_options,
     chosen_methods,
+    config_of,
     settings_from,
 )
 from recipes.new_task.experiment import NewTaskExperiment
@@ -56,7 +54,7 @@ def _main(argv: Sequence[str] | None) -> int:
         "task1": task1.name,
         "task2": task2.name,
         "validation": arguments.validation,
-        **dataclasses.asdict(settings),
+        **config_of(settings),
     }
     experiment = NewTaskExperiment(
         task1,
@@ -118,20 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--task2", choices=names, default="digits-high", help="[%(default)s]")
     add_data_options(data)
 
-    where = parser.add_argument_group("run")
-    add_run_options(where, RECIPE)
-    add_method_option(where, DEFAULT_METHODS)
-    where.add_argument(
+    run = parser.add_argument_group("run")
+    add_run_options(run, RECIPE)
+    add_method_option(run, DEFAULT_METHODS)
+    run.add_argument(
         "--keep-networks",
         action="store_true",
         help="also keep the networks along the path, for FIPPath.open, in the folder networks of --out",
     )
-
-    learning, options = parser.add_argument_group("training"), SettingOptions(DEFAULTS.values())
-    options.add(learning, "--task1-epochs", "epochs on task 1", **COUNT)
-    options.add(learning, "--epochs", "epochs of the path on task 2", **RATE)
-    options.add(learning, "--baseline-epochs", "epochs of the other methods on task 2", **RATE)
-    options.add(learning, "--batch-size", "inputs of a training step", **COUNT)
-    options.add(learning, "--task1-lr", "Adam's highest learning rate on task 1", **RATE)
-    options.add_learners(parser)
+    add_settings_options(parser, list(DEFAULTS.values()))
     return parser

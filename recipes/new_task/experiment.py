@@ -16,7 +16,7 @@ from recipes.common.data import DATASETS, DataError, Task
 from recipes.common.experiment import Content, Experiment, Save
 from recipes.common.networks import network_for
 from recipes.common.training import seed_everything
-from recipes.continual.learners import METHODS
+from recipes.continual.methods import METHODS
 from recipes.continual.remembered import draw_remembered
 from recipes.new_task.learning import learn_first_task, learn_second_task
 from recipes.new_task.outcome import Outcome
@@ -35,7 +35,7 @@ class NewTaskExperiment(Experiment[nn.Module, Outcome]):
         settings: How both are learnt.
         config: Everything that results depend on except the seed.
         out: The folder.
-        device: Where the networks are trained.
+        device: The device on which the networks are trained.
         seed_folders: Whether each seed has a folder of its own in ``out``.
         keep_networks: Whether the networks along the path are kept, for ``FIPPath.open``.
         progress: Whether to show progress bars.
@@ -100,7 +100,7 @@ class NewTaskExperiment(Experiment[nn.Module, Outcome]):
         self, seed: int, method: str, start: nn.Module, partial: Content | None, save: Save
     ) -> None:
         """Teaches task 2 to a copy of the network."""
-        seed_everything(seed)  # whatever ran before
+        seed_everything(seed)  # whatever ran before this method
         networks = None
         if self.keep_networks and method == "fip":
             networks = self.networks(seed)

@@ -1,4 +1,4 @@
-"""What ``recipes.new_task`` alone draws: both accuracies and the drift along the way."""
+"""The figure that only ``recipes.new_task`` draws: both accuracies and the drift along the way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from recipes.common.figures import plain, save
 from recipes.continual.figures import FIRST, SECOND
-from recipes.continual.learners import METHODS
+from recipes.continual.methods import METHODS
 from recipes.new_task.outcome import Curve
 
 
@@ -51,7 +51,7 @@ def curves(path: Path, found: Mapping[str, Curve], *, task1: str, task2: str) ->
 
 
 def _steps(axes: Axes, last: int) -> None:
-    # What goes wrong goes wrong in the first steps, so these get as much room as the rest.
+    # Most damage is done in the first steps, so these get as much room as all others.
     axes.set_xscale("symlog", linthresh=10, linscale=1.0)
     axes.set_xlim(-0.3, last * 1.08)
     ticks = [0, 5, 10, *(10**k * m for k in range(1, 7) for m in (3, 10))]

@@ -19,11 +19,10 @@ from recipes.common.training import (
     minibatches,
     scores,
     steps_an_epoch,
-    steps_of,
+    steps_in_epochs,
     train,
 )
-from recipes.continual import learners
-from recipes.continual.learners import METHODS
+from recipes.continual.methods import METHODS, make_learner
 from recipes.new_task.outcome import Curve, Outcome
 from recipes.new_task.settings import NewTaskSettings
 
@@ -36,18 +35,18 @@ DRAWN_THERE = 10  # networks of each
 
 
 def spacing(steps: int) -> int:
-    """Networks on the way are recorded and tested each time this many steps are taken."""
+    """The number of steps from one recorded network to the next; recorded networks are tested."""
     return max(1, round(steps / TESTED_EVENLY))
 
 
 def tested_steps(steps: int) -> list[int]:
-    """The networks tested, by the step that made them: the recorded ones, and the first ones more densely."""
+    """The steps whose networks are tested: the recorded ones, and more of the first steps."""
     early = {step for step in EARLY_STEPS if step <= steps}
     return sorted(early | {*range(0, steps, spacing(steps)), steps})
 
 
 def drawn_steps(steps: int) -> set[int]:
-    """Those of the tested networks that are drawn in weight space."""
+    """The steps whose networks are drawn in weight space, some of the tested ones."""
     tested = tested_steps(steps)
     return {*tested[:: math.ceil(len(tested) / DRAWN_THERE)], steps}
 
@@ -55,7 +54,7 @@ def drawn_steps(steps: int) -> set[int]:
 def learn_first_task(
     model: nn.Module, task: Task, settings: NewTaskSettings, *, seed: int, progress: bool
 ) -> None:
-    """Trains on a task from scratch by Adam on one cycle."""
+    """Trains a network on the first task by Adam on one cycle; in place."""
     steps = settings.task1_epochs * steps_an_epoch(task, settings.batch_size)
     optimizer, scheduler = adam_one_cycle(model, lr=settings.task1_lr, steps=steps)
     with tqdm(total=steps, desc=task.name, unit="step", disable=not progress) as bar:
@@ -100,10 +99,10 @@ def learn_second_task(
     anchors = AnchorBatch(model, inputs, output=settings.output_space)
     held_out = AnchorBatch(model, task1.test_inputs[:HELD_OUT], output=settings.output_space)
     epochs = settings.epochs_of(method)
-    steps = steps_of(task2, settings.batch_size, epochs)
-    # The function to keep is the one in eval mode, running statistics included. Were these to follow task 2's
-    # inputs, outputs on the anchors would change with no weight moving.
-    learner = learners.learner(
+    steps = steps_in_epochs(task2, settings.batch_size, epochs)
+    # Batch norm is frozen: the function to keep is that of eval mode, and if running statistics followed task 2's
+    # inputs, outputs on the anchors would change although no weight moved.
+    learner = make_learner(
         method,
         model,
         settings,
@@ -113,17 +112,17 @@ def learn_second_task(
     )
     learner.remember(inputs, labels)
     title = METHODS[method].title
-    curve, weights, sure = Curve(), list[Tensor](), list[Tensor]()
-    wanted, drawn = set(tested_steps(steps)), drawn_steps(steps)
+    curve, weights, tested_scores = Curve(), list[Tensor](), list[Tensor]()
+    tested, drawn = set(tested_steps(steps)), drawn_steps(steps)
     with tqdm(total=steps, desc=f"{task2.name}, {title}", unit="step", disable=not progress) as bar:
 
         def test(step: int) -> None:
-            if step in wanted:
+            if step in tested:
                 first = accuracy(model, task1.test_inputs, task1.test_labels)
                 second = accuracy(model, task2.test_inputs, task2.test_labels)
                 drift = float(anchors.drift())
                 curve.add(step, first, second, drift)
-                sure.append(
+                tested_scores.append(
                     torch.cat(
                         [
                             scores(model, t.test_inputs[:SCORED], t.test_labels[:SCORED])
@@ -141,7 +140,7 @@ def learn_second_task(
             bar.update(step - bar.n)
 
         test(0)
-        with PeakMemory(inputs.device) as peak:
+        with PeakMemory(inputs.device) as measured:
             seconds = learner.learn(
                 minibatches(task2, batch_size=settings.batch_size, epochs=epochs, seed=seed + 1),
                 steps=steps,
@@ -158,7 +157,7 @@ def learn_second_task(
         },
         remembered_megabytes=learner.remembered_bytes() / 1e6,
         seconds=seconds,
-        peak_megabytes=None if peak.peak is None else peak.peak / 1e6,
-        scores=torch.stack(sure),
+        peak_megabytes=None if measured.peak is None else measured.peak / 1e6,
+        scores=torch.stack(tested_scores),
         weights=torch.stack(weights) if weights else None,
     )

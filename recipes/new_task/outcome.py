@@ -15,7 +15,7 @@ from recipes.common.files import replace
 
 @dataclass
 class Curve:
-    """Test accuracies (percent) and drift of the networks visited, in order of the step that made them."""
+    """Test accuracies (percent) and drift of the networks that were tested, by the step that made them."""
 
     steps: list[int] = field(default_factory=list)
     task1: list[float] = field(default_factory=list)
@@ -32,19 +32,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One way of training on task 2: where it went and what that cost.
+    """What one method did on task 2.
 
     Attributes:
         curve: The networks on the way; the first is the start network.
-        predictions_kept: Fraction of anchors whose predicted class is that of the start network.
-        drift_held_out: The same measure as ``drift``, on task 1's test inputs.
-        within_task: Accuracy on ``"task1"`` and ``"task2"`` where the task is known (task-aware), percent.
-        remembered_megabytes: What was kept of task 1.
-        seconds: Time spent training on task 2, tests not counted.
-        peak_megabytes: Most memory taken meanwhile, by the process or on the GPU; None where the system does not tell.
-        scores: ``(networks, images)``: of the networks of ``curve``, the probability of the right class for some
-            test images, task 1's first.
-        weights: ``(networks, n)``: their parameters, where these are drawn.
+        predictions_kept: The share of anchors whose predicted class is that of the start network.
+        drift_held_out: As ``drift``, on test inputs of task 1.
+        within_task: The accuracy on ``"task1"`` and ``"task2"`` among the classes of the task alone, in percent.
+        remembered_megabytes: How much was kept of task 1.
+        seconds: Seconds spent training on task 2, without those of tests.
+        peak_megabytes: The most memory taken meanwhile, by the process or on the GPU; None if the system does not tell.
+        scores: The probability ``(networks, images)`` of the right class, for the networks of ``curve`` and some test
+            images, task 1's first.
+        weights: The parameters ``(networks, n)`` of the networks that are drawn in weight space; None if none are.
     """
 
     curve: Curve
@@ -80,17 +80,17 @@ class Outcome:
         }
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, from which :meth:`of` makes it again."""
+        """The outcome as tensors and plain values, for :meth:`of`."""
         return {**vars(self), "curve": vars(self.curve)}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Outcome:
-        """What :meth:`state` was taken of."""
+        """Makes the outcome again from what :meth:`state` returned."""
         return cls(**{**state, "curve": Curve(**state["curve"])})
 
 
 def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
-    """Writes the visited networks as CSV, one a row: method, step, accuracies in percent, drift."""
+    """Writes the tested networks as CSV, one a row: method, step, accuracies in percent, drift."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:

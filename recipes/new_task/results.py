@@ -1,4 +1,4 @@
-"""What ``recipes.new_task`` leaves: tables, ``results.json``, ``path.csv`` and the plots."""
+"""The tables, ``results.json``, ``path.csv`` and the plots of ``recipes.new_task``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def report_seed(
         seed: The seed, for the heading.
         tasks: The names of the two tasks.
         config: The configuration that ``results.json`` holds.
-        device: Where the networks were trained.
+        device: The device on which the networks were trained.
     """
     runs = {name: [outcome.metrics()] for name, outcome in outcomes.items()}
     print(f"\nseed {seed}\n{tables.summary(runs, rows(*tasks))}")
@@ -46,7 +46,7 @@ def report_seed(
         recipe=RECIPE,
         config=config,
         environment=report.environment(device),
-        metrics=report.over_seeds(runs),
+        metrics=tables.over_seeds(runs),
     )
     print(f"results.json, path.csv and the plots are in {folder}", flush=True)
 
@@ -69,7 +69,7 @@ def report_seeds(
         recipe=RECIPE,
         config=config,
         environment=report.environment(device),
-        metrics=report.over_seeds(runs),
+        metrics=tables.over_seeds(runs),
     )
     print(f"the means are in {out}/results.json")
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recipes.continual import learners
-from recipes.continual.learners import Tuning
+from recipes.common.options import COUNT, RATE
+from recipes.common.settings import option
+from recipes.continual.methods.distillation import DistillationOptions
+from recipes.continual.methods.distillation_muon import MuonOptions
+from recipes.continual.methods.ewc import EWCOptions
+from recipes.continual.methods.fip import PathOptions
+from recipes.continual.methods.gem import GEMOptions
+from recipes.continual.methods.lwf import LwFOptions
+from recipes.continual.methods.plain import AdamOptions
+from recipes.continual.methods.replay import ReplayOptions
+from recipes.continual.settings import ContinualSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewTaskSettings(learners.Settings):
-    """What may be tuned; every field is an option of the command line.
+class NewTaskSettings(ContinualSettings):
+    """How both tasks are learnt; every field made by ``option`` is an option of the command line.
 
     Attributes:
         task1_epochs: Passes over task 1.
@@ -20,11 +29,11 @@ class NewTaskSettings(learners.Settings):
         task1_lr: Adam's highest learning rate on task 1.
     """
 
-    task1_epochs: int
-    epochs: float
-    baseline_epochs: float
-    batch_size: int
-    task1_lr: float = 3e-3
+    task1_epochs: int = option("epochs on task 1", **COUNT)
+    epochs: float = option("epochs of the path on task 2", **RATE)
+    baseline_epochs: float = option("epochs of the other methods on task 2", **RATE)
+    batch_size: int = option("inputs of a training step", **COUNT)
+    task1_lr: float = option("Adam's highest learning rate on task 1", default=3e-3, **RATE)
 
     def epochs_of(self, method: str) -> float:
         """Passes of a method over task 2."""
@@ -39,17 +48,15 @@ DEFAULTS = {
         epochs=20,
         baseline_epochs=200,
         batch_size=32,
-        beta=10.0,
-        eps=0.8,
-        max_products=8,
-        tuning={
-            "naive": Tuning(3e-3),
-            "distillation": Tuning(1e-2, 0.03),
-            "distillation-muon": Tuning(1e-2, 0.03),
-            "replay": Tuning(3e-3, 1.0),
-            "ewc": Tuning(3e-3, 100.0),
-            "gem": Tuning(3e-3, 0.5),
-            "lwf": Tuning(3e-3, 1.0),
+        methods={
+            "fip": PathOptions(beta=10.0, eps=0.8, max_products=8),
+            "naive": AdamOptions(lr=3e-3),
+            "distillation": DistillationOptions(lr=1e-2, strength=0.03),
+            "distillation-muon": MuonOptions(lr=1e-2, strength=0.03),
+            "replay": ReplayOptions(lr=3e-3, strength=1.0),
+            "ewc": EWCOptions(lr=3e-3, strength=100.0),
+            "gem": GEMOptions(lr=3e-3, strength=0.5),
+            "lwf": LwFOptions(lr=3e-3, strength=1.0),
         },
     ),
     "mnist": NewTaskSettings(
@@ -60,20 +67,17 @@ DEFAULTS = {
         epochs=5,
         baseline_epochs=6.5,
         batch_size=100,
-        beta=60.0,
-        eps=0.5,
-        momentum=0.9,
-        precondition="muon",
-        radius=10.0,
-        max_products=16,
-        tuning={
-            "naive": Tuning(3e-3),
-            "distillation": Tuning(3e-3, 0.015),
-            "distillation-muon": Tuning(3e-3, 0.015),
-            "replay": Tuning(1e-3, 1.0),
-            "ewc": Tuning(1e-4, 1e5),
-            "gem": Tuning(1e-3, 0.5),
-            "lwf": Tuning(1e-4, 100.0),
+        methods={
+            "fip": PathOptions(
+                beta=60.0, eps=0.5, momentum=0.9, precondition="muon", radius=10.0, max_products=16
+            ),
+            "naive": AdamOptions(lr=3e-3),
+            "distillation": DistillationOptions(lr=3e-3, strength=0.015),
+            "distillation-muon": MuonOptions(lr=3e-3, strength=0.015),
+            "replay": ReplayOptions(lr=1e-3, strength=1.0),
+            "ewc": EWCOptions(lr=1e-4, strength=1e5),
+            "gem": GEMOptions(lr=1e-3, strength=0.5),
+            "lwf": LwFOptions(lr=1e-4, strength=100.0),
         },
     ),
 }

@@ -1,21 +1,21 @@
 """Learn tasks in turn, with a few remembered inputs of those before: ``python -m recipes.split_tasks --help``.
 
 The classes of a data set are split into tasks of a few classes each, on one head. A network learns the first; then
-copies of it learn the others in turn, along functionally invariant paths and in as many other ways as are asked for,
+copies of it learn the others in turn, along functionally invariant paths and by other methods to compare them with,
 all on the same batches and with the same remembered inputs, which grow by some after every task.
 
-Left in ``--out``: ``results.json``, for each seed and method a checkpoint for ``--resume``, and plots: ``tasks.png``
-(each task's accuracy as others follow), ``bars.png``, ``scores.png`` and ``weights.png``.
+The folder ``--out`` gets ``results.json``, a checkpoint of each seed and method for ``--resume``, and four plots:
+``tasks.png`` (each task's accuracy as others follow), ``bars.png``, ``scores.png`` and ``weights.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 
 from recipes.common.data import DataError, load_task, split
 from recipes.common.options import (
+    COUNT,
     add_data_options,
     add_run_options,
     run_recipe,
@@ -23,11 +23,10 @@ from recipes.common.options import (
     whole,
 )
 from recipes.continual.options import (
-    COUNT,
-    RATE,
-    SettingOptions,
     add_method_option,
+    add_settings_options,
     chosen_methods,
+    config_of,
     settings_from,
 )
 from recipes.split_tasks.experiment import SplitTasksExperiment
@@ -49,7 +48,7 @@ def _main(argv: Sequence[str] | None) -> int:
     device = usable_device(parser, arguments.device)
     key = (arguments.data, arguments.budget)
     if key not in DEFAULTS:
-        parser.error(f"argument --budget: {arguments.data} has the budget short alone")
+        parser.error(f"argument --budget: {arguments.data} has no budget but short")
     settings = settings_from(parser, arguments, DEFAULTS[key])
     if settings.hold != "all" and settings.output_space != "logits":
         parser.error(
@@ -80,7 +79,7 @@ def _main(argv: Sequence[str] | None) -> int:
         "classes": tasks[0].classes,
         "tasks": len(tasks),
         "validation": arguments.validation,
-        **dataclasses.asdict(settings),
+        **config_of(settings),
     }
     seeds: list[int] = arguments.seeds or [arguments.seed]
     experiment = SplitTasksExperiment(
@@ -109,49 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument(
         "--tasks",
-        help="the first so many tasks alone, on a head of their classes [all]",
+        help="only the first N tasks, on a head of their classes [all]",
         type=whole(2),
         metavar="N",
     )
     add_data_options(data)
-    where = parser.add_argument_group("run")
-    add_run_options(where, RECIPE)
-    add_method_option(where, DEFAULT_METHODS)
-    where.add_argument(
+    run = parser.add_argument_group("run")
+    add_run_options(run, RECIPE)
+    add_method_option(run, DEFAULT_METHODS)
+    run.add_argument(
         "--budget",
         choices=["short", "full"],
         default="short",
         help="short is for two cores, full for a GPU: the same tasks, more epochs [%(default)s]",
     )
-    learning, options = parser.add_argument_group("training"), SettingOptions(DEFAULTS.values())
-    options.add(learning, "--first-epochs", "epochs on the first task", **COUNT)
-    options.add(learning, "--epochs", "epochs of the path on each later task", **COUNT)
-    options.add(learning, "--baseline-epochs", "the same for the other methods", **COUNT)
-    options.add(learning, "--batch-size", "inputs of a training step", **COUNT)
-    options.add(learning, "--first-lr", "Adam's highest learning rate on the first task", **RATE)
-    options.add(
-        learning,
-        "--loss-over",
-        "classes in the loss: the task's or all",
-        choices=["task", "all"],
-    )
-    options.add(
-        learning,
-        "--shift",
-        "shift (and flip) the batches",
-        action=argparse.BooleanOptionalAction,
-    )
-    options.add(
-        learning,
-        "--hold",
-        "outputs held on a remembered input: all, those of known classes, or of its own task",
-        choices=["all", "known", "task"],
-    )
-    options.add(
-        learning,
-        "--batch-norm",
-        "normalise by the first task's statistics, or by each batch's",
-        choices=["frozen", "batch"],
-    )
-    options.add_learners(parser)
+    add_settings_options(parser, list(DEFAULTS.values()))
     return parser

@@ -23,7 +23,7 @@ from recipes.common.training import (
     steps_an_epoch,
     train,
 )
-from recipes.continual.learners import METHODS
+from recipes.continual.methods import METHODS
 from recipes.split_tasks.sequence import Record, learn_sequence, within
 from recipes.split_tasks.settings import SplitTasksSettings
 

@@ -1,4 +1,4 @@
-"""What ``recipes.split_tasks`` alone draws: the accuracy of each task as others follow."""
+"""The figure that only ``recipes.split_tasks`` draws: the accuracy of each task as others follow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from recipes.common.figures import plain, save
-from recipes.continual.learners import METHODS
+from recipes.continual.methods import METHODS
 
 
 def tasks(path: Path, found: Mapping[str, Sequence[Sequence[float]]]) -> None:

@@ -1,4 +1,4 @@
-"""What ``recipes.split_tasks`` leaves: the table, ``results.json`` and the plots."""
+"""The table, ``results.json`` and the plots of ``recipes.split_tasks``."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def report_all(
         out: The folder of the files.
         records: For each method what was found, one a seed.
         config: The configuration that ``results.json`` holds.
-        device: Where the networks were trained.
+        device: The device on which the networks were trained.
     """
     runs = {method: [r.metrics() for r in found] for method, found in records.items()}
     print(f"\n{tables.summary(runs, _ROWS)}")
-    metrics = report.over_seeds(runs)
+    metrics = tables.over_seeds(runs)
     for method, found in records.items():
         own = metrics if method == "fip" else metrics["baselines"][method]
         own["after_each_task"] = [r.within_task for r in found]

@@ -1,4 +1,4 @@
-"""One method on a sequence of tasks: learn, be tested on the way, remember, and so on; resumable after every task."""
+"""One method on a sequence of tasks: it learns each, is tested on the way, and remembers some inputs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from recipes.common.data import Task
 from recipes.common.process_memory import PeakMemory, give_back
 from recipes.common.progress import Progress
 from recipes.common.training import accuracy, minibatches, outputs, scores, steps_an_epoch
-from recipes.continual import learners
-from recipes.continual.learners import Learner, Loss
+from recipes.continual.methods import make_learner
+from recipes.continual.methods.base import Learner, Loss
 from recipes.continual.remembered import draw_remembered
 from recipes.split_tasks.settings import SplitTasksSettings
 
-TESTED_STEPS = (1, 3, 10)  # of each task, where a switch does its damage; and the last one
-HELD_OUT = 100  # test inputs of each task on which drift is measured, and accuracy on the way
+TESTED_STEPS = (1, 3, 10)  # a switch of task does its damage here; the last step is tested, too
+HELD_OUT = 100  # test inputs of each task for the drift, and for the accuracy within a task's steps
 SCORED = 8  # test images of each task whose scores are drawn
-# Remembered inputs, of all tasks alike, on which batch norm's statistics are measured; and how many at a time.
-MEASURED = 500
-AT_ONCE = 100
+STATISTICS_INPUTS = 500  # remembered inputs, equally many a task, for batch norm's statistics
+STATISTICS_BATCH = 100  # of these at a time
 
 
 @dataclass
@@ -35,22 +34,22 @@ class Record:
     """What was found, task by task; accuracies in percent.
 
     Attributes:
-        within_task: After task i, the accuracies on tasks 0 to i among each task's own classes (task-aware).
+        within_task: After task i, the accuracies on tasks 0 to i among the classes of each task (task-aware).
         all_classes: The same among all classes of the head (task-free).
-        way: For each network tested on the way: the task being learnt, the step, and the accuracies, task-aware, on
-            the first ``HELD_OUT`` test inputs of the earlier tasks.
-        drift_held_out: After each task, the mean squared change of the outputs on test inputs of the tasks before it,
-            since each was learnt; of the outputs of the classes known then.
-        scores: After each task, the probability of the right class for ``SCORED`` test images of every task.
-        weights: After each task, the parameters, flat.
-        seconds: For each task after the first, tests not counted.
-        remembered: Bytes kept of the earlier tasks, at the end.
-        peak: The process's (or the device's) peak memory in bytes, tests included; None where it cannot be told.
+        visited: For each network tested between two tasks: the task that is being learnt, the step, and the task-aware
+            accuracies on the first ``HELD_OUT`` test inputs of the earlier tasks.
+        drift_held_out: After each task, how far the outputs on test inputs of the earlier tasks have moved since each
+            task was learnt: the mean squared change, of the outputs of the classes that were known then.
+        scores: After each task, the probability ``(images,)`` of the right class for ``SCORED`` test images a task.
+        weights: After each task, all parameters as one vector ``(n,)``.
+        seconds: Seconds for each task after the first, without those of tests.
+        remembered: Bytes kept of the earlier tasks at the end.
+        peak: Peak memory of the process, or of the device, in bytes, tests included; None if the system does not tell.
     """
 
     within_task: list[list[float]] = field(default_factory=list)
     all_classes: list[list[float]] = field(default_factory=list)
-    way: list[tuple[int, int, list[float]]] = field(default_factory=list)
+    visited: list[tuple[int, int, list[float]]] = field(default_factory=list)
     drift_held_out: list[float] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
@@ -66,7 +65,7 @@ class Record:
             "within_task": _mean(last),
             "all_classes": _mean(self.all_classes[-1]),
             "backward_transfer": _mean(moved),
-            "worst_on_path": min(min(found) for _, _, found in self.way),
+            "worst_on_path": min(min(found) for _, _, found in self.visited),
             "drift_held_out": self.drift_held_out[-1],
             "seconds": sum(self.seconds),
             "peak_megabytes": None if self.peak is None else self.peak / 1e6,
@@ -79,7 +78,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def within(classes: int) -> Loss:
-    """Cross-entropy of each input among the classes of its own task, where every task has ``classes`` of them."""
+    """A loss for tasks of ``classes`` classes each: cross-entropy among the classes of each input's own task."""
 
     def loss(z: Tensor, labels: Tensor) -> Tensor:
         task, own = labels // classes, labels % classes
@@ -107,35 +106,34 @@ def learn_sequence(
     """Learns the tasks after the first, in turn.
 
     Args:
-        method: Of ``recipes.continual.learners.METHODS``.
+        method: A key of ``recipes.continual.methods.METHODS``.
         model: The network that has learnt the first task; trained in place.
-        tasks: All of them.
-        settings: How they are learnt.
+        tasks: All tasks, the first included.
+        settings: How the tasks are learnt.
         epochs: Passes over each task.
         batch_size: Inputs of a step.
-        loss: Of outputs and labels.
-        shift: Augmentation of the batches.
-        augment: Augmentation of the remembered inputs, where no label is needed.
-        seed: Of the batches and of what is remembered.
-        partial: What ``save`` got last from an interrupted run, which goes on from there; None starts with the second
-            task.
-        save: Called after every task with all that going on takes, so that an interrupted run loses one task at most.
+        loss: The loss of outputs and labels.
+        shift: The augmentation of the batches; None leaves them as they are.
+        augment: The augmentation of remembered inputs that need no label; None leaves them as they are.
+        seed: The seed of the batches and of what is remembered.
+        partial: What ``save`` got last from an interrupted run, to go on from there; None begins with the second task.
+        save: Called after every task with everything that going on takes.
         progress: Called with the number of steps just taken and what is going on.
 
     Returns:
         What was found.
     """
-    moving = by_batch(model) if settings.batch_norm == "batch" else model
-    learner = learners.learner(
+    trained = by_batch(model) if settings.batch_norm == "batch" else model
+    learner = make_learner(
         method,
-        moving,
+        trained,
         settings,
         augment=augment,
         seed=seed,
         freeze_batch_norm=settings.batch_norm == "frozen",
         loss=loss,
     )
-    run = _Sequence(model, moving, learner, tasks, settings, seed)
+    run = SequenceRun(model, trained, learner, tasks, settings, seed)
     if partial is not None:
         run.load(partial)
     else:
@@ -145,56 +143,64 @@ def learn_sequence(
         task = tasks[k]
         steps = epochs * steps_an_epoch(task, batch_size)
         batches = minibatches(task, batch_size=batch_size, epochs=epochs, seed=seed + 1000 * k)
-        torch.manual_seed(seed + 1000 * k)  # of the shifts; the same whether resumed or not
-        with PeakMemory(device) as memory:
+        torch.manual_seed(seed + 1000 * k)  # the shifts are the same in a resumed run
+        with PeakMemory(device) as measured:
             seconds = learner.learn(
                 ((shift(x), y) for x, y in batches) if shift else batches,
                 steps=steps,
-                after_step=run.on_the_way(k, steps, progress),
+                after_step=run.test_earlier_tasks(k, steps, progress),
             )
         run.record.seconds.append(seconds)
-        if memory.peak is not None:
-            run.record.peak = max(memory.peak, run.record.peak or 0)
+        if measured.peak is not None:
+            run.record.peak = max(measured.peak, run.record.peak or 0)
         run.finish_task(k)
         save(run.state())
     return run.record
 
 
-class _Sequence:
-    """A learner on its way through the tasks."""
+class SequenceRun:
+    """A learner on its way through the tasks.
+
+    Args:
+        model: The network that is tested and saved, with running statistics if it has batch norm.
+        trained: The network that the learner trains: ``model`` itself, or its copy from ``by_batch``.
+        learner: The learner.
+        tasks: All tasks, the first included.
+        settings: How the tasks are learnt.
+        seed: The seed of what is remembered.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        moving: nn.Module,
+        trained: nn.Module,
         learner: Learner,
         tasks: Sequence[Task],
         settings: SplitTasksSettings,
         seed: int,
     ) -> None:
-        self.model, self.moving, self.learner = model, moving, learner
+        self.model, self.trained, self.learner = model, trained, learner
         self.tasks, self.settings, self.seed = tasks, settings, seed
         self.record = Record()
-        self.finished = model  # as it was tested after the last task
+        self.finished = model  # the network that was tested after the last task
         self.references: list[Tensor] = []  # outputs on test inputs of each task when it was learnt
 
-    def tested(self, k: int) -> nn.Module:
-        """The network of now, as it is tested while task ``k`` is learnt and after."""
-        if self.moving is self.model:
+    def network_to_test(self, k: int) -> nn.Module:
+        """The network of this moment, while task ``k`` is learnt or right after, as it would be shipped."""
+        if self.trained is self.model:
             return self.model
-        share = max(1, MEASURED // (k + 1))
-        inputs = torch.cat([self._remembered(j)[0][:share] for j in range(k + 1)])
+        share = max(1, STATISTICS_INPUTS // (k + 1))
+        inputs = torch.cat([self.remembered(j)[0][:share] for j in range(k + 1)])
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(self.seed))
-        return with_statistics(
-            self.moving, self.model, inputs[order.to(inputs.device)].split(AT_ONCE)
-        )
+        batches = inputs[order.to(inputs.device)].split(STATISTICS_BATCH)
+        return with_statistics(self.trained, self.model, batches)
 
-    def on_the_way(self, k: int, steps: int, progress: Progress) -> Callable[[int], None]:
-        """Tests the earlier tasks on some of the networks on the way."""
+    def test_earlier_tasks(self, k: int, steps: int, progress: Progress) -> Callable[[int], None]:
+        """A function to call after each of the ``steps`` steps on task ``k``; it tests some of the networks."""
 
         def after_step(step: int) -> None:
             if step in TESTED_STEPS or step == steps:
-                model = self.tested(k)
+                model = self.network_to_test(k)
                 found = [
                     accuracy(
                         model,
@@ -204,7 +210,7 @@ class _Sequence:
                     )
                     for task in self.tasks[:k]
                 ]
-                self.record.way.append((k, step, found))
+                self.record.visited.append((k, step, found))
             give_back(step)
             progress(1, f"task {k + 1} of {len(self.tasks)}")
 
@@ -212,7 +218,7 @@ class _Sequence:
 
     def finish_task(self, k: int) -> None:
         """Tests all tasks so far, and remembers some inputs of the last one."""
-        record, task, model = self.record, self.tasks[k], self.tested(k)
+        record, task, model = self.record, self.tasks[k], self.network_to_test(k)
         self.finished = model
         seen = [(t, t.test_inputs, t.test_labels) for t in self.tasks[: k + 1]]
         record.within_task.append(
@@ -232,15 +238,15 @@ class _Sequence:
             record.drift_held_out.append(float(torch.cat(moved).mean()))
         self.references.append(known[-1])
         head = self.tasks[-1].class_range[1]
-        self.learner.remember(*self._remembered(k), self.settings.held(task, head))
+        self.learner.remember(*self.remembered(k), self.settings.held_outputs(task, head))
         record.remembered = self.learner.remembered_bytes()
 
-    def _remembered(self, k: int) -> tuple[Tensor, Tensor]:
+    def remembered(self, k: int) -> tuple[Tensor, Tensor]:
         """The inputs of task ``k`` that are remembered, and their labels."""
         return draw_remembered(self.tasks[k], self.settings.anchors, self.seed + k)
 
     def state(self) -> dict[str, Any]:
-        """Everything that going on takes: tensors and plain values."""
+        """Everything that going on takes, as tensors and plain values."""
         return {
             "model": self.finished.state_dict(),
             "learner": self.learner.state(),
@@ -249,9 +255,9 @@ class _Sequence:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes over what :meth:`state` gave."""
-        self.moving.load_state_dict(
-            {name: state["model"][name] for name in self.moving.state_dict()}
+        """Takes over what :meth:`state` returned."""
+        self.trained.load_state_dict(
+            {name: state["model"][name] for name in self.trained.state_dict()}
         )
         self.record, self.references = Record(**state["record"]), state["references"]
         self.learner.load(state["learner"])

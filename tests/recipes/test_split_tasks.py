@@ -11,7 +11,7 @@ from torch import nn
 from recipes.common.data import DataError, load_task, split
 from recipes.common.process_memory import PeakMemory
 from recipes.common.training import accuracy
-from recipes.continual.learners import METHODS
+from recipes.continual.methods import METHODS
 from recipes.split_tasks import command as split_tasks
 from recipes.split_tasks import experiment, sequence
 from recipes.split_tasks.sequence import Record, within
@@ -67,7 +67,7 @@ def test_measures_are_what_they_say():
     record = Record(
         within_task=[[90.0], [80.0, 70.0], [60.0, 75.0, 100.0]],
         all_classes=[[90.0], [10.0, 70.0], [0.0, 20.0, 100.0]],
-        way=[(1, 1, [85.0]), (2, 1, [70.0, 50.0]), (2, 9, [60.0, 75.0])],
+        visited=[(1, 1, [85.0]), (2, 1, [70.0, 50.0]), (2, 9, [60.0, 75.0])],
         drift_held_out=[1.0, 2.0],
         seconds=[3.0, 4.0],
         remembered=2_000_000,
@@ -125,7 +125,7 @@ def test_all_methods_go_through_all_tasks(finished):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_goes_on_to_the_same_result(method, finished, tmp_path, monkeypatch):
-    learn, begun = sequence._Sequence.on_the_way, []
+    learn, begun = sequence.SequenceRun.test_earlier_tasks, []
 
     def interrupted(self, k, steps, progress):
         begun.append(k)
@@ -134,14 +134,14 @@ def test_an_interrupted_run_goes_on_to_the_same_result(method, finished, tmp_pat
         return learn(self, k, steps, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sequence._Sequence, "on_the_way", interrupted)
+        patch.setattr(sequence.SequenceRun, "test_earlier_tasks", interrupted)
         assert run(tmp_path, "--method", method) == 130
     assert not (tmp_path / "results.json").exists()
     begun.clear()
     with monkeypatch.context() as patch:
         patch.setattr(
-            sequence._Sequence,
-            "on_the_way",
+            sequence.SequenceRun,
+            "test_earlier_tasks",
             lambda self, k, *rest: begun.append(k) or learn(self, k, *rest),
         )
         assert run(tmp_path, "--method", method, "--resume") == 0
@@ -156,7 +156,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(method, finished, tmp_pat
     )
     for name, tensor in state["model"].items():
         assert torch.equal(tensor, again["model"][name]), name
-    assert state["record"]["way"] == again["record"]["way"]
+    assert state["record"]["visited"] == again["record"]["visited"]
 
 
 def test_another_configuration_is_refused_with_the_difference(finished, capsys):
@@ -348,7 +348,7 @@ def test_an_interrupted_run_with_batch_norm_goes_on_to_the_same_result(tmp_path,
     monkeypatch.setattr(experiment, "network", lambda data, classes: small(classes))
     options = ("--method", "fip", "--batch-norm", "batch", "--hold", "task")
     assert run(tmp_path / "whole", *options) == 0
-    learn, begun = sequence._Sequence.on_the_way, []
+    learn, begun = sequence.SequenceRun.test_earlier_tasks, []
 
     def interrupted(self, k, *rest):
         begun.append(k)
@@ -357,7 +357,7 @@ def test_an_interrupted_run_with_batch_norm_goes_on_to_the_same_result(tmp_path,
         return learn(self, k, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sequence._Sequence, "on_the_way", interrupted)
+        patch.setattr(sequence.SequenceRun, "test_earlier_tasks", interrupted)
         assert run(tmp_path / "parts", *options) == 130
     assert run(tmp_path / "parts", *options, "--resume") == 0
     there, here = (results(tmp_path / name)["metrics"] for name in ("whole", "parts"))

@@ -7,23 +7,33 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from recipe_helpers import blobs
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from recipes.common import augment
 from recipes.common.augment import many
-from recipes.common.data import DATASETS, load_pair
+from recipes.common.data import load_pair
 from recipes.common.networks import digits_mlp
 from recipes.common.training import minibatches, seed_everything, steps_an_epoch
-from recipes.continual import learners
-from recipes.continual.learners import METHODS, Settings, Tuning, learner
+from recipes.continual.methods import METHODS, make_learner, missing
+from recipes.continual.methods.fip import PathOptions
+from recipes.continual.settings import ContinualSettings
 
 FROM_AVALANCHE = ("ewc", "gem", "lwf")
 BATCH, EPOCHS = 64, 2
 
 
-def settings(**changes):
-    tuning = {name: Tuning(3e-3, 1.0) for name, method in METHODS.items() if method.steps_by}
-    return Settings(anchors=20, beta=10.0, eps=0.5, max_products=4, tuning=tuning | changes)
+def tuned(method, **options):
+    """The options of a method, of those given the ones that it has."""
+    kind = METHODS[method].options
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def settings(anchors=20, **changes):
+    methods = {name: tuned(name, lr=3e-3, strength=1.0) for name in METHODS}
+    methods["fip"] = PathOptions(beta=10.0, eps=0.5, max_products=4)
+    return ContinualSettings(anchors=anchors, methods=methods | changes)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,9 @@ def learnt(method, model, tasks, *, after_step=None, remembered=20, **changes):
     """A copy of the model after the second task, and its learner."""
     low, high = tasks
     model = copy.deepcopy(model)
-    made = learner(method, model, settings(**changes), augment=None, seed=0, freeze_batch_norm=True)
+    made = make_learner(
+        method, model, settings(**changes), augment=None, seed=0, freeze_batch_norm=True
+    )
     made.remember(low.train_inputs[:remembered], low.train_labels[:remembered])
     seconds = made.learn(
         minibatches(high, batch_size=BATCH, epochs=EPOCHS, seed=1),
@@ -73,7 +85,7 @@ def test_every_step_is_shown_to_the_test(method, tasks):
 def test_without_strength_it_is_plain_training_bit_for_bit(method, tasks):
     # The same batches, schedule and optimizer: whatever they differ in is what holds the first task.
     plain, _ = learnt("naive", network(), tasks)
-    other, _ = learnt(method, network(), tasks, **{method: Tuning(3e-3, 0.0)})
+    other, _ = learnt(method, network(), tasks, **{method: tuned(method, lr=3e-3, strength=0.0)})
     assert same(other, plain)
 
 
@@ -83,7 +95,7 @@ def test_gem_without_a_conflict_is_plain_training_bit_for_bit(tasks):
     start, found = network(), []
     for method in ("naive", "gem"):
         model = copy.deepcopy(start)
-        made = learner(method, model, settings(), augment=None, seed=0, freeze_batch_norm=True)
+        made = make_learner(method, model, settings(), augment=None, seed=0, freeze_batch_norm=True)
         made.remember(high.train_inputs, high.train_labels)
         made.learn(
             itertools.islice(minibatches(high, batch_size=200, epochs=1, seed=0), 3), steps=3
@@ -111,7 +123,7 @@ def test_frozen_batch_norm_stays_frozen(method, tasks):
 def test_ewc_weighs_by_squared_gradients_of_single_inputs(tasks):
     low, _ = tasks
     model = network()
-    made = learner("ewc", model, settings(), augment=None, seed=0, freeze_batch_norm=True)
+    made = make_learner("ewc", model, settings(), augment=None, seed=0, freeze_batch_norm=True)
     x, y = low.train_inputs[:7], low.train_labels[:7]
     made.remember(x, y)
     expected = [torch.zeros_like(p) for p in model.parameters()]
@@ -121,7 +133,7 @@ def test_ewc_weighs_by_squared_gradients_of_single_inputs(tasks):
             expected, torch.autograd.grad(loss, list(model.parameters())), strict=True
         ):
             total += g.square() / 7
-    found = [data.data for data in made.holding.importances[0].values()]
+    found = [data.data for data in made.plugin.importances[0].values()]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -148,7 +160,7 @@ def test_a_third_task_adds_to_what_is_remembered(method, tasks):
 
 @pytest.mark.parametrize("method", ["fip", "distillation"])
 def test_nothing_to_hold_is_an_error(method, tasks):
-    made = learner(method, network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
+    made = make_learner(method, network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
     with pytest.raises(RuntimeError, match="remember"):
         made.learn(minibatches(tasks[1], batch_size=8, epochs=1, seed=0), steps=1)
 
@@ -159,7 +171,9 @@ def test_labels_of_the_first_task_do_not_matter_to_the_path_and_distillation(tas
         found = []
         for labels in (low.train_labels[:20], low.train_labels[:20].flip(0)):
             model = network()
-            made = learner(method, model, settings(), augment=None, seed=0, freeze_batch_norm=True)
+            made = make_learner(
+                method, model, settings(), augment=None, seed=0, freeze_batch_norm=True
+            )
             made.remember(low.train_inputs[:20], labels)
             made.learn(minibatches(tasks[1], batch_size=BATCH, epochs=1, seed=1), steps=10)
             found.append(model)
@@ -167,40 +181,9 @@ def test_labels_of_the_first_task_do_not_matter_to_the_path_and_distillation(tas
 
 
 def test_only_avalanche_and_timm_are_ever_missing():
-    needs = {m: METHODS[m].needs for m in METHODS if METHODS[m].needs}
+    needs = {name: method.needs.distribution for name, method in METHODS.items() if method.needs}
     assert needs == dict.fromkeys(FROM_AVALANCHE, "avalanche-lib") | {"distillation-muon": "timm"}
-    assert learners.missing(METHODS) == {}
-
-
-# Few images made many
-
-
-@pytest.mark.parametrize("name", ["digits-low", "mnist", "cifar10"])
-def test_many_views_stay_images(name):
-    info = DATASETS[name]
-    shape = (5, len(info.mean), 28, 28)
-    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(3)
-    found = many(name, 4)(info.normalized(pixels))
-    assert found.shape == (20, *shape[1:])
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (info.mean, info.std))
-    back = found * std + mean
-    assert float(back.min()) > -1e-5
-    assert float(back.max()) < 1 + 1e-5
-    assert len(found.flatten(1).unique(dim=0)) == 20
-    torch.manual_seed(3)
-    assert torch.equal(many(name, 4)(info.normalized(pixels)), found)
-
-
-def test_without_an_affine_map_two_images_are_mixed(monkeypatch):
-    for name in ("TURN", "SHEAR", "SCALE", "SHIFT"):
-        monkeypatch.setattr(augment, name, 0.0)
-    x = torch.eye(6).reshape(6, 1, 2, 3).repeat_interleave(2, dim=2)  # told apart by where they are
-    black = DATASETS["mnist"].black
-    found = many("mnist", 1)(x + black) - black
-    own = (found * x).sum(dim=(1, 2, 3)) / x.square().sum(dim=(1, 2, 3))
-    assert bool((own >= 0.5 - 1e-5).all())
-    assert torch.allclose(found.sum(dim=(1, 2, 3)), x.sum(dim=(1, 2, 3)), atol=1e-5)
+    assert missing(METHODS) == {}
 
 
 # Anchors of which some outputs are held
@@ -211,7 +194,7 @@ def test_without_an_affine_map_two_images_are_mixed(monkeypatch):
 def test_outputs_that_are_not_held_are_free(method, augmented, tasks):
     low, high = tasks
     model = network()
-    made = learner(
+    made = make_learner(
         method,
         model,
         settings(),
@@ -219,7 +202,9 @@ def test_outputs_that_are_not_held_are_free(method, augmented, tasks):
         seed=0,
         freeze_batch_norm=True,
     )
-    held = made.remember(low.train_inputs[:30], low.train_labels[:30], (0, 5)) or made.held()
+    held = (
+        made.remember(low.train_inputs[:30], low.train_labels[:30], (0, 5)) or made.known_anchors()
+    )
     with torch.no_grad():
         model[-1].bias[5:] += 3.0
     assert held.drift() == 0
@@ -244,22 +229,24 @@ def test_outputs_that_are_not_held_are_free(method, augmented, tasks):
 def test_what_is_held_is_saved(tasks):
     low, _ = tasks
     first, second = (
-        learner("fip", network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
+        make_learner("fip", network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
         for _ in range(2)
     )
     first.remember(low.train_inputs[:10], low.train_labels[:10], (0, 5))
     first.remember(low.train_inputs[10:20], low.train_labels[10:20], (0, 10))
     second.load(first.state())
-    for a, b in zip(first.held().sample(0).inputs, second.held().sample(0).inputs, strict=True):
+    for a, b in zip(
+        first.known_anchors().sample(0).inputs, second.known_anchors().sample(0).inputs, strict=True
+    ):
         assert torch.equal(a, b)
-    assert torch.equal(first.held().reference, second.held().reference)
+    assert torch.equal(first.known_anchors().reference, second.known_anchors().reference)
 
 
 def test_gem_may_draw_from_its_memory(tasks):
     low, high = tasks
     model = network()
     drawing = dataclasses.replace(settings(), anchor_batch=30)
-    made = learner("gem", model, drawing, augment=None, seed=0, freeze_batch_norm=True)
+    made = make_learner("gem", model, drawing, augment=None, seed=0, freeze_batch_norm=True)
     for task in (low, high):
         made.remember(task.train_inputs[:60], task.train_labels[:60])
     seen = []
@@ -268,4 +255,34 @@ def test_gem_may_draw_from_its_memory(tasks):
     made.learn(minibatches(low, batch_size=BATCH, epochs=1, seed=2), steps=steps)
     hook.remove()
     assert seen == [15, 15, BATCH] * steps  # 30 of both together, then the batch
-    assert [len(x) for x in made.holding.memory_x.values()] == [60, 60]
+    assert [len(x) for x in made.plugin.memory_x.values()] == [60, 60]
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "fip"])
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_the_first_beta_of_every_method_is_the_one_it_was_given(method, momentum):
+    """Adam's cycles unless it is given, Muon's is 0.95."""
+    task, model, seen = blobs(), digits_mlp(2), set()
+    options = tuned(method, lr=1e-3, strength=1.0, momentum=momentum)
+    learner = make_learner(
+        method,
+        model,
+        settings(**{method: options}),
+        augment=None,
+        seed=0,
+        freeze_batch_norm=False,
+    )
+
+    def watch(optimizer, args, kwargs):
+        seen.update(group.get("momentum", group["betas"][0]) for group in optimizer.param_groups)
+
+    learner.remember(task.train_inputs[:20], task.train_labels[:20])
+    watching = register_optimizer_step_pre_hook(watch)
+    learner.learn(minibatches(task, batch_size=20, epochs=4, seed=0), steps=40)
+    watching.remove()
+    if momentum is not None:
+        assert seen == {momentum}
+    elif method == "distillation-muon":
+        assert seen == {0.95}
+    else:
+        assert (min(seen), max(seen)) == pytest.approx((0.85, 0.95), abs=1e-2)
