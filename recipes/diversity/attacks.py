@@ -18,8 +18,8 @@ class Pixels(nn.Module):
     """A network for images in [0, 1]: normalises them, then runs the network.
 
     Args:
-        network: Takes normalised images.
-        info: The data set's mean and standard deviation.
+        network: The network, which takes normalised images.
+        info: The data set, by whose mean and standard deviation the images are normalised.
     """
 
     def __init__(self, network: nn.Module, info: DatasetInfo) -> None:
@@ -28,7 +28,7 @@ class Pixels(nn.Module):
         self.info = info
 
     def forward(self, x: Tensor) -> Tensor:
-        """The network's logits for images ``(n, channels, h, w)``."""
+        """The network's logits ``(n, classes)`` for images ``(n, channels, h, w)`` in [0, 1]."""
         z: Tensor = self.network(self.info.normalized(x))
         return z
 
@@ -36,7 +36,7 @@ class Pixels(nn.Module):
 class Joint(nn.Module):
     """Several networks as one, whose outputs are the logarithms of their mean probabilities.
 
-    The cross-entropy of these is that of the ensemble, with its full gradient: nothing is hidden from an attack.
+    The cross-entropy of these outputs is the ensemble's, with its full gradient: nothing is hidden from an attack.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -62,16 +62,17 @@ def pgd(
     """Projected gradient descent in the maximum norm (Madry et al., 2018).
 
     Args:
-        model: Takes images in [0, 1], in eval mode as it is attacked.
-        images: ``(n, channels, h, w)`` in [0, 1].
-        labels: ``(n,)``.
-        eps: Most that a pixel changes. 0 returns the images themselves.
-        steps: Of length ``2.5 eps / steps``, so that any point of the ball can be reached and left again.
-        restarts: Random starts; of each image the one with the highest loss is taken.
-        seed: Of the random starts.
+        model: The attacked model, which takes images in [0, 1]; it is in eval mode during the attack.
+        images: The images, ``(n, channels, h, w)`` in [0, 1].
+        labels: Their labels, ``(n,)``.
+        eps: The largest change of a pixel. With 0, a copy of the images is returned.
+        steps: The number of steps. Each has the length ``2.5 eps / steps``, so that any point of the ball can be
+            reached and left again.
+        restarts: The number of random starts. For each image, the one with the highest loss is taken.
+        seed: The seed of the random starts.
 
     Returns:
-        Images in [0, 1].
+        The attacked images, in [0, 1].
 
     Raises:
         ValueError: If an image is outside [0, 1], or a number is out of range.
@@ -80,11 +81,11 @@ def pgd(
     _check(eps, steps=steps, restarts=restarts)
     if eps == 0:
         return images.clone()
-    import torchattacks  # here, as it takes seconds to import
+    import torchattacks  # not at the top: the import takes seconds
 
     attack = torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / steps, steps=steps)
     found = _in_batches(attack, images, labels, seed)
-    # Not torchattacks' MultiAttack, which gives back the clean image where no restart succeeds: a weak transfer.
+    # torchattacks' MultiAttack returns the clean image if no restart succeeds, which would weaken the transfer.
     for k in range(1, restarts):
         other = _in_batches(attack, images, labels, seed + k)
         better = _losses(model, other, labels) > _losses(model, found, labels)
@@ -97,8 +98,8 @@ def auto_attack(
 ) -> Tensor:
     """AutoAttack (Croce and Hein, 2020), standard version, maximum norm; see :func:`pgd`.
 
-    An image on which it does not succeed comes back clean, so the result says how many images this model withstands
-    and is not one to transfer.
+    An image on which the attack fails is returned unchanged. So the result says how many attacks this model withstands,
+    and should not be transferred to other models.
     """
     check_images(images)
     _check(eps)
@@ -111,10 +112,10 @@ def auto_attack(
 
 
 def check_images(images: Tensor) -> None:
-    """Refuses what is not in [0, 1].
+    """Refuses images that are not in [0, 1].
 
     Raises:
-        ValueError: With the range that came.
+        ValueError: With the range of their values.
     """
     low, high = float(images.min()), float(images.max())
     if not (low >= 0.0 and high <= 1.0):  # also refuses NaN

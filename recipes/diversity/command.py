@@ -1,13 +1,13 @@
 """Make an ensemble from one trained network and attack it: ``python -m recipes.diversity --help``.
 
-From a trained network, paths lead far through weight space on which the function on clean inputs stays: with no
-objective (L = 0, as straight as the function allows), with input gradients turned away from the start network's and the
-other members', with both in turn, or with outputs that do not follow what fools the start network and the others.
-Networks on the way are the ensemble. Other ways to as many networks are run beside it, and all are attacked alike: by
-what fools the start network (transfer), each member for itself, and the joint ensemble.
+Functionally invariant paths lead from a trained network far through weight space, while the function on clean inputs
+stays. The networks on a path are the members of an ensemble. A path has no objective (L = 0: it is as straight as the
+function allows), or it turns input gradients away from those of the start network and of the other members, or both in
+turn, or it keeps the outputs on images that fool the start network and the others. Other methods make as many networks,
+and all ensembles are attacked alike: by images that fool the start network (transfer), member by member, and jointly.
 
-Left in ``--out``: ``results.json``, a safetensors file for each member, and plots: ``attacks.png``, ``weights.png``,
-``coherence.png``, ``layers.png`` and ``pictures.png``.
+The recipe writes to ``--out``: ``results.json``, a safetensors file for each member, and plots: ``attacks.png``,
+``weights.png``, ``coherence.png``, ``layers.png`` and ``pictures.png``.
 """
 
 from __future__ import annotations
@@ -21,23 +21,18 @@ from typing import Any
 from recipes.common import stored
 from recipes.common.checkpoints import load_weights
 from recipes.common.data import DataError, load_task
-from recipes.common.options import (
-    add_data_options,
-    add_run_options,
-    fraction,
-    number,
-    or_none,
-    positive,
-    run_recipe,
-    usable_device,
-    whole,
-)
-from recipes.diversity.experiment import RECIPE, Experiment
-from recipes.diversity.networks import NETWORKS, Attacks, Network
-from recipes.diversity.settings import BASELINES, PATHS, WAYS, Settings
+from recipes.common.options import add_data_options, add_run_options, run_recipe, usable_device
+from recipes.common.settings import add_options, given_options, shown
+from recipes.diversity.attack_settings import AttackSettings, size_name
+from recipes.diversity.experiment import DiversityExperiment
+from recipes.diversity.held_function import FunctionOptions
+from recipes.diversity.methods import METHODS, baseline_names, path_names
+from recipes.diversity.networks import NETWORKS, Network
+from recipes.diversity.results import RECIPE, report_results
+from recipes.diversity.settings import EnsembleSettings
 
 PROGRAM = f"python -m recipes.{RECIPE}"
-DEFAULT_WAYS = ("withstand", "independent")
+DEFAULT_PATHS, DEFAULT_BASELINES = ["withstand"], ["independent"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +50,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.data not in (None, network.data):
         parser.error(f"argument --data: {name} takes {network.data}, got {arguments.data!r}")
     settings, attacks = _settings(parser, arguments, network)
-    ways = _ways(parser, arguments)
+    methods = _methods(parser, arguments)
     device = usable_device(parser, arguments.device)
     try:
         import torchattacks  # noqa: F401
@@ -74,9 +69,10 @@ def _main(argv: Sequence[str] | None) -> int:
             load_weights(arguments.checkpoint, network.build())
         except DataError as error:
             parser.error(f"argument --checkpoint: {error}")
-    if settings.anchors is not None and settings.anchors > len(task.train_inputs):
+    anchors = settings.of(FunctionOptions).anchors
+    if anchors is not None and anchors > len(task.train_inputs):
         parser.error(
-            f"argument --anchors: {settings.anchors} is more than the {len(task.train_inputs)} "
+            f"argument --anchors: {anchors} is more than the {len(task.train_inputs)} "
             f"training inputs of {network.data}"
         )
     config = {
@@ -84,63 +80,73 @@ def _main(argv: Sequence[str] | None) -> int:
         "data": network.data,
         **stored.identity(arguments.checkpoint),
         "validation": arguments.validation,
-        **dataclasses.asdict(settings),
+        **settings.flat(),
         **dataclasses.asdict(attacks),
     }
-    experiment = Experiment(
+    experiment = DiversityExperiment(
         network,
         task.to(device),
         settings,
         attacks,
-        arguments.checkpoint,
-        config,
-        arguments.out,
+        checkpoint=arguments.checkpoint,
+        config=config,
+        out=arguments.out,
+        resume=arguments.resume,
+        progress=arguments.progress,
     )
     seeds = arguments.seeds or [arguments.seed]
+    experiment.prepare(parser, seeds, resume=arguments.resume)
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        if arguments.resume:
-            experiment.check_resumable(seeds)
-        else:
-            experiment.clear(seeds)
-        for seed in seeds:
-            experiment.run(seed, ways, resume=arguments.resume, progress=arguments.progress)
-    except OSError as error:
-        parser.error(f"argument --out: cannot make the folder {arguments.out}: {error.strerror}")
+        records = experiment.run(seeds, methods)
     except DataError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    experiment.report(seeds, ways, device)
+    report_results(experiment, records, seeds, device)
     return 0
 
 
-def _ways(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
-    """The ways asked for, paths first: weight noise is as long as they are."""
-    asked = set(arguments.objective)
-    asked |= set(BASELINES) if "all" in arguments.baseline else set(arguments.baseline)
+def _methods(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
+    """The methods asked for, paths first, because weight noise is as long as they are."""
+    baselines = baseline_names() if "all" in arguments.baseline else arguments.baseline
+    asked = {*arguments.objective, *baselines}
     if not asked:
         parser.error("name an --objective or a --baseline")
-    walked = arguments.resume and any(any(arguments.out.glob(f"seed-*/{p}.json")) for p in PATHS)
-    if "noise" in asked and not walked and not asked & set(PATHS):
-        parser.error("argument --baseline: noise is as long as a path: name an --objective too")
-    return [way for way in WAYS if way in asked]
+    paths = path_names()
+    walked = arguments.resume and any(any(arguments.out.glob(f"seed-*/{p}.json")) for p in paths)
+    if not walked and not asked.intersection(paths):
+        for name in asked:
+            if METHODS[name].needs_distances:
+                parser.error(
+                    f"argument --baseline: {name} is as long as a path: name an --objective too"
+                )
+    return [
+        *(name for name in paths if name in asked),
+        *(n for n in baseline_names() if n in asked),
+    ]
+
+
+def _option_kinds() -> list[type]:
+    """The dataclasses of the methods' own options, each once."""
+    return list(dict.fromkeys(kind for method in METHODS.values() for kind in method.option_kinds))
+
+
+def _defaults(network: Network) -> EnsembleSettings:
+    """The default settings of a network, with the options of every method that is registered."""
+    return network.settings.completed(_option_kinds())
 
 
 def _settings(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, network: Network
-) -> tuple[Settings, Attacks]:
-    """The network's defaults, and over them what the command line says; checked before anything is loaded."""
-
-    def given(kind: type[Any]) -> dict[str, Any]:
-        names = {field.name for field in dataclasses.fields(kind)}
-        return {key: value for key, value in vars(arguments).items() if key in names}
-
-    settings = dataclasses.replace(network.settings, **given(Settings))
-    attacks = dataclasses.replace(network.attacks, **given(Attacks))
-    # No two that the results would call the same.
-    sizes = {f"{size:.6g}": size for size in (*attacks.attack_eps, attacks.table_eps)}
-    eps = tuple(sorted(sizes.values()))
-    attacks = dataclasses.replace(attacks, attack_eps=eps)
-    for value in eps:
+) -> tuple[EnsembleSettings, AttackSettings]:
+    """The network's defaults, changed by the command line; checked before anything is loaded."""
+    given: dict[str, Any] = {}
+    for kind in (EnsembleSettings, *_option_kinds()):
+        given |= given_options(arguments, kind)
+    settings = _defaults(network).changed(**given)
+    attacks = dataclasses.replace(network.attacks, **given_options(arguments, AttackSettings))
+    # Results know an attack by the name of its size, so no two sizes may have the same name.
+    sizes = {size_name(size): size for size in (*attacks.attack_eps, attacks.table_eps)}
+    attacks = dataclasses.replace(attacks, attack_eps=tuple(sorted(sizes.values())))
+    for value in attacks.attack_eps:
         if not 0 <= value <= 1:
             parser.error(
                 f"argument --attack-eps: {value:g} is out of range: give a share of the pixels' range, 0 to 1"
@@ -154,110 +160,50 @@ def _parser() -> argparse.ArgumentParser:
         description="Make an ensemble from one trained network and attack it.",
         epilog=f"Defaults in brackets are those for {' / '.join(NETWORKS)}.",
     )
-    what = parser.add_argument_group("network and data")
-    what.add_argument("--network", choices=list(NETWORKS), help="[that of --data, else digits-mlp]")
+    data = parser.add_argument_group("network and data")
+    data.add_argument("--network", choices=list(NETWORKS), help="[that of --data, else digits-mlp]")
     known = list(dict.fromkeys(network.data for network in NETWORKS.values()))
-    what.add_argument("--data", choices=known, help="[the network's]")
-    add_data_options(what)
-    what.add_argument(
+    data.add_argument("--data", choices=known, help="[the network's]")
+    add_data_options(data)
+    data.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="a trained start network [trained here]"
     )
-    where = parser.add_argument_group("run")
-    where.add_argument(
+    run = parser.add_argument_group("run")
+    run.add_argument(
         "--objective",
         nargs="*",
-        choices=PATHS,
-        default=[way for way in DEFAULT_WAYS if way in PATHS],
+        choices=path_names(),
+        default=DEFAULT_PATHS,
         metavar="NAME",
-        help=f"what moves the path: {', '.join(PATHS)}, or several [withstand]",
+        help=f"what moves the path: {', '.join(path_names())}, or several [{' '.join(DEFAULT_PATHS)}]",
     )
-    where.add_argument(
+    run.add_argument(
         "--baseline",
         nargs="*",
-        choices=[*BASELINES, "all"],
-        default=[way for way in DEFAULT_WAYS if way in BASELINES],
+        choices=[*baseline_names(), "all"],
+        default=DEFAULT_BASELINES,
         metavar="NAME",
-        help=f"other ways: {', '.join(BASELINES)}, all, or nothing [independent]",
+        help=f"other methods: {', '.join(baseline_names())}, all, or nothing [{' '.join(DEFAULT_BASELINES)}]",
     )
-    add_run_options(where, RECIPE)
+    add_run_options(run, RECIPE)
 
-    def setting(option: str, help: str, **keywords: Any) -> None:
-        name = option.removeprefix("--").replace("-", "_")
-        defaults = [
-            getattr(n.settings if hasattr(n.settings, name) else n.attacks, name)
-            for n in NETWORKS.values()
-        ]
-        shown = " / ".join(
-            "all"
-            if d is None
-            else " ".join(f"{e:.3g}" for e in d)
-            if isinstance(d, tuple)
-            else f"{d:.3g}"
-            if isinstance(d, float)
-            else f"{d}"
-            for d in defaults
-        )
-        group.add_argument(option, default=argparse.SUPPRESS, help=f"{help} [{shown}]", **keywords)
-
-    count = {"type": whole(1), "metavar": "N"}
-    rate = {"type": positive, "metavar": "X"}
-    group = parser.add_argument_group("all ways")
-    setting("--members", "networks of an ensemble", type=whole(2), metavar="N")
-    setting("--epochs", "epochs of a network trained from scratch", **count)
-    setting("--batch-size", "inputs of a training step", **count)
-    setting("--lr", "Adam's highest learning rate in training from scratch", **rate)
-    group = parser.add_argument_group("functionally invariant paths")
-    setting(
-        "--anchors",
-        "training inputs that hold the function, or none for all",
-        type=or_none(whole(1)),
-        metavar="N",
-    )
-    setting("--anchor-batch", "of them in each step", **count)
-    setting("--output-space", "in which it is held", choices=["logits", "probabilities"])
-    setting(
-        "--batch-statistics",
-        "batch norm by each batch's statistics on the way, measured anew for each member",
-        action=argparse.BooleanOptionalAction,
-    )
-    setting("--straight-eps", "length of a step without objective", **rate)
-    setting("--straight-away", "steps of that, then those of --away, to the first member", **count)
-    setting("--straight-between", "steps of that from one member to the next", **count)
-    setting("--straight-products", "metric products of each", **count)
-    setting("--eps", "length of a step on an objective, or back to the function", **rate)
-    setting("--away", "steps of that to the first member", **count)
-    setting("--between", "steps of that from one member to the next", **count)
-    setting("--between-share", "of their length, or of the learning rate, there", **rate)
-    setting("--beta", "weight of the likeness of input gradients", **rate)
-    setting("--withstand-beta", "weight of what attacks change", **rate)
-    setting(
-        "--withstand-eps", "largest change of a pixel by these attacks", type=fraction, metavar="X"
-    )
-    setting("--objective-batch", "inputs of an objective, each step", **count)
-    setting(
-        "--noise",
-        "largest change of a pixel by noise where gradients are compared",
-        type=fraction,
-        metavar="X",
-    )
-    setting("--others", "earlier members to differ from, at most", type=whole(0), metavar="N")
-    group = parser.add_argument_group("other ways")
-    setting("--distillation-lr", "Adam's highest learning rate on the same objectives", **rate)
-    setting("--cycle-epochs", "epochs of a cycle of fast geometric ensembling", **rate)
-    setting("--cycle-lr", "its highest learning rate", **rate)
+    defaults = [_defaults(network) for network in NETWORKS.values()]
+    add_options(parser.add_argument_group("all methods"), EnsembleSettings, defaults, show=_shown)
+    for kind in _option_kinds():
+        group = parser.add_argument_group(getattr(kind, "group", kind.__name__))
+        add_options(group, kind, [settings.of(kind) for settings in defaults], show=_shown)
     group = parser.add_argument_group("attacks")
-    setting("--attack-eps", "largest changes of a pixel", type=number, nargs="+", metavar="X")
-    setting(
-        "--table-eps", "the one of attacks on the ensembles themselves", type=number, metavar="X"
-    )
-    setting("--attack-images", "test images attacked on the start network", **count)
-    setting("--white-box-images", "test images attacked on each ensemble", **count)
-    setting(
-        "--auto-attack-images",
-        "test images for AutoAttack; 0 leaves it out",
-        type=whole(0),
-        metavar="N",
-    )
-    setting("--attack-steps", "steps of an attack", **count)
-    setting("--attack-restarts", "random starts of an attack", **count)
+    attacks = [network.attacks for network in NETWORKS.values()]
+    add_options(group, AttackSettings, attacks, show=_shown)
     return parser
+
+
+def _shown(default: Any) -> str:
+    """A default as ``--help`` shows it."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, float):
+        return f"{default:.3g}"
+    if isinstance(default, tuple):
+        return " ".join(map(_shown, default))
+    return "all" if default is None else shown(default)

@@ -1,14 +1,11 @@
-"""Several networks from one: by walking along functionally invariant paths, and as others make ensembles.
-
-Every way leaves its members as files in a folder, so that however many there are, one is in memory at a time.
-"""
+"""Ensembles: several networks made from one, saved as files so that one is in memory at a time."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,11 @@ from recipes.common import stored
 from recipes.common.augment import Augment
 from recipes.common.data import Task
 from recipes.common.progress import Progress
-from recipes.diversity.baselines import Build, distilled, geometric, independent, noise
-from recipes.diversity.path import walk
-from recipes.diversity.settings import WAYS, Settings
-from recipes.diversity.steps import Given
+from recipes.diversity.methods import METHODS
+from recipes.diversity.settings import EnsembleSettings
+from recipes.diversity.source import Build, EnsembleSource
 
-SPENT = "seconds.json"  # beside the members
+SECONDS_FILE = "seconds.json"  # beside the members: the seconds spent on each
 
 
 @dataclass
@@ -34,9 +30,9 @@ class Ensemble:
 
     Attributes:
         model: The architecture; weights are loaded into copies of it.
-        files: One safetensors file a member.
-        seconds: Spent from the start network to all members.
-        lengths: For a path, the Euclidean length walked to each member.
+        files: One safetensors file for each member.
+        seconds: Time spent from the start network to all members.
+        lengths: The Euclidean length of the path to each member; None if the method walks no path.
     """
 
     model: nn.Module
@@ -48,7 +44,7 @@ class Ensemble:
         return len(self.files)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        """The members in eval mode, each loaded as it is asked for."""
+        """The members in eval mode; each is loaded when it is asked for."""
         for file in self.files:
             member = copy.deepcopy(self.model)
             member.load_state_dict(load_file(file))
@@ -56,11 +52,11 @@ class Ensemble:
 
 
 def build_ensemble(
-    way: str,
+    method: str,
     start: nn.Module,
     build: Build,
     task: Task,
-    settings: Settings,
+    settings: EnsembleSettings,
     *,
     folder: Path,
     config: Mapping[str, Any] | None = None,
@@ -73,52 +69,45 @@ def build_ensemble(
     """Makes an ensemble.
 
     Args:
-        way: Of ``WAYS``.
+        method: One of ``METHODS``.
         start: The trained network; left as it is.
-        build: Makes the architecture, newly initialised.
-        task: What it was trained on.
-        settings: How.
-        folder: Where the members go; what an earlier run left there is written over, but for ``resume``.
-        config: What the members depend on, stored with each; None is the settings and the seed.
-        augment: What training sees of its inputs; what holds the function, and objectives, see the same.
-        distances: For weight noise, how far from the start network each member is.
-        seed: Of everything drawn.
-        resume: Keep the independent networks that an interrupted run of the same configuration left in ``folder``.
-        progress: Called with the number of steps just taken and what is going on.
+        build: Makes its architecture, newly initialised.
+        task: The data that it was trained on.
+        settings: The settings.
+        folder: The folder of the members. Members of an earlier run are removed, except with ``resume``.
+        config: Everything that the members depend on, stored with each; None is the settings and the seed.
+        augment: Changes inputs as in training; anchors and objectives see their inputs changed alike. None leaves them
+            as they are.
+        distances: For weight noise, the Euclidean distance of each member from the start network.
+        seed: The seed of everything drawn.
+        resume: Whether to keep the members that an interrupted run of the same configuration left in ``folder``, if
+            the method can go on after them.
+        progress: Called with the number of steps just taken and a text.
 
     Raises:
-        ValueError: If there are fewer than two members, or an unknown way.
-        DataError: If networks that are to be kept are of another configuration.
+        ValueError: If there are fewer than two members, or the method is unknown.
+        DataError: If members that are to be kept are of another configuration.
     """
     if settings.members < 2:
         raise ValueError(f"members: an ensemble has two or more, got {settings.members}.")
-    if way not in WAYS:
-        raise ValueError(f"way: {way!r} is unknown; choose from {', '.join(WAYS)}.")
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is unknown; choose from {', '.join(METHODS)}.")
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**asdict(settings), "seed": seed} if config is None else config
-    spent = check_members(folder, config) if resume and way == "independent" else []
+    config = {**settings.flat(), "seed": seed} if config is None else config
+    resumed = resume and METHODS[method].is_resumable
+    spent = check_members(folder, config) if resumed else []
     files = [member_file(folder, k) for k in range(len(spent))]
-    for old in {*folder.glob("*.safetensors"), folder / SPENT}.difference(files):
+    for old in {*folder.glob("*.safetensors"), folder / SECONDS_FILE}.difference(files):
         old.unlink(missing_ok=True)
     torch.manual_seed(seed)
-    given = Given(start, task, settings, augment, seed, progress)
-    if WAYS[way].path:
-        members = walk(WAYS[way], given, files)
-    elif WAYS[way].objective is not None:
-        members = distilled(WAYS[way], given, files)
-    elif way == "fge":
-        members = geometric(given)
-    elif way == "noise":
-        members = noise(given, distances)
-    else:
-        members = independent(build, given, len(spent))
+    source = EnsembleSource(start, build, task, settings, augment, distances, seed, progress)
     lengths = []
     begun = time.perf_counter()
-    for member in members:
+    for member in METHODS[method].members(source, files):
         files.append(member_file(folder, len(files)))
         stored.save_tensors(files[-1], member.state, config)
         spent.append(time.perf_counter() - begun)
-        stored.save_record(folder / SPENT, {"seconds": spent}, config)
+        stored.save_record(folder / SECONDS_FILE, {"seconds": spent}, config)
         if member.length is not None:
             lengths.append(member.length)
         begun = time.perf_counter()
@@ -126,17 +115,20 @@ def build_ensemble(
 
 
 def member_file(folder: Path, k: int) -> Path:
-    """Where the ensemble in ``folder`` has its member ``k``."""
+    """The file of member ``k`` of the ensemble in ``folder``."""
     return folder / f"member-{k:03d}.safetensors"
 
 
 def check_members(folder: Path, config: Mapping[str, Any]) -> list[float]:
-    """Seconds that an interrupted run spent on each member it has left.
+    """Checks the members that an interrupted run left.
+
+    Returns:
+        The seconds spent on each of them.
 
     Raises:
-        DataError: If it was of another configuration.
+        DataError: If a file is of another configuration, or cannot be read.
     """
-    found = stored.load_record(folder / SPENT, config)
+    found = stored.load_record(folder / SECONDS_FILE, config)
     spent: list[float] = found["seconds"] if found else []
     for k in range(len(spent)):
         stored.check_tensors(member_file(folder, k), config)

@@ -1,154 +1,189 @@
-"""The runs of ``recipes.diversity``: ensembles made, attacked and measured, each kept when it is finished."""
+"""The runs of ``recipes.diversity``: from the start network of each seed, every method makes an ensemble."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from recipes.common import report, stored
+from recipes.common import stored
 from recipes.common.augment import augmentation
 from recipes.common.checkpoints import load_weights
-from recipes.common.data import DATASETS, DataError, Task
-from recipes.common.process_memory import give_back
+from recipes.common.data import DataError, Task
+from recipes.common.experiment import Content, Experiment, Save
 from recipes.common.progress import progress_bar
-from recipes.common.training import accuracy, steps_an_epoch
-from recipes.diversity import figures as diversity_figures
-from recipes.diversity import tables as diversity_tables
-from recipes.diversity.attacks import Joint, Pixels, auto_attack, pgd
-from recipes.diversity.baselines import train_network
-from recipes.diversity.ensembles import SPENT, Ensemble, build_ensemble, check_members, member_file
-from recipes.diversity.measures import (
-    Votes,
-    activation_norms,
-    coherence,
-    distance,
-    diversity_scores,
-    percent,
-    probabilities,
+from recipes.common.training import accuracy
+from recipes.diversity import tables
+from recipes.diversity.attack_settings import AttackSettings, size_name
+from recipes.diversity.ensembles import (
+    SECONDS_FILE,
+    Ensemble,
+    build_ensemble,
+    check_members,
+    member_file,
 )
-from recipes.diversity.networks import Attacks, Network
-from recipes.diversity.settings import PATHS, WAYS, Settings, steps_of
+from recipes.diversity.evaluation import Evaluation
+from recipes.diversity.methods import METHODS, path_names
+from recipes.diversity.networks import Network
+from recipes.diversity.settings import EnsembleSettings
+from recipes.diversity.training import train_network, training_steps
 
-RECIPE = "diversity"
-SCORED = 1000  # test images of which activations and input gradients are compared
-SHOWN = 6  # attacked images drawn
-BINS = 20  # of the histogram of coherence
+START = "start"  # what the start network's record is called, beside the methods'
 
 
-class Experiment:
-    """The runs of all seeds and ways on one network, and the files that they leave."""
+class Start(NamedTuple):
+    """What all methods of a seed begin with.
+
+    Attributes:
+        model: The start network, in eval mode.
+        attacked: The images that fool it, for each size of the attack.
+    """
+
+    model: nn.Module
+    attacked: dict[float, Tensor]
+
+
+class DiversityExperiment(Experiment[Start, Content]):
+    """The runs of all seeds and methods on one network, and the files that they leave.
+
+    Args:
+        network: The network that ensembles are made of.
+        task: Its data, on the device of the runs.
+        settings: The settings.
+        attacks: How ensembles are attacked.
+        checkpoint: The file of the start network of all seeds; None if each seed trains its own.
+        config: Everything that results depend on except the seed.
+        out: The folder.
+        resume: Whether members of an interrupted ensemble are kept.
+        progress: Whether to show progress bars.
+    """
 
     def __init__(
         self,
         network: Network,
         task: Task,
-        settings: Settings,
-        attacks: Attacks,
+        settings: EnsembleSettings,
+        attacks: AttackSettings,
+        *,
         checkpoint: Path | None,
         config: Mapping[str, Any],
         out: Path,
+        resume: bool,
+        progress: bool,
     ) -> None:
+        super().__init__(out, config, list(METHODS))
         self.network, self.task, self.settings, self.attacks = network, task, settings, attacks
-        self.checkpoint, self.config, self.out = checkpoint, config, out
-        self.info = DATASETS[task.name]
+        self.checkpoint, self.resume, self.progress = checkpoint, resume, progress
         self.augment = augmentation(task.name) if network.augment else None
-        self.images = self.info.pixels(task.test_inputs)
-        self.labels = task.test_labels
+        self.evaluation = Evaluation(task, attacks)
 
-    def folder(self, seed: int) -> Path:
-        """Where a seed's networks and records are."""
-        return self.out / f"seed-{seed}"
+    # Files.
 
-    def config_of(self, seed: int) -> dict[str, Any]:
-        """What a seed's files depend on."""
-        return {**self.config, "seed": seed}
+    def start_file(self, seed: int) -> Path:
+        """The file of the start network."""
+        return self.folder(seed) / f"{START}.safetensors"
 
-    def finished(self, seed: int, way: str) -> dict[str, Any] | None:
-        """The record of a finished run.
-
-        Raises:
-            DataError: If it is of another configuration, or cannot be read.
-        """
-        return stored.load_record(self._record(seed, way), self.config_of(seed))
-
-    def _start_file(self, seed: int) -> Path:
-        return self.folder(seed) / "start.safetensors"
-
-    def _attacked_file(self, seed: int) -> Path:
+    def attacked_file(self, seed: int) -> Path:
+        """The file of the images that fool the start network."""
         return self.folder(seed) / "attacked.safetensors"
 
-    def _record(self, seed: int, way: str) -> Path:
-        return self.folder(seed) / f"{way}.json"
+    def ensemble_folder(self, seed: int, method: str) -> Path:
+        """The folder of the members."""
+        return self.folder(seed) / method
 
-    def clear(self, seeds: Sequence[int]) -> None:
-        """Removes what a resumed run would take for this run's."""
-        for seed in seeds:
-            for name in ("start", *WAYS):
-                self._record(seed, name).unlink(missing_ok=True)
-                (self.folder(seed) / name / SPENT).unlink(missing_ok=True)
-            self._start_file(seed).unlink(missing_ok=True)
-            self._attacked_file(seed).unlink(missing_ok=True)
-
-    def check_resumable(self, seeds: Sequence[int]) -> None:
-        """Refuses what another configuration left.
-
-        Raises:
-            DataError: With the differences.
-        """
-        for seed in seeds:
-            config = self.config_of(seed)
-            for way in WAYS:
-                if self.finished(seed, way):
-                    for file in self._members(seed, way):
-                        stored.check_tensors(file, config)
-            if self.finished(seed, "start"):
-                stored.check_tensors(self._start_file(seed), config)
-                if self._attacked_file(seed).exists():
-                    stored.check_tensors(self._attacked_file(seed), config)
-            check_members(self.folder(seed) / "independent", config)
-
-    def _members(self, seed: int, way: str) -> list[Path]:
-        folder = self.folder(seed) / way
+    def tensor_files(self, seed: int, method: str) -> list[Path]:
+        """See :class:`Experiment`: the members."""
+        folder = self.ensemble_folder(seed, method)
         return [member_file(folder, k) for k in range(self.settings.members)]
 
-    # --- one seed -------------------------------------------------------------------------------------
+    def load_start(self, seed: int) -> nn.Module:
+        """Loads the start network.
 
-    def run(self, seed: int, ways: Sequence[str], *, resume: bool, progress: bool) -> None:
-        """All ways of one seed, from one start network."""
-        self.folder(seed).mkdir(parents=True, exist_ok=True)
-        if resume and all(self.finished(seed, name) for name in ("start", *ways)):
-            return
-        start = self._start(seed, progress=progress)
-        attacked = self._transfer(start, seed)
-        for way in ways:
-            if self.finished(seed, way):
-                continue
-            ensemble = self._build(way, start, seed, resume=resume, progress=progress)
-            record = self._measure(ensemble, start, attacked, seed)
-            stored.save_record(self._record(seed, way), record, self.config_of(seed))
-            print(diversity_tables.line(seed, way, record), flush=True)
+        Raises:
+            DataError: If the file is of another configuration, or cannot be read.
+        """
+        model = self._built()
+        model.load_state_dict(stored.load_tensors(self.start_file(seed), self.config_of(seed)))
+        return model.eval()
 
-    def _start(self, seed: int, *, progress: bool) -> nn.Module:
-        """The start network: the checkpoint's, what an earlier run trained, or one trained now."""
-        file, config = self._start_file(seed), self.config_of(seed)
-        model = self.network.build().to(self.images.device)
-        # The layout that convolutions on a CPU prefer; all that is made from the start network keeps it.
-        model = model.to(memory_format=torch.channels_last)
-        if self.finished(seed, "start"):
-            model.load_state_dict(stored.load_tensors(file, config))
-            return model.eval()
+    def load_attacked(self, seed: int) -> dict[float, Tensor]:
+        """Loads the images that fool the start network, for each size of the attack.
+
+        Raises:
+            DataError: If the file is of another configuration, or cannot be read.
+        """
+        found = stored.load_tensors(self.attacked_file(seed), self.config_of(seed))
+        images = self.evaluation.images
+        return {eps: found[size_name(eps)].to(images) for eps in self.attacks.attack_eps}
+
+    def clear(self, seeds: Sequence[int]) -> None:
+        """See :class:`Experiment`; also removes the start network and what says which members are whole."""
+        super().clear(seeds)
+        for seed in seeds:
+            for name in METHODS:
+                (self.ensemble_folder(seed, name) / SECONDS_FILE).unlink(missing_ok=True)
+            self.result_file(seed, START).unlink(missing_ok=True)
+            self.start_file(seed).unlink(missing_ok=True)
+            self.attacked_file(seed).unlink(missing_ok=True)
+
+    def check_start(self, seed: int) -> None:
+        """See :class:`Experiment`; also checks members of ensembles that were interrupted."""
+        config = self.config_of(seed)
+        if self.finished(seed, START):
+            stored.check_tensors(self.start_file(seed), config)
+            if self.attacked_file(seed).exists():
+                stored.check_tensors(self.attacked_file(seed), config)
+        for name, method in METHODS.items():
+            if method.is_resumable:
+                check_members(self.ensemble_folder(seed, name), config)
+
+    # The runs.
+
+    def needs_run(self, seed: int, unfinished: Sequence[str]) -> bool:
+        """See :class:`Experiment`; the record of the start network must be there, too."""
+        return bool(unfinished) or self.finished(seed, START) is None
+
+    def start(self, seed: int) -> Start:
+        """The start network: the checkpoint, or what an earlier run trained, or one that is trained now."""
+        if self.finished(seed, START):
+            model = self.load_start(seed)
+        else:
+            model = self._new_start(seed)
+        return Start(model, self._attacked(model, seed))
+
+    def run_method(
+        self, seed: int, method: str, start: Start, partial: Content | None, save: Save
+    ) -> None:
+        """Makes an ensemble and measures it."""
+        ensemble = self._build(method, start.model, seed)
+        save(self.evaluation.measure(ensemble, start.model, start.attacked, seed))
+
+    def result_of(self, content: Content) -> Content:
+        """A result is the content of its file."""
+        return content
+
+    def on_result(self, seed: int, method: str, result: Content) -> None:
+        """Prints a line."""
+        print(tables.line(seed, method, result), flush=True)
+
+    def _built(self) -> nn.Module:
+        """The architecture, in the layout that convolutions on a CPU prefer; copies of the start network keep it."""
+        model = self.network.build().to(self.evaluation.images.device)
+        return model.to(memory_format=torch.channels_last)
+
+    def _new_start(self, seed: int) -> nn.Module:
         seconds = 0.0
         if self.checkpoint is not None:
+            model = self._built()
             load_weights(self.checkpoint, model)
             model.eval()
         else:
-            steps = self.settings.epochs * steps_an_epoch(self.task, self.settings.batch_size)
-            with progress_bar(f"seed {seed}, start", steps, shown=progress) as show:
+            steps = training_steps(self.task, self.settings)
+            with progress_bar(f"seed {seed}, start", steps, shown=self.progress) as show:
                 begun = time.perf_counter()
                 model = train_network(
                     self.network.build,
@@ -159,182 +194,56 @@ class Experiment:
                     progress=show,
                 )
                 seconds = time.perf_counter() - begun
-        stored.save_tensors(file, model.state_dict(), config)
-        clean = accuracy(model, self.task.test_inputs, self.labels, batch_size=500)
-        self._attacked_file(seed).unlink(missing_ok=True)
-        record = {"accuracy": clean, "seconds": seconds}
-        stored.save_record(self._record(seed, "start"), record, config)
+        stored.save_tensors(self.start_file(seed), model.state_dict(), self.config_of(seed))
+        clean = accuracy(model, self.task.test_inputs, self.task.test_labels, batch_size=500)
+        self.attacked_file(seed).unlink(missing_ok=True)
+        self.save(seed, START, {"accuracy": clean, "seconds": seconds})
         return model
 
-    def _transfer(self, start: nn.Module, seed: int) -> dict[float, Tensor]:
-        """What fools the start network, for each size of the attack; made once."""
-        file, config = self._attacked_file(seed), self.config_of(seed)
-        record = _known(self.finished(seed, "start"))
-        if file.exists() and "transfer" in record:
-            found = stored.load_tensors(file, config)
-            return {eps: found[f"{eps:.6g}"].to(self.images) for eps in self.attacks.attack_eps}
-        count = self.attacks.attack_images
-        images, labels = self.images[:count], self.labels[:count]
-        pixels = Pixels(start, self.info)
-        made = {
-            eps: self._pgd(pixels, images, labels, eps, seed) for eps in self.attacks.attack_eps
-        }
-        stored.save_tensors(file, {f"{eps:.6g}": x for eps, x in made.items()}, config)
-        fooled = {f"{eps:.6g}": percent(_classes(pixels, x) == labels) for eps, x in made.items()}
-        stored.save_record(self._record(seed, "start"), {**record, "transfer": fooled}, config)
-        return made
+    def _attacked(self, start: nn.Module, seed: int) -> dict[float, Tensor]:
+        """The images that fool the start network, made once; its record says its accuracy on them."""
+        record = self.finished(seed, START)
+        assert record is not None
+        if self.attacked_file(seed).exists() and "transfer" in record:
+            return self.load_attacked(seed)
+        attacked = self.evaluation.transferred(start, seed)
+        content = {size_name(eps): images for eps, images in attacked.items()}
+        stored.save_tensors(self.attacked_file(seed), content, self.config_of(seed))
+        transfer = self.evaluation.accuracies(start, attacked)
+        self.save(seed, START, {**record, "transfer": transfer})
+        return attacked
 
-    def _build(
-        self, way: str, start: nn.Module, seed: int, *, resume: bool, progress: bool
-    ) -> Ensemble:
-        walked = [r for w in PATHS if (r := self.finished(seed, w)) is not None]
-        if way == "noise" and not walked:
-            raise DataError(
-                "noise is as long as a path: run a path with it, or before it with --resume"
-            )
-        steps = steps_of(way, self.task, self.settings)
-        with progress_bar(f"seed {seed}, {WAYS[way].title}", steps, shown=progress) as show:
+    def _build(self, name: str, start: nn.Module, seed: int) -> Ensemble:
+        method = METHODS[name]
+        distances = self._path_distances(seed) if method.needs_distances else []
+        steps = method.total_steps(self.task, self.settings)
+        with progress_bar(f"seed {seed}, {method.title}", steps, shown=self.progress) as show:
             return build_ensemble(
-                way,
+                name,
                 start,
                 self.network.build,
                 self.task,
                 self.settings,
-                folder=self.folder(seed) / way,
+                folder=self.ensemble_folder(seed, name),
                 config=self.config_of(seed),
                 augment=self.augment,
-                distances=walked[-1]["distances"] if walked else (),
+                distances=distances,
                 seed=seed,
-                resume=resume,
+                resume=self.resume,
                 progress=show,
             )
 
-    def _measure(
-        self, ensemble: Ensemble, start: nn.Module, attacked: Mapping[float, Tensor], seed: int
-    ) -> dict[str, Any]:
-        """Everything about one ensemble; its members are in memory one at a time, but for the attack on them all."""
-        attacks = self.attacks
-        some = self.labels[: attacks.attack_images]
-        few = attacks.white_box_images
-        clean = Votes(self.labels)
-        transfer = {eps: Votes(some) for eps in attacked}
-        alone, norms, cosines, distances = (
-            list[float](),
-            list[Tensor](),
-            list[Tensor](),
-            list[float](),
+    def _path_distances(self, seed: int) -> list[float]:
+        """The distances from the start network of the members of the last path that is finished.
+
+        Raises:
+            DataError: If no path is finished.
+        """
+        for name in reversed(path_names()):
+            record = self.finished(seed, name)
+            if record is not None:
+                distances: list[float] = record["distances"]
+                return distances
+        raise DataError(
+            "noise is as long as a path: run a path with it, or before it with --resume"
         )
-        attacked_network = Pixels(start, self.info)
-        for member in ensemble:
-            pixels = Pixels(member, self.info)
-            clean.add(probabilities(pixels, self.images))
-            for eps, images in attacked.items():
-                transfer[eps].add(probabilities(pixels, images))
-            found = self._pgd(pixels, self.images[:few], self.labels[:few], attacks.table_eps, seed)
-            alone.append(percent(_classes(pixels, found) == self.labels[:few]))
-            norms.append(activation_norms(pixels, self.images[:SCORED]))
-            cosines.append(
-                coherence(
-                    pixels,
-                    attacked_network,
-                    self.images[:SCORED],
-                    self.labels[:SCORED],
-                )
-            )
-            distances.append(distance(member, start))
-        joint = Joint([Pixels(member, self.info) for member in ensemble]).eval()
-        white = self._pgd(joint, self.images[:few], self.labels[:few], attacks.table_eps, seed)
-        record: dict[str, Any] = {
-            "clean": {"joint": clean.joint, "mean": clean.mean, "members": clean.accuracies},
-            "transfer": {
-                f"{eps:.6g}": {"joint": v.joint, "mean": v.mean, "members": v.accuracies}
-                for eps, v in transfer.items()
-            },
-            "white_box_members": alone,
-            "white_box_joint": percent(_classes(joint, white) == self.labels[:few]),
-            "auto_attack_joint": None,
-            "disagreement": clean.disagreement,
-            "diversity_by_layer": diversity_scores(norms),
-            "coherence": float(torch.cat(cosines).mean()),
-            "coherence_histogram": torch.cat(cosines).float().histc(BINS, -1, 1).tolist(),
-            "distances": distances,
-            "lengths": ensemble.lengths,
-            "seconds": ensemble.seconds,
-            "shown": {
-                "clean": _classes(joint, self.images[:SHOWN]).tolist(),
-                "attacked": _classes(joint, attacked[attacks.table_eps][:SHOWN]).tolist(),
-            },
-        }
-        if attacks.auto_attack_images:
-            images = self.images[: attacks.auto_attack_images]
-            labels = self.labels[: attacks.auto_attack_images]
-            found = auto_attack(
-                joint, images, labels, attacks.table_eps, classes=self.task.classes, seed=seed
-            )
-            record["auto_attack_joint"] = percent(_classes(joint, found) == labels)
-        return record
-
-    def _pgd(
-        self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int
-    ) -> Tensor:
-        found = pgd(
-            network.eval(),
-            images,
-            labels,
-            eps,
-            steps=self.attacks.attack_steps,
-            restarts=self.attacks.attack_restarts,
-            seed=seed,
-        )
-        give_back()
-        return found
-
-    # --- what is left ---------------------------------------------------------------------------------
-
-    def report(self, seeds: Sequence[int], ways: Sequence[str], device: torch.device) -> None:
-        """The table, ``results.json`` and the plots."""
-        records = {way: [_known(self.finished(seed, way)) for seed in seeds] for way in ways}
-        starts = [_known(self.finished(seed, "start")) for seed in seeds]
-        print(f"\n{diversity_tables.table(records, starts, self.attacks)}")
-        report.write_results(
-            self.out / "results.json",
-            recipe=RECIPE,
-            config={**self.config, "seeds": list(seeds)},
-            environment=report.environment(device),
-            metrics=diversity_tables.metrics(records, starts),
-        )
-        config = self.config_of(seeds[0])
-        start_file = self._start_file(seeds[0])
-        diversity_figures.attacks(self.out / "attacks.png", records, starts)
-        diversity_figures.coherence(self.out / "coherence.png", records)
-        diversity_figures.layers(self.out / "layers.png", records)
-        names = {way: self._members(seeds[0], way) for way in ways}
-        diversity_figures.weight_space(self.out / "weights.png", start_file, names)
-        attacked = stored.load_tensors(self._attacked_file(seeds[0]), config)
-        attacked_most = attacked[f"{self.attacks.table_eps:.6g}"]
-        start = self.network.build()
-        start.load_state_dict(stored.load_tensors(start_file, config))
-        pixels = Pixels(start, self.info).eval().to(self.images.device)
-        shown = attacked_most[:SHOWN].to(self.images)
-        diversity_figures.pictures(
-            self.out / "pictures.png",
-            self.images[:SHOWN].cpu(),
-            attacked_most[:SHOWN],
-            {
-                "start": {
-                    "clean": _classes(pixels, self.images[:SHOWN]).tolist(),
-                    "attacked": _classes(pixels, shown).tolist(),
-                },
-                **{way: found[0]["shown"] for way, found in records.items()},
-            },
-        )
-        print(f"results.json, the members and the plots are in {self.out}")
-
-
-def _classes(model: nn.Module, images: Tensor) -> Tensor:
-    return probabilities(model, images).argmax(dim=1)
-
-
-def _known(record: dict[str, Any] | None) -> dict[str, Any]:
-    assert record is not None
-    return record

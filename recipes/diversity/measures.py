@@ -1,4 +1,4 @@
-"""How different the networks of an ensemble are, and what they withstand."""
+"""Measures of the networks of an ensemble: their accuracy together, and how they differ."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from recipes.diversity.attacks import AT_ONCE
 
 @torch.no_grad()
 def probabilities(model: nn.Module, images: Tensor) -> Tensor:
-    """Softmax outputs ``(n, classes)``."""
+    """The softmax outputs ``(n, classes)``."""
     return torch.cat([model(x).softmax(dim=1) for x in images.split(AT_ONCE)])
 
 
 @dataclass
 class Votes:
-    """Members on one set of images, added one at a time, so that no two need be in memory.
+    """The predictions of all members on one set of images; they are added one at a time, so one is in memory.
 
     Attributes:
-        labels: ``(n,)``.
-        accuracies: Of each member, percent.
-        predictions: Of each member ``(n,)``.
+        labels: The labels of the images, ``(n,)``.
+        accuracies: The accuracy of each member, in percent.
+        predictions: The predicted classes of each member, ``(n,)``.
+        total: The sum of the members' probabilities, ``(n, classes)``; None before the first.
     """
 
     labels: Tensor
@@ -35,25 +36,25 @@ class Votes:
     total: Tensor | None = None
 
     def add(self, p: Tensor) -> None:
-        """A member's probabilities ``(n, classes)``."""
+        """Adds a member with its probabilities ``(n, classes)``."""
         self.predictions.append(p.argmax(dim=1))
         self.accuracies.append(percent(self.predictions[-1] == self.labels))
         self.total = p.clone() if self.total is None else self.total + p
 
     @property
     def joint(self) -> float:
-        """Accuracy of the mean of the members' probabilities, percent."""
+        """The accuracy of the mean of the members' probabilities, in percent."""
         assert self.total is not None
         return percent(self.total.argmax(dim=1) == self.labels)
 
     @property
     def mean(self) -> float:
-        """Mean accuracy of the members, percent."""
+        """The mean accuracy of the members, in percent."""
         return sum(self.accuracies) / len(self.accuracies)
 
     @property
     def disagreement(self) -> float:
-        """Mean over pairs of members of the share of images that they classify differently, percent."""
+        """The share of images that two members classify differently, in percent; the mean over all pairs."""
         pairs = [
             percent(a != b)
             for k, a in enumerate(self.predictions)
@@ -69,7 +70,7 @@ def percent(condition: Tensor) -> float:
 
 @torch.no_grad()
 def activation_norms(model: nn.Module, images: Tensor) -> Tensor:
-    """The Euclidean norm of each layer's activation for each image, ``(layers, n)``; linear and convolution layers."""
+    """The Euclidean norms of the activations of linear and convolution layers for each image, ``(layers, n)``."""
     norms: dict[str, list[Tensor]] = {}
     hooks = []
 
@@ -92,28 +93,28 @@ def activation_norms(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def diversity_scores(norms: Sequence[Tensor]) -> list[float]:
-    """For each layer the standard deviation over members of the activation's norm, mean over images (Fig. 4F).
+    """The diversity score of each layer (Fig. 4F): the deviation of activation norms over members, mean over images.
 
     Args:
-        norms: Of each member, as :func:`activation_norms` gives them.
+        norms: The norms of each member, as :func:`activation_norms` gives them.
     """
     found: list[float] = torch.stack(list(norms)).std(dim=0).mean(dim=1).tolist()
     return found
 
 
 def coherence(model: nn.Module, attacked: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """For each image the cosine ``(n,)`` of the input gradients of two networks' cross-entropy (Fig. 4E)."""
+    """The cosine of two networks' input gradients of the cross-entropy for each image, ``(n,)`` (Fig. 4E)."""
     pairs = zip(images.split(AT_ONCE), labels.split(AT_ONCE), strict=True)
     return torch.cat(
         [
             F.cosine_similarity(_gradient(model, x, y), _gradient(attacked, x, y), dim=1, eps=0.0)
             for x, y in pairs
         ]
-    ).nan_to_num(0.0)  # where a gradient vanishes
+    ).nan_to_num(0.0)  # a gradient that vanishes has no direction
 
 
 def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    # Cosines do not depend on lengths, and the norms of the gradients of sure predictions would underflow.
+    # The gradients of sure predictions are so small that their norms would underflow. Cosines do not depend on lengths.
     x = x.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)
     flat = gradient.flatten(1).double()
@@ -122,7 +123,7 @@ def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def distance(model: nn.Module, other: nn.Module) -> float:
-    """Euclidean distance of two networks' parameters."""
+    """The Euclidean distance of two networks' parameters."""
     pairs: Iterable[tuple[Tensor, Tensor]] = zip(
         model.parameters(), other.parameters(), strict=True
     )

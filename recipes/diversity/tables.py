@@ -1,4 +1,4 @@
-"""What ``recipes.diversity`` says: a line for each ensemble, the table, the numbers of ``results.json``."""
+"""What ``recipes.diversity`` prints: a line for each ensemble, the table; and the numbers of ``results.json``."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipes.common import report
-from recipes.diversity.networks import Attacks
-from recipes.diversity.settings import WAYS
+from recipes.diversity.attack_settings import AttackSettings, size_name
+from recipes.diversity.methods import METHODS
 
 
-def line(seed: int, way: str, record: Mapping[str, Any]) -> str:
-    """One ensemble in a line, members before the joint ensemble."""
+def line(seed: int, method: str, record: Mapping[str, Any]) -> str:
+    """The accuracies of one ensemble in one line: mean of the members / joint ensemble."""
     transfer = ", ".join(
         f"{eps}: {v['mean']:.1f} / {v['joint']:.1f}" for eps, v in record["transfer"].items()
     )
     clean = record["clean"]
     return (
-        f"seed {seed}, {WAYS[way].title}: clean {clean['mean']:.2f} / {clean['joint']:.2f} "
+        f"seed {seed}, {METHODS[method].title}: clean {clean['mean']:.2f} / {clean['joint']:.2f} "
         f"(least {min(clean['members']):.2f}), transfer {transfer}, {record['seconds']:.0f} s"
     )
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one run that are averaged over seeds."""
+    """The numbers of one ensemble that are averaged over seeds."""
     found = {
         "clean_joint": record["clean"]["joint"],
         "clean_mean": record["clean"]["mean"],
@@ -47,19 +47,24 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
 def metrics(
     records: Mapping[str, Sequence[Mapping[str, Any]]], starts: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Means over seeds; with several, standard deviations and 95 % confidence intervals too."""
-    ways: dict[str, Any] = {}
-    for way, runs in records.items():
+    """The metrics of ``results.json``: means over seeds; of several also standard deviations and 95 % intervals.
+
+    Args:
+        records: The records of each method's ensembles, one a seed.
+        starts: The records of the start networks.
+    """
+    ensembles: dict[str, Any] = {}
+    for method, runs in records.items():
         scalars = [_scalars(run) for run in runs]
-        ways[way] = {
+        ensembles[method] = {
             **report.means(scalars),
             "diversity_by_layer": [
                 sum(v) / len(v) for v in zip(*(r["diversity_by_layer"] for r in runs), strict=True)
             ],
         }
         if len(runs) > 1:
-            ways[way]["deviations"] = report.deviations(scalars)
-            ways[way]["intervals_95"] = report.intervals(scalars)
+            ensembles[method]["deviations"] = report.deviations(scalars)
+            ensembles[method]["intervals_95"] = report.intervals(scalars)
     start = {
         "accuracy": sum(s["accuracy"] for s in starts) / len(starts),
         "transfer": {
@@ -67,16 +72,22 @@ def metrics(
             for eps in starts[0]["transfer"]
         },
     }
-    return {"start": start, "ensembles": ways}
+    return {"start": start, "ensembles": ensembles}
 
 
 def table(
     records: Mapping[str, Sequence[Mapping[str, Any]]],
     starts: Sequence[Mapping[str, Any]],
-    attacks: Attacks,
+    attacks: AttackSettings,
 ) -> str:
-    """The ensembles side by side, one column each; several seeds as mean ± standard deviation."""
-    table_eps = f"{attacks.table_eps:.6g}"
+    """The ensembles side by side, one column each; several seeds as mean ± standard deviation.
+
+    Args:
+        records: The records of each method's ensembles, one a seed.
+        starts: The records of the start networks.
+        attacks: How the ensembles were attacked.
+    """
+    table_eps = size_name(attacks.table_eps)
     rows = [
         ("clean_joint", "clean, joint (%)", ".2f"),
         ("clean_mean", "clean, members (%)", ".2f"),
@@ -108,5 +119,5 @@ def table(
     )
     clean = report.mean_and_deviation([s["accuracy"] for s in starts], ".2f")
     return f"start network: clean {clean} %, attacked at {transfer} %\n" + report.aligned(
-        [["", *(WAYS[way].title for way in records)], *body]
+        [["", *(METHODS[method].title for method in records)], *body]
     )

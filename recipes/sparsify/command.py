@@ -1,18 +1,18 @@
 """Take weights out of a trained network while it keeps its function: ``python -m recipes.sparsify --help``.
 
-From a dense network a functionally invariant path leads to networks of which a given share of the weights is exactly
-zero, by stages between which there may be waypoints. The secondary objective is the distance to the nearest sparse
-network, nearest in the anchors' metric; what is kept are the dense network's outputs on training inputs, and no label
-is read. With ``--products 0``, the default of the larger networks, Adam takes the steps on drift and distance, and
-tables and plots call it so. Other ways to sparse networks are run beside it, from the same dense network.
+A functionally invariant path leads from a dense network to networks of which a given share of the weights is exactly
+zero. It goes by stages, with waypoints if the sparsities are far apart. The secondary objective is the distance to the
+nearest sparse network, nearest in the anchors' metric; the outputs of the dense network on training inputs are held,
+and no label is read. With ``--products 0``, the default of the larger networks, Adam takes the steps on drift and
+distance, and tables and plots say so. Other pruning methods run beside the path, from the same dense network.
 
-Left in ``--out``: ``results.json``, a safetensors file for each network (it loads into the plain model), and plots.
+The recipe writes to ``--out``: ``results.json``, a safetensors file for each network (it loads into the plain model),
+and plots.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,19 @@ from recipes.common.options import (
     Distinct,
     add_data_options,
     add_run_options,
-    fraction,
     number,
-    or_none,
-    positive,
-    products,
     run_recipe,
     usable_device,
-    whole,
 )
-from recipes.sparsify import tables as sparsify_tables
-from recipes.sparsify.experiment import RECIPE, Experiment
-from recipes.sparsify.networks import NETWORKS, Network, load_dense
-from recipes.sparsify.pruning import METHODS, Settings
+from recipes.common.settings import add_options, shown
+from recipes.sparsify import tables
+from recipes.sparsify.dense import load_dense
+from recipes.sparsify.experiment import SparsifyExperiment
+from recipes.sparsify.methods import METHODS
+from recipes.sparsify.methods.path import PathOptions
+from recipes.sparsify.networks import NETWORKS, Network
+from recipes.sparsify.results import RECIPE, report_results
+from recipes.sparsify.settings import SparsifySettings
 
 PROGRAM = f"python -m recipes.{RECIPE}"
 DEFAULT_METHODS = ("fip", "gradual-distillation", "one-shot")
@@ -86,42 +86,29 @@ def _main(argv: Sequence[str] | None) -> int:
         "dense_batch_size": network.dense_batch_size,
         "validation": arguments.validation,
         "sparsities": list(sparsities),
-        **dataclasses.asdict(settings),
+        **settings.flat(),
     }
-    experiment = Experiment(
+    experiment = SparsifyExperiment(
         network,
         task.to(device),
         sparsities,
         settings,
-        augmentation(data),
-        config,
-        arguments.out,
-        report.environment(device),
+        methods,
+        checkpoint=checkpoint,
+        augment=augmentation(data),
+        config=config,
+        out=arguments.out,
+        environment=report.environment(device),
+        progress=arguments.progress,
     )
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        if arguments.resume:
-            experiment.check_resumable(seeds, methods)
-        else:
-            experiment.clear(seeds, methods)
-    except OSError as error:
-        parser.error(f"argument --out: cannot make the folder {arguments.out}: {error.strerror}")
-    except DataError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    plan = sparsify_tables.plan(methods, sparsities, settings, rewinds=checkpoint is None)
+    experiment.prepare(parser, seeds, resume=arguments.resume)
+    plan = tables.plan(methods, sparsities, settings, rewinds=checkpoint is None)
     print(f"{plan}\n", flush=True)
     try:
-        for seed in seeds:
-            experiment.run(
-                seed,
-                methods,
-                checkpoint,
-                resume=arguments.resume,
-                progress=arguments.progress,
-            )
+        records = experiment.run(seeds, methods)
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
-    experiment.report(seeds, methods, export=arguments.export)
+    report_results(experiment, records, seeds, export=arguments.export)
     return 0
 
 
@@ -135,14 +122,24 @@ def _network_of(parser: argparse.ArgumentParser, data: str | None) -> str:
     return fitting[0]
 
 
+def _option_kinds() -> list[type]:
+    """The dataclasses of the methods' own options, each once."""
+    kinds = [kind for method in METHODS.values() for kind in method.option_kinds]
+    return list(dict.fromkeys(kinds))
+
+
+def _defaults(network: Network) -> SparsifySettings:
+    """The default settings of a network, with the options of every method that is registered."""
+    return network.settings.completed(_option_kinds())
+
+
 def _settings(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, network: Network
-) -> tuple[Settings, list[float]]:
-    """The network's defaults, and over them what the command line says; checked before anything is loaded."""
-    names = {field.name for field in dataclasses.fields(Settings)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
-    given["keep"] = tuple(arguments.keep)
-    settings = dataclasses.replace(network.settings, **given)
+) -> tuple[SparsifySettings, list[float]]:
+    """The network's defaults, changed by the command line, and the sparsities; checked before anything is loaded."""
+    defaults = _defaults(network)
+    given = {name: vars(arguments)[name] for name in defaults.flat() if name in arguments}
+    settings = defaults.changed(**{**given, "keep": tuple(arguments.keep)})
     sparsities = sorted(set(arguments.sparsity or network.sparsities))
     model = network.build()
     for sparsity in sparsities:
@@ -151,8 +148,9 @@ def _settings(
         except ValueError as error:
             option, _, message = str(error).partition(": ")
             parser.error(f"argument --{option}: {message}")
+    path = settings.of(PathOptions)
     try:
-        Solver(products=settings.products, max_products=settings.max_products)
+        Solver(products=path.products, max_products=path.max_products)
     except ValueError as error:
         parser.error(f"argument --{error}")
     return settings, sparsities
@@ -164,13 +162,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Take weights out of a trained network while it keeps its function.",
         epilog=f"Defaults in brackets are those for {' / '.join(NETWORKS)}.",
     )
-    what = parser.add_argument_group("network and data")
-    what.add_argument("--network", choices=list(NETWORKS), help="[that of --data, else digits-mlp]")
-    what.add_argument(
+    data = parser.add_argument_group("network and data")
+    data.add_argument("--network", choices=list(NETWORKS), help="[that of --data, else digits-mlp]")
+    data.add_argument(
         "--data", metavar="NAME", help="digits, mnist, fashion-mnist or cifar10 [the network's]"
     )
-    add_data_options(what)
-    what.add_argument(
+    add_data_options(data)
+    data.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
@@ -198,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
     sparse.add_argument(
         "--keep", nargs="+", default=[], metavar="LAYER", help="layers that are not pruned"
     )
-    where = parser.add_argument_group("run")
-    where.add_argument(
+    run = parser.add_argument_group("run")
+    run.add_argument(
         "--method",
         nargs="+",
         choices=[*METHODS, "all"],
@@ -207,68 +205,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"{', '.join(METHODS)}, or all [{' '.join(DEFAULT_METHODS)}]",
     )
-    add_run_options(where, RECIPE)
-    where.add_argument(
+    add_run_options(run, RECIPE)
+    run.add_argument(
         "--export",
         action="store_true",
         help="also write weights, masks and a compressed form of the networks of the first seed",
     )
 
-    def setting(option: str, help: str, **keywords: Any) -> None:
-        name = option.removeprefix("--").replace("-", "_")
-        defaults = [getattr(n.settings, name) for n in NETWORKS.values()]
-        shown = " / ".join(
-            {None: "all", True: "yes", False: "no"}.get(d, f"{d}")
-            if d is None or isinstance(d, bool)
-            else f"{d:g}"
-            if isinstance(d, float)
-            else f"{d}"
-            for d in defaults
-        )
-        group.add_argument(option, default=argparse.SUPPRESS, help=f"{help} [{shown}]", **keywords)
-
-    count = {"type": whole(1), "metavar": "N"}
-    rate = {"type": positive, "metavar": "X"}
-    switch = {"action": argparse.BooleanOptionalAction}
-    group = parser.add_argument_group("all methods")
-    setting("--epochs", "epochs for each stage of the path", **count)
-    setting(
-        "--baseline-epochs",
-        "epochs in the baselines, for each stage that the path takes to a sparsity",
-        **count,
-    )
-    setting("--waypoints", "visit sparsities between those that are far apart", **switch)
-    setting("--batch-size", "inputs of a step", **count)
-    setting("--baseline-lr", "Adam's highest learning rate in the baselines", **rate)
-    setting("--mask-every", "steps between two choices of the weights to keep", **count)
-    setting(
-        "--anchors",
-        "training inputs to prune with, or none for all",
-        type=or_none(whole(1)),
-        metavar="N",
-    )
-    setting(
-        "--augment",
-        "whose inputs are shifted (and flipped): nobody's, those that go with labels, or all",
-        choices=["none", "labels", "all"],
-    )
-    setting("--mirror", "inputs that are not augmented are mirrored, too", **switch)
-    setting("--autocast", "minibatches in bfloat16", **switch)
-    setting("--temperature", "at which outputs are compared", **rate)
-    group = parser.add_argument_group("functionally invariant path")
-    setting("--choose", "what the weights to keep are largest in", choices=["metric", "magnitude"])
-    setting("--beta", "weight of the distance to the sparse network", **rate)
-    setting("--lr", "Adam's highest learning rate for the dense network, with no products", **rate)
-    setting(
-        "--products",
-        "metric products a step: 0, a number, or adaptive",
-        type=products,
-        metavar="N",
-    )
-    setting("--max-products", "most products of an adaptive step", **count)
-    setting("--eps", "length of a step with products, at the top of its schedule", **rate)
-    setting("--probes", "random pullbacks of an estimate of the metric", **count)
-    setting("--metric-batch", "inputs of an estimate of the metric", **count)
-    setting("--metric-decay", "of the running mean of estimates", type=fraction, metavar="X")
-    setting("--labels", "also follow the labels", **switch)
+    defaults = [_defaults(network) for network in NETWORKS.values()]
+    add_options(parser.add_argument_group("all methods"), SparsifySettings, defaults, show=_shown)
+    for kind in _option_kinds():
+        group = parser.add_argument_group(getattr(kind, "group", kind.__name__))
+        add_options(group, kind, [settings.of(kind) for settings in defaults], show=_shown)
     return parser
+
+
+def _shown(default: Any) -> str:
+    """A default as ``--help`` shows it."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "all" if default is None else shown(default)

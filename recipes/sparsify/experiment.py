@@ -1,264 +1,213 @@
-"""The runs of ``recipes.sparsify``: dense networks made sparse by each method, each kept when it is finished."""
+"""The runs of ``recipes.sparsify``: from the dense network of each seed, every method prunes a copy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fipoptim.secondary import SparseProjection
-from recipes.common import report, stored
+from recipes.common import stored
 from recipes.common.augment import Augment
 from recipes.common.data import Task
+from recipes.common.experiment import Content, Experiment, Save
 from recipes.common.progress import progress_bar
 from recipes.common.training import accuracy, steps_an_epoch
-from recipes.sparsify import export as sparse_export
-from recipes.sparsify import figures as sparsify_figures
-from recipes.sparsify import tables as sparsify_tables
-from recipes.sparsify.networks import Network, train_dense
-from recipes.sparsify.pruning import Dense, Settings, sparsify, title, total_steps
+from recipes.sparsify import tables
+from recipes.sparsify.dense import Dense, train_dense
+from recipes.sparsify.methods import METHODS
+from recipes.sparsify.networks import Network
+from recipes.sparsify.pruning import sparsify, total_steps
+from recipes.sparsify.settings import SparsifySettings
 
-RECIPE = "sparsify"
-# What a dense network depends on: of the configuration, and the seed. It serves any run that agrees in these.
-OF_THE_DENSE = (
-    "network",
-    "data",
-    "checkpoint",
-    "checkpoint_sha256",
-    "dense_epochs",
-    "dense_batch_size",
-    "validation",
-    "autocast",
-    "seed",
-)
+DENSE, DENSE_EARLY = "dense.safetensors", "dense-early.safetensors"
 
 
-class Experiment:
+class Start(NamedTuple):
+    """The dense network that all methods of a seed prune, and its test accuracy in percent."""
+
+    dense: Dense
+    accuracy: float
+
+
+class SparsifyExperiment(Experiment[Start, Content]):
     """The runs of all seeds and methods on one network, and the files that they leave.
 
     Args:
-        network: What is made sparse.
-        task: Its data.
-        sparsities: Increasing.
-        settings: How.
-        augment: See ``recipes.sparsify.pruning.sparsify``.
-        config: All that results depend on but the seed, stored with every file.
+        network: The network that is pruned.
+        task: Its data, on the device of the runs.
+        sparsities: The shares of zeros asked for, in increasing order.
+        settings: The settings.
+        methods: Names of the methods asked for.
+        checkpoint: The dense network of all seeds; None if each seed trains its own.
+        augment: The augmentation of the data set, which training and ``settings.augment`` may use.
+        config: Everything that results depend on except the seed.
         out: The folder.
-        environment: What this machine is.
+        environment: A description of this machine, stored with every result.
+        progress: Whether to show progress bars.
     """
+
+    start_files = (DENSE, DENSE_EARLY)
+    start_keys = (
+        "network",
+        "data",
+        "checkpoint",
+        "checkpoint_sha256",
+        "dense_epochs",
+        "dense_batch_size",
+        "validation",
+        "autocast",
+        "seed",
+    )
 
     def __init__(
         self,
         network: Network,
         task: Task,
         sparsities: Sequence[float],
-        settings: Settings,
+        settings: SparsifySettings,
+        methods: Sequence[str],
+        *,
+        checkpoint: Dense | None,
         augment: Augment,
         config: Mapping[str, Any],
         out: Path,
         environment: Mapping[str, Any],
-    ) -> None:
-        self.network, self.task, self.settings = network, task, settings
-        self.sparsities, self.augment, self.config = sparsities, augment, config
-        self.out, self.environment = out, environment
-
-    def folder(self, seed: int) -> Path:
-        """Where a seed's networks and records are."""
-        return self.out / f"seed-{seed}"
-
-    def file(self, seed: int, method: str, sparsity: float) -> Path:
-        """Where a sparse network is."""
-        return self.folder(seed) / f"{method}-{sparsity}.safetensors"  # all digits: no two alike
-
-    def config_of(self, seed: int) -> dict[str, Any]:
-        """What a run depends on."""
-        return {**self.config, "seed": seed}
-
-    def config_of_dense(self, seed: int) -> dict[str, Any]:
-        """What a dense network depends on."""
-        return {key: self.config_of(seed)[key] for key in OF_THE_DENSE}
-
-    def finished(self, seed: int, method: str) -> dict[str, Any] | None:
-        """The record of a finished run.
-
-        Raises:
-            DataError: If it is of another configuration, or cannot be read.
-        """
-        return stored.load_record(self._record(seed, method), self.config_of(seed))
-
-    def network_of(self, seed: int, method: str, sparsity: float) -> dict[str, Tensor]:
-        """The weights that a finished run arrived at.
-
-        Raises:
-            DataError: If they are of another configuration, or cannot be read.
-        """
-        return stored.load_tensors(self.file(seed, method, sparsity), self.config_of(seed))
-
-    def _record(self, seed: int, method: str) -> Path:
-        return self.folder(seed) / f"{method}.json"
-
-    def _path(self, seed: int) -> Path:
-        return self.folder(seed) / "path.safetensors"
-
-    def _dense_files(self, seed: int) -> tuple[Path, Path]:
-        """Where the dense network is, and its weights early in training."""
-        folder = self.folder(seed)
-        return folder / "dense.safetensors", folder / "dense-early.safetensors"
-
-    def clear(self, seeds: Sequence[int], methods: Sequence[str]) -> None:
-        """Removes what a resumed run would take for this run's."""
-        for seed in seeds:
-            for file in (*(self._record(seed, m) for m in methods), *self._dense_files(seed)):
-                file.unlink(missing_ok=True)
-
-    def check_resumable(self, seeds: Sequence[int], methods: Sequence[str]) -> None:
-        """Refuses what another configuration left.
-
-        Raises:
-            DataError: With the differences.
-        """
-        for seed in seeds:
-            for method in methods:
-                if self.finished(seed, method) is None:
-                    continue
-                for sparsity in self.sparsities:
-                    stored.check_tensors(self.file(seed, method, sparsity), self.config_of(seed))
-                if method == "fip":
-                    stored.check_tensors(self._path(seed), self.config_of(seed))
-            for file in self._dense_files(seed):
-                if file.exists() and self.config["checkpoint"] is None:
-                    stored.check_tensors(file, self.config_of_dense(seed))
-
-    def run(
-        self,
-        seed: int,
-        methods: Sequence[str],
-        checkpoint: Dense | None,
-        *,
-        resume: bool,
         progress: bool,
     ) -> None:
-        """All methods of one seed, from one dense network.
+        super().__init__(out, config, methods)
+        self.network, self.task, self.settings = network, task, settings
+        self.sparsities, self.checkpoint, self.augment = sparsities, checkpoint, augment
+        self.environment, self.progress = environment, progress
+
+    # Files.
+
+    def network_file(self, seed: int, method: str, sparsity: float) -> Path:
+        """The file of a sparse network. All digits of the sparsity are in its name, so no two names are alike."""
+        return self.folder(seed) / f"{method}-{sparsity}.safetensors"
+
+    def path_file(self, seed: int, method: str) -> Path:
+        """The file of the path that a method kept."""
+        name = "path" if method == "fip" else f"{method}-path"
+        return self.folder(seed) / f"{name}.safetensors"
+
+    def tensor_files(self, seed: int, method: str) -> list[Path]:
+        """See :class:`Experiment`: the sparse networks, and the path if the method keeps it."""
+        files = [self.network_file(seed, method, sparsity) for sparsity in self.sparsities]
+        return [*files, self.path_file(seed, method)] if METHODS[method].keeps_path else files
+
+    def load_network(self, seed: int, method: str, sparsity: float) -> dict[str, Tensor]:
+        """Loads the state dict of a sparse network.
 
         Raises:
-            DataError: If a file of another configuration is in the way.
-            FloatingPointError: If a method's weights are no longer finite.
+            DataError: If the file is of another configuration, or cannot be read.
         """
-        self.folder(seed).mkdir(parents=True, exist_ok=True)
-        wanted = [m for m in methods if not (resume and self.finished(seed, m))]
-        if not wanted:
-            return
-        dense = self._dense(seed, checkpoint, progress=progress, resume=resume)
-        dense_accuracy = accuracy(
-            dense.model, self.task.test_inputs, self.task.test_labels, batch_size=500
-        )
-        for method in wanted:
-            steps = total_steps(method, self.task, self.sparsities, self.settings)
-            name = title(method, self.settings, rewinds=dense.early is not None)
-            with progress_bar(f"seed {seed}, {name}", steps, shown=progress) as show:
-                done = sparsify(
-                    method,
-                    dense,
-                    self.task,
-                    self.sparsities,
-                    self.settings,
-                    augment=self.augment,
-                    seed=seed,
-                    progress=show,
-                )
-            config = self.config_of(seed)
-            self._record(seed, method).unlink(missing_ok=True)  # of the networks that are replaced
-            for network in done.networks:
-                stored.save_tensors(self.file(seed, method, network.wanted), network.state, config)
-            if done.path:
-                way = {"path": torch.stack(done.path), "arrived": torch.tensor(done.arrived)}
-                stored.save_tensors(self._path(seed), way, config)
-            record = {
-                "title": name,
-                "environment": self.environment,
-                "dense_accuracy": dense_accuracy,
-                "networks": [network.metrics() for network in done.networks],
-            }
-            stored.save_record(self._record(seed, method), record, config)
-            print(sparsify_tables.line(seed, name, dense_accuracy, done.networks), flush=True)
+        file = self.network_file(seed, method, sparsity)
+        return stored.load_tensors(file, self.config_of(seed))
 
-    def _dense(self, seed: int, checkpoint: Dense | None, *, progress: bool, resume: bool) -> Dense:
-        """The dense network: the checkpoint's, one that an earlier run has trained, or one trained now."""
-        device = self.task.train_inputs.device
-        (file, early), config = self._dense_files(seed), self.config_of_dense(seed)
-        if checkpoint is not None:
-            dense = checkpoint
-            early.unlink(missing_ok=True)  # of the network that is replaced
-            stored.save_tensors(file, dense.model.state_dict(), config)
-        elif resume and file.exists() and early.exists():
-            model = self.network.build()
-            model.load_state_dict(stored.load_tensors(file, config))
-            first = stored.load_tensors(early, config)
-            dense = Dense(model, {name: t.to(device) for name, t in first.items()})
-        else:
-            epoch = steps_an_epoch(self.task, self.network.dense_batch_size)
-            total = self.network.dense_epochs * epoch
-            with progress_bar(f"seed {seed}, dense", total, shown=progress) as show:
-                dense = train_dense(
-                    self.network,
-                    self.task,
-                    augment=self.augment,
-                    autocast=self.settings.autocast,
-                    seed=seed,
-                    progress=show,
-                )
-            assert dense.early is not None
-            stored.save_tensors(early, dense.early, config)
-            stored.save_tensors(file, dense.model.state_dict(), config)
-        model = dense.model.to(device)
+    def load_path(self, seed: int, method: str) -> tuple[Tensor, list[int]]:
+        """Loads a path.
+
+        Returns:
+            The prunable weights of its networks, ``(networks, weights)``, and the indices of those networks that have
+            a sparsity asked for.
+
+        Raises:
+            DataError: If the file is of another configuration, or cannot be read.
+        """
+        found = stored.load_tensors(self.path_file(seed, method), self.config_of(seed))
+        return found["path"], found["arrived"].tolist()
+
+    def check_start(self, seed: int) -> None:
+        """See :class:`Experiment`. Files that an earlier run left are not read if the network is a checkpoint's."""
+        if self.checkpoint is None:
+            super().check_start(seed)
+
+    # The runs.
+
+    def start(self, seed: int) -> Start:
+        """The dense network: the checkpoint, or one that an earlier run trained, or one that is trained now."""
+        dense = self._dense(seed)
+        model = dense.model.to(self.task.train_inputs.device)
         if any(isinstance(m, nn.Conv2d) for m in model.modules()):
             model = model.to(memory_format=torch.channels_last)
-        return Dense(model, dense.early)
+        inputs, labels = self.task.test_inputs, self.task.test_labels
+        return Start(Dense(model, dense.early), accuracy(model, inputs, labels, batch_size=500))
 
-    def report(self, seeds: Sequence[int], methods: Sequence[str], *, export: bool) -> None:
-        """The table, ``results.json``, the plots and the exported networks."""
-        records = {
-            method: [r for seed in seeds if (r := self.finished(seed, method)) is not None]
-            for method in methods
-        }
-        print(f"\n{sparsify_tables.table(records, self.sparsities)}")
-        report.write_results(
-            self.out / "results.json",
-            recipe=RECIPE,
-            config={**self.config, "seeds": list(seeds)},
-            environment=_of_the_runs(records),
-            metrics=sparsify_tables.metrics(records),
-        )
-        sparsify_figures.accuracies(self.out / "accuracy.png", records)
-        names = SparseProjection(self.network.build(), 0.0, keep=self.settings.keep).names
-        if "fip" in methods:
-            sparsest = [self.network_of(s, "fip", self.sparsities[-1]) for s in seeds]
-            sparsify_figures.layers(self.out / "layers.png", sparsest, names)
-            way = stored.load_tensors(self._path(seeds[0]), self.config_of(seeds[0]))
-            sparsify_figures.weight_space(
-                self.out / "weights.png",
-                way["path"],
-                arrived=way["arrived"].tolist(),
-                title=records["fip"][0]["title"],
-                seed=seeds[0],
+    def run_method(
+        self, seed: int, method: str, start: Start, partial: Content | None, save: Save
+    ) -> None:
+        """Prunes a copy of the dense network to each sparsity."""
+        title = METHODS[method].full_title(self.settings, rewinds=start.dense.early is not None)
+        steps = total_steps(method, self.task, self.sparsities, self.settings)
+        with progress_bar(f"seed {seed}, {title}", steps, shown=self.progress) as show:
+            outcome = sparsify(
+                method,
+                start.dense,
+                self.task,
+                self.sparsities,
+                self.settings,
+                augment=self.augment,
+                seed=seed,
+                progress=show,
             )
-        if export:
-            for method in methods:
-                for sparsity in self.sparsities:
-                    folder = self.out / "export" / f"{method}-{sparsity}"
-                    state = self.network_of(seeds[0], method, sparsity)
-                    print(f"exported {folder}: {sparse_export.export(state, names, folder)}")
-        print(f"results.json, the networks and the plots are in {self.out}")
+        config = self.config_of(seed)
+        for network in outcome.networks:
+            file = self.network_file(seed, method, network.sparsity)
+            stored.save_tensors(file, network.state, config)
+        if outcome.path:
+            path = torch.stack(outcome.path)
+            content = {"path": path, "arrived": torch.tensor(outcome.positions)}
+            stored.save_tensors(self.path_file(seed, method), content, config)
+        save(
+            {
+                "title": title,
+                "environment": self.environment,
+                "dense_accuracy": start.accuracy,
+                "networks": [network.metrics() for network in outcome.networks],
+            }
+        )
 
+    def result_of(self, content: Content) -> Content:
+        """A result is the content of its file."""
+        return content
 
-def _of_the_runs(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """What the finished runs ran on, which may be another machine than this one; by method where they differ."""
-    found = {
-        method: [run["environment"] for run in runs] for method, runs in records.items() if runs
-    }
-    everything = [environment for runs in found.values() for environment in runs]
-    alike = all(environment == everything[0] for environment in everything)
-    return everything[0] if alike else found
+    def on_result(self, seed: int, method: str, result: Content) -> None:
+        """Prints a line."""
+        print(tables.line(seed, self.sparsities, result), flush=True)
+
+    def _dense(self, seed: int) -> Dense:
+        folder, config = self.folder(seed), self.start_config_of(seed)
+        file, early_file = folder / DENSE, folder / DENSE_EARLY
+        if self.checkpoint is not None:
+            early_file.unlink(missing_ok=True)  # it belongs to the network that is replaced
+            stored.save_tensors(file, self.checkpoint.model.state_dict(), config)
+            return self.checkpoint
+        if file.exists() and early_file.exists():
+            model = self.network.build()
+            model.load_state_dict(stored.load_tensors(file, config))
+            early = stored.load_tensors(early_file, config)
+            device = self.task.train_inputs.device
+            return Dense(model, {name: tensor.to(device) for name, tensor in early.items()})
+        dense = self._train_dense(seed)
+        assert dense.early is not None
+        stored.save_tensors(early_file, dense.early, config)
+        stored.save_tensors(file, dense.model.state_dict(), config)
+        return dense
+
+    def _train_dense(self, seed: int) -> Dense:
+        epochs, batch_size = self.network.dense_epochs, self.network.dense_batch_size
+        steps = epochs * steps_an_epoch(self.task, batch_size)
+        with progress_bar(f"seed {seed}, dense", steps, shown=self.progress) as show:
+            return train_dense(
+                self.network.build,
+                self.task,
+                epochs=epochs,
+                batch_size=batch_size,
+                augment=self.augment,
+                autocast=self.settings.autocast,
+                seed=seed,
+                progress=show,
+            )

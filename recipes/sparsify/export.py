@@ -15,23 +15,33 @@ _ROWS, _COLUMNS, _VALUES, _SHAPE = ".rows", ".columns", ".values", ".shape"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes on disk: of the weights with their zeros, and compressed."""
+    """The sizes of a network on disk, in bytes.
+
+    Attributes:
+        dense: The size of the weights with their zeros.
+        compressed: The size of the compressed form.
+    """
 
     dense: int
     compressed: int
 
     def __str__(self) -> str:
-        """Both, and how many times smaller."""
+        """Both sizes, and their ratio."""
         ratio = self.dense / self.compressed
         return f"{self.compressed:,} bytes compressed, {self.dense:,} dense ({ratio:.1f} times smaller)"
 
 
 def export(state: Mapping[str, Tensor], names: Sequence[str], folder: Path) -> Sizes:
-    """Writes a network of which the parameters ``names`` are sparse.
+    """Writes a sparse network in three files.
 
-    ``weights.safetensors`` loads into the plain model; ``masks.safetensors`` holds what is kept, as bool tensors under
-    the same names; ``compressed.safetensors`` holds each sparse parameter as compressed rows (CSR) of its
-    ``(outputs, -1)`` view and is read by :func:`load_compressed`.
+    ``weights.safetensors`` loads into the plain model. ``masks.safetensors`` holds the masks, bool tensors under the
+    same names, True for weights that are kept. ``compressed.safetensors`` holds each sparse parameter as compressed
+    rows (CSR) of its ``(outputs, -1)`` view; :func:`load_compressed` reads it.
+
+    Args:
+        state: The weights and buffers of the plain model.
+        names: Names of the parameters that are sparse.
+        folder: The folder of the files; made if it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -58,7 +68,7 @@ def export(state: Mapping[str, Tensor], names: Sequence[str], folder: Path) -> S
 
 
 def load_compressed(path: Path) -> dict[str, Tensor]:
-    """The state dict that :func:`export` compressed, with its zeros."""
+    """Reads the state dict that :func:`export` compressed, with its zeros."""
     stored = load_file(path)
     names = [key.removesuffix(_SHAPE) for key in stored if key.endswith(_SHAPE)]
     parts = {name + part for name in names for part in (_ROWS, _COLUMNS, _VALUES, _SHAPE)}

@@ -1,4 +1,4 @@
-"""What ``recipes.sparsify`` draws: accuracy against sparsity, the path in weight space, what is left of each layer."""
+"""The figures of ``recipes.sparsify``: accuracy against sparsity, the path in weight space, the layers' weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: a recipe runs where there is no screen
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from recipes.common.files import replace
-from recipes.sparsify.pruning import METHODS
+from recipes.common.figures import save
+from recipes.sparsify.methods import METHODS
 
 _COLOURS = ("#1f5fa8", "#d9730d", "#b03a5b", "#4c9150", "#7a5ea8", "0.5")
 _MARKERS = "osv^Dx"
@@ -26,11 +23,16 @@ STRIPS = 6  # networks whose connections are drawn
 
 
 def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Accuracy against sparsity for all methods (Fig. 3B, 3C): means over seeds and standard deviations."""
+    """Draws accuracy against sparsity for all methods (Fig. 3B, 3C): means over seeds and standard deviations.
+
+    Args:
+        path: The file.
+        records: The records of each method's runs, one a seed.
+    """
     figure, axes = plt.subplots(figsize=(7.0, 4.4), layout="constrained")
     lows = []
     for method, runs in records.items():
-        k = list(METHODS).index(method)  # the same look whichever others are drawn
+        k = list(METHODS).index(method)  # a method looks the same whichever others are drawn
         left = np.array([100 * (1 - n["sparsity"]) for n in runs[0]["networks"]])
         found = np.array([[n["accuracy"] for n in run["networks"]] for run in runs])
         spread = found.std(axis=0, ddof=1) if len(runs) > 1 else None
@@ -39,8 +41,8 @@ def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -
             found.mean(axis=0),
             spread,
             label=runs[0]["title"],
-            color=_COLOURS[k],
-            marker=_MARKERS[k],
+            color=_COLOURS[k % len(_COLOURS)],
+            marker=_MARKERS[k % len(_MARKERS)],
             markersize=4,
             linewidth=1.6,
             capsize=2,
@@ -56,25 +58,25 @@ def accuracies(path: Path, records: Mapping[str, Sequence[Mapping[str, Any]]]) -
     axes.xaxis.minorticks_off()
     axes.set_xlabel(f"sparsity of {points[0]['total']:,} weights (%)")
     axes.set_ylabel("test accuracy (%)")
-    # A method that fails altogether must not flatten the others; it leaves the axes at the bottom.
+    # The curve of a method that fails leaves the axes at the bottom, so that it does not flatten the others.
     axes.set_ylim(max(0.0, min(lows) - 1, dense - 12) if lows else None, dense + 1)
     axes.grid(color="0.92", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower left", fontsize=9)
-    _save(figure, path)
+    save(figure, path, dpi=120)
 
 
 def weight_space(
-    path: Path, points: Tensor, *, arrived: Sequence[int], title: str, seed: int
+    path: Path, points: Tensor, *, positions: Sequence[int], title: str, seed: int
 ) -> None:
-    """The path in the plane of its principal components (Fig. 3D, 3E), with random sparse networks.
+    """Draws the path in the plane of its principal components (Fig. 3D, 3E), with random sparse networks.
 
     Args:
         path: The file.
-        points: ``(networks, weights)``, the dense network first.
-        arrived: Those of them that have a sparsity asked for.
-        title: What the way is called.
-        seed: Of the random masks, which leave the dense network's weights elsewhere as they are.
+        points: The networks on the path, ``(networks, weights)``; the dense network is the first.
+        positions: Indices of the networks that have a sparsity asked for.
+        title: The name of the path.
+        seed: The seed of the masks of the random networks; their other weights are the dense network's.
     """
     generator = torch.Generator().manual_seed(seed)
     shares = torch.linspace(0.2, float((points[-1] == 0).float().mean()), RANDOM_NETWORKS)
@@ -86,11 +88,11 @@ def weight_space(
     )
     every = torch.cat([points, random]).numpy()
     plane = PCA(2, svd_solver="randomized", random_state=0).fit_transform(every)
-    way, others = plane[: len(points)], plane[len(points) :]
+    visited, others = plane[: len(points)], plane[len(points) :]
     figure, axes = plt.subplots(figsize=(6.0, 4.6), layout="constrained")
-    axes.plot(way[:, 0], way[:, 1], color=_COLOURS[0], linewidth=1.2, zorder=1)
-    axes.scatter(way[:, 0], way[:, 1], s=10, color=_COLOURS[0], label=title, zorder=2)
-    ends = way[list(arrived)]
+    axes.plot(visited[:, 0], visited[:, 1], color=_COLOURS[0], linewidth=1.2, zorder=1)
+    axes.scatter(visited[:, 0], visited[:, 1], s=10, color=_COLOURS[0], label=title, zorder=2)
+    ends = visited[list(positions)]
     axes.scatter(
         ends[:, 0],
         ends[:, 1],
@@ -104,21 +106,33 @@ def weight_space(
         others[:, 0], others[:, 1], s=22, marker="x", color="0.5", label="random sparse networks"
     )
     axes.scatter(
-        way[:1, 0], way[:1, 1], s=70, marker="*", color=_COLOURS[1], label="dense network", zorder=4
+        visited[:1, 0],
+        visited[:1, 1],
+        s=70,
+        marker="*",
+        color=_COLOURS[1],
+        label="dense network",
+        zorder=4,
     )
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path, dpi=120)
 
 
 def layers(path: Path, states: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> None:
-    """What is left of each layer in the sparsest networks (Fig. 3F, 3G), and how far their masks overlap.
+    """Draws the weights left in each layer of the sparsest networks (Fig. 3F, 3G), and the overlap of their masks.
 
-    Above, a strip a network: a bar where a unit still has inputs. Below, each layer's sparsity over the networks, and
-    the overlap of two networks' masks (intersection over union) beside that of two random ones of equal density.
+    Above there is one strip for each network, with a bar for every unit that still has inputs. Below are the sparsities
+    of each layer and the overlap of every two networks' masks (intersection over union); the title says the overlap of
+    two random masks of equal density.
+
+    Args:
+        path: The file.
+        states: The state dicts of the networks.
+        names: Names of the prunable parameters.
     """
     shown = states[:STRIPS]
     figure = plt.figure(figsize=(10.0, 6.2), layout="constrained")
@@ -153,11 +167,11 @@ def layers(path: Path, states: Sequence[Mapping[str, Tensor]], names: Sequence[s
     )
     left.set_ylabel("sparsity of the layer (%)")
     left.grid(axis="y", color="0.92", linewidth=0.7)
-    _save(figure, path)
+    save(figure, path, dpi=120)
 
 
 def _overlap(figure: Any, axes: Any, masks: Sequence[Tensor]) -> None:
-    """Intersection over union of every two masks, as a matrix."""
+    """Draws the intersection over union of every two masks as a matrix."""
     overlap = np.eye(len(masks))
     for (i, a), (j, b) in itertools.combinations(enumerate(masks), 2):
         overlap[i, j] = overlap[j, i] = float((a & b).sum() / (a | b).sum())
@@ -167,8 +181,3 @@ def _overlap(figure: Any, axes: Any, masks: Sequence[Tensor]) -> None:
     axes.set_yticks(range(len(masks)))
     density = float(masks[0].float().mean())
     axes.set_title(f"overlap of masks (by chance {density / (2 - density):.2%})", fontsize=10)
-
-
-def _save(figure: Any, path: Path) -> None:
-    replace(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
-    plt.close(figure)

@@ -26,11 +26,11 @@ class _Mask(nn.Module):
 class MaskedWeights:
     """The weights of a network that may be held at zero.
 
-    The parameters are replaced by parametrized ones: the model computes with ``weight * mask``, whose derivative by
-    a masked weight is zero. An optimizer is built after this.
+    Parametrized parameters replace the plain ones: the model computes with ``weight * mask``, and the derivative of
+    that with respect to a masked weight is zero. Build optimizers after this.
 
     Args:
-        model: Changed in place.
+        model: The network; changed in place.
         names: The parameters, as ``model.named_parameters()`` calls them.
     """
 
@@ -52,40 +52,41 @@ class MaskedWeights:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """What is kept: bool tensors under the plain names."""
+        """The masks under the plain names: bool tensors, True for weights that are kept."""
         return {name: mask.mask > 0 for name, mask in self._masks.items()}
 
     @torch.no_grad()
-    def hold(self, kept: Mapping[str, Tensor]) -> None:
-        """Sets every weight that is not ``kept`` to zero and holds it there."""
+    def hold(self, masks: Mapping[str, Tensor]) -> None:
+        """Sets every weight to zero whose mask is False, and holds it there."""
         for name, parameter in self.parameters.items():
-            self._masks[name].mask.copy_(kept[name])
+            self._masks[name].mask.copy_(masks[name])
             parameter.mul_(self._masks[name].mask)
 
     @torch.no_grad()
-    def hold_only(self, kept: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Goes back to other ``weights`` (a plain state dict), of which only those ``kept`` are not zero."""
+    def hold_only(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Loads other ``weights`` (a plain state dict), then holds at zero those whose mask is False."""
         own = self._plain(dict(self.model.named_parameters()) | dict(self.model.named_buffers()))
         for name, tensor in own.items():
             tensor.copy_(weights[name])
-        self.hold(kept)
+        self.hold(masks)
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights and buffers that loads into the plain model: held weights are exactly zero."""
         state = {k: v.detach().clone() for k, v in self._plain(self.model.state_dict()).items()}
         for name, mask in self._masks.items():
-            # Not by multiplying, which leaves negative zeros.
+            # A product with the mask would leave negative zeros.
             state[name].masked_fill_(mask.mask == 0, 0.0)
         return state
 
     @staticmethod
     def inner_name(name: str) -> str:
-        """What ``named_parameters()`` calls the parameter of that plain name now."""
+        """The name by which ``named_parameters()`` now calls the parameter of that plain name."""
         module, _, tensor = name.rpartition(".")
         return module + _ORIGINAL.format(tensor=tensor)
 
     def _plain(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the plain model, under their plain names."""
         plain = {self.inner_name(name): name for name in self.names}
         masks = {self.inner_name(name).removesuffix("original") + "0.mask" for name in self.names}
         return {plain.get(k, k): v for k, v in tensors.items() if k not in masks}

@@ -1,4 +1,4 @@
-"""What ``recipes.sparsify`` says: a line for each run, the table, the numbers of ``results.json``."""
+"""What ``recipes.sparsify`` prints: the plan, a line for each run, the table; and the numbers of ``results.json``."""
 
 from __future__ import annotations
 
@@ -7,35 +7,63 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipes.common import report
-from recipes.sparsify.pruning import METHODS, Settings, SparseNetwork, legs, title
+from recipes.sparsify.methods import METHODS
+from recipes.sparsify.settings import SparsifySettings
 
 
 def plan(
-    methods: Sequence[str], sparsities: Sequence[float], settings: Settings, *, rewinds: bool
+    methods: Sequence[str],
+    sparsities: Sequence[float],
+    settings: SparsifySettings,
+    *,
+    rewinds: bool,
 ) -> str:
-    """What each method is going to do: the sparsities it visits, and its epochs."""
+    """The sparsities that each method visits, and its epochs.
+
+    Args:
+        methods: Names of methods.
+        sparsities: The sparsities asked for, in increasing order.
+        settings: The settings.
+        rewinds: Whether the dense network's weights early in training will be known.
+    """
     rows = [["", "% of the weights zero (waypoints)", "epochs"]]
-    for method in methods:
-        way = legs(method, sparsities, settings)
-        shown = [(f"{100 * leg.sparsity:.4g}", leg.asked) for leg in way]
+    for name in methods:
+        method = METHODS[name]
+        legs = method.legs(sparsities, settings)
+        shown = [(f"{100 * leg.sparsity:.4g}", leg.asked) for leg in legs]
         visited = ", ".join(text if asked else f"({text})" for text, asked in shown)
-        if METHODS[method].rise == "at once" and len(way) > 1:
+        if method.each_from_dense and len(legs) > 1:
             visited += ", each by itself"
-        each = {leg.epochs for leg in way}
-        total = sum(leg.epochs for leg in way)
-        epochs = f"{len(way)} x {each.pop()} = {total}" if len(each) == 1 else f"{total}"
-        rows.append([title(method, settings, rewinds=rewinds), visited, epochs])
+        each = {leg.epochs for leg in legs}
+        total = sum(leg.epochs for leg in legs)
+        epochs = f"{len(legs)} x {each.pop()} = {total}" if len(each) == 1 else f"{total}"
+        rows.append([method.full_title(settings, rewinds=rewinds), visited, epochs])
     return report.aligned(rows)
 
 
-def line(seed: int, title: str, dense: float, networks: Sequence[SparseNetwork]) -> str:
-    """One run in a line: the accuracy at each sparsity."""
-    found = ", ".join(f"{n.wanted:.4g}: {n.accuracy:.2f}" for n in networks)
-    return f"seed {seed}, {title}: dense {dense:.2f}; {found}; {networks[-1].seconds:.0f} s"
+def line(seed: int, sparsities: Sequence[float], record: Mapping[str, Any]) -> str:
+    """The accuracies of one run at each sparsity, in one line.
+
+    Args:
+        seed: The seed of the run.
+        sparsities: The sparsities asked for.
+        record: The record of the run.
+    """
+    networks = record["networks"]
+    found = ", ".join(
+        f"{sparsity:.4g}: {network['accuracy']:.2f}"
+        for sparsity, network in zip(sparsities, networks, strict=True)
+    )
+    dense, seconds = record["dense_accuracy"], networks[-1]["seconds"]
+    return f"seed {seed}, {record['title']}: dense {dense:.2f}; {found}; {seconds:.0f} s"
 
 
 def metrics(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """What ``results.json`` holds: the path's networks (the sparsest one's numbers on top), baselines below."""
+    """The metrics of ``results.json``: the path's networks, with the sparsest one's numbers on top, and the baselines.
+
+    Args:
+        records: The records of each method's runs, one a seed.
+    """
     summaries = {method: _summary(runs) for method, runs in records.items()}
     titles = {method: runs[0]["title"] for method, runs in records.items()}
     first = next(iter(records.values()))
@@ -55,7 +83,7 @@ def metrics(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
 
 
 def _summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds for each sparsity, with the standard deviation of the accuracy."""
+    """The means over seeds at each sparsity, with the standard deviation of the accuracy."""
     summary = []
     for same in zip(*(run["networks"] for run in runs), strict=True):
         layers = same[0]["per_layer_sparsity"]
@@ -84,18 +112,23 @@ def _std(values: Sequence[float]) -> float | None:
 
 
 def table(records: Mapping[str, Sequence[Mapping[str, Any]]], sparsities: Sequence[float]) -> str:
-    """Accuracy by sparsity, one column a method; the seconds are those to the last network."""
+    """The accuracies by sparsity, one column a method; the seconds are those to the last network.
+
+    Args:
+        records: The records of each method's runs, one a seed.
+        sparsities: The sparsities asked for, in increasing order.
+    """
     summaries = {method: _summary(runs) for method, runs in records.items()}
-    path = next(iter(summaries.values()))
+    first = next(iter(summaries.values()))
 
     def cell(entry: Mapping[str, Any]) -> str:
         deviation = entry["accuracy_deviation"]
         return f"{entry['accuracy']:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
-    total = path[0]["total"]
+    total = first[0]["total"]
     rows = [[f"sparsity of {total:,} weights", *(runs[0]["title"] for runs in records.values())]]
     for k in range(len(sparsities)):
-        share = f"{path[k]['sparsity']:.2%} ({path[k]['nonzero']:,} left)"
+        share = f"{first[k]['sparsity']:.2%} ({first[k]['nonzero']:,} left)"
         rows.append([share, *(cell(networks[k]) for networks in summaries.values())])
     rows.append(["seconds", *(f"{networks[-1]['seconds']:.1f}" for networks in summaries.values())])
     runs = next(iter(records.values()))

@@ -1,6 +1,5 @@
 """Networks that move with batch norm by the statistics of each batch, and get running statistics at the end."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +8,11 @@ from torch import nn
 from recipes.common.batch_statistics import by_batch, with_statistics
 from recipes.common.data import load_task
 from recipes.common.training import accuracy
-from recipes.diversity.baselines import train_network
 from recipes.diversity.ensembles import build_ensemble
 from recipes.diversity.networks import NETWORKS
+from recipes.diversity.training import train_network
 
-SETTINGS = replace(
-    NETWORKS["digits-mlp"].settings,
+SETTINGS = NETWORKS["digits-mlp"].settings.changed(
     members=2,
     straight_away=10,
     straight_between=2,

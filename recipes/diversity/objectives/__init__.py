@@ -1,0 +1,1 @@
+"""What moves an ensemble's members apart: a file for each objective."""
