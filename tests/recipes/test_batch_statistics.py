@@ -1,6 +1,5 @@
 """Networks that move with batch norm by the statistics of each batch, and get running statistics at the end."""
 
-
 import pytest
 import torch
 from torch import nn
