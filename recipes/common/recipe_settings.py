@@ -6,9 +6,12 @@ options of a recipe, because the command line and ``results.json`` know no group
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
+
+from recipes.common.settings import add_options, given_options, shown
 
 Options = TypeVar("Options")
 
@@ -61,6 +64,47 @@ class RecipeSettings:
             for field in dataclasses.fields(options)
             if field.name != "method_options"
         }
+
+
+def option_kinds(methods: Iterable[Any]) -> list[type[Any]]:
+    """The dataclasses in the ``option_kinds`` of all methods, each once."""
+    return list(dict.fromkeys(kind for method in methods for kind in method.option_kinds))
+
+
+def add_settings_options(
+    parser: argparse.ArgumentParser, defaults: Sequence[RecipeSettings], kinds: Iterable[type[Any]]
+) -> None:
+    """Adds the options of a recipe: a group for those that all methods share, and one for each dataclass.
+
+    Args:
+        parser: The parser of the command line.
+        defaults: Settings of one class whose values ``--help`` shows as defaults, one for each kind of data.
+        kinds: The dataclasses of the methods' own options. Their attribute ``group`` is the title of the group.
+    """
+    shared = parser.add_argument_group("all methods")
+    add_options(shared, type(defaults[0]), defaults, show=shown_default)
+    for kind in kinds:
+        own = parser.add_argument_group(getattr(kind, "group", kind.__name__))
+        add_options(own, kind, [settings.of(kind) for settings in defaults], show=shown_default)
+
+
+def given_settings(
+    arguments: argparse.Namespace, settings: RecipeSettings, kinds: Iterable[type[Any]]
+) -> dict[str, Any]:
+    """The options that were given on the command line, by name, whether they are shared or a method's own."""
+    found: dict[str, Any] = {}
+    for kind in (type(settings), *kinds):
+        found |= given_options(arguments, kind)
+    return found
+
+
+def shown_default(value: Any) -> str:
+    """A default as ``--help`` shows it. None is shown as all, since it stands for all inputs."""
+    if isinstance(value, tuple):
+        return " ".join(map(shown_default, value))
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "all" if value is None else shown(value)
 
 
 def _replaced(options: Options, values: Mapping[str, Any]) -> Options:

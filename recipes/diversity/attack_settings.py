@@ -1,17 +1,16 @@
-"""How ensembles are attacked, and the names of the sizes of attacks."""
+"""The settings of the attacks on ensembles, and the names of the sizes of attacks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recipes.common.options import number, whole
+from recipes.common.options import COUNT, number, whole
 from recipes.common.settings import option
-from recipes.diversity.settings import COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSettings:
-    """How ensembles are attacked; sizes are largest changes of a pixel, as a share of the pixels' range.
+    """The settings of attacks. Sizes are largest changes of a pixel, as a share of the pixels' range.
 
     Images are the first of the test set.
     """
@@ -20,7 +19,7 @@ class AttackSettings:
         "largest changes of a pixel", type=number, nargs="+", metavar="X"
     )
     table_eps: float = option(
-        "the one of attacks on the ensembles themselves", type=number, metavar="X"
+        "the same for attacks on the ensembles themselves", type=number, metavar="X"
     )
     attack_images: int = option("test images attacked on the start network", default=1000, **COUNT)
     white_box_images: int = option("test images attacked on each ensemble", default=500, **COUNT)

@@ -16,13 +16,18 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from recipes.common import stored
 from recipes.common.checkpoints import load_weights
 from recipes.common.data import DataError, load_task
 from recipes.common.options import add_data_options, add_run_options, run_recipe, usable_device
-from recipes.common.settings import add_options, given_options, shown
+from recipes.common.recipe_settings import (
+    add_settings_options,
+    given_settings,
+    option_kinds,
+    shown_default,
+)
+from recipes.common.settings import add_options, given_options
 from recipes.diversity.attack_settings import AttackSettings, size_name
 from recipes.diversity.experiment import DiversityExperiment
 from recipes.diversity.held_function import FunctionOptions
@@ -124,24 +129,18 @@ def _methods(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     ]
 
 
-def _option_kinds() -> list[type]:
-    """The dataclasses of the methods' own options, each once."""
-    return list(dict.fromkeys(kind for method in METHODS.values() for kind in method.option_kinds))
-
-
 def _defaults(network: Network) -> EnsembleSettings:
     """The default settings of a network, with the options of every method that is registered."""
-    return network.settings.completed(_option_kinds())
+    return network.settings.completed(option_kinds(METHODS.values()))
 
 
 def _settings(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, network: Network
 ) -> tuple[EnsembleSettings, AttackSettings]:
     """The network's defaults, changed by the command line; checked before anything is loaded."""
-    given: dict[str, Any] = {}
-    for kind in (EnsembleSettings, *_option_kinds()):
-        given |= given_options(arguments, kind)
-    settings = _defaults(network).changed(**given)
+    settings = _defaults(network)
+    kinds = option_kinds(METHODS.values())
+    settings = settings.changed(**given_settings(arguments, settings, kinds))
     attacks = dataclasses.replace(network.attacks, **given_options(arguments, AttackSettings))
     # Results know an attack by the name of its size, so no two sizes may have the same name.
     sizes = {size_name(size): size for size in (*attacks.attack_eps, attacks.table_eps)}
@@ -188,22 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(run, RECIPE)
 
     defaults = [_defaults(network) for network in NETWORKS.values()]
-    add_options(parser.add_argument_group("all methods"), EnsembleSettings, defaults, show=_shown)
-    for kind in _option_kinds():
-        group = parser.add_argument_group(getattr(kind, "group", kind.__name__))
-        add_options(group, kind, [settings.of(kind) for settings in defaults], show=_shown)
+    add_settings_options(parser, defaults, option_kinds(METHODS.values()))
     group = parser.add_argument_group("attacks")
     attacks = [network.attacks for network in NETWORKS.values()]
-    add_options(group, AttackSettings, attacks, show=_shown)
+    add_options(group, AttackSettings, attacks, show=shown_default)
     return parser
-
-
-def _shown(default: Any) -> str:
-    """A default as ``--help`` shows it."""
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    if isinstance(default, float):
-        return f"{default:.3g}"
-    if isinstance(default, tuple):
-        return " ".join(map(_shown, default))
-    return "all" if default is None else shown(default)

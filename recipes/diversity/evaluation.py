@@ -1,4 +1,4 @@
-"""Everything that is measured about an ensemble: accuracy under attacks, and how its members differ."""
+"""The measurements of an ensemble: accuracies under attacks, and differences of its members."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Evaluation:
 
     Args:
         task: The data, on the device of the networks.
-        attacks: How networks are attacked.
+        attacks: The settings of the attacks.
 
     Attributes:
         info: The description of the data set.

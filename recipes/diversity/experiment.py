@@ -32,11 +32,11 @@ from recipes.diversity.networks import Network
 from recipes.diversity.settings import EnsembleSettings
 from recipes.diversity.training import train_network, training_steps
 
-START = "start"  # what the start network's record is called, beside the methods'
+START = "start"  # the name of the start network's record, beside those of the methods
 
 
 class Start(NamedTuple):
-    """What all methods of a seed begin with.
+    """The start network of a seed.
 
     Attributes:
         model: The start network, in eval mode.
@@ -54,7 +54,7 @@ class DiversityExperiment(Experiment[Start, Content]):
         network: The network that ensembles are made of.
         task: Its data, on the device of the runs.
         settings: The settings.
-        attacks: How ensembles are attacked.
+        attacks: The settings of the attacks.
         checkpoint: The file of the start network of all seeds; None if each seed trains its own.
         config: Everything that results depend on except the seed.
         out: The folder.
@@ -121,7 +121,7 @@ class DiversityExperiment(Experiment[Start, Content]):
         return {eps: found[size_name(eps)].to(images) for eps in self.attacks.attack_eps}
 
     def clear(self, seeds: Sequence[int]) -> None:
-        """See :class:`Experiment`; also removes the start network and what says which members are whole."""
+        """See :class:`Experiment`; also removes the start network, and the lists of the members of ensembles."""
         super().clear(seeds)
         for seed in seeds:
             for name in METHODS:
@@ -148,7 +148,7 @@ class DiversityExperiment(Experiment[Start, Content]):
         return bool(unfinished) or self.finished(seed, START) is None
 
     def start(self, seed: int) -> Start:
-        """The start network: the checkpoint, or what an earlier run trained, or one that is trained now."""
+        """The start network: the checkpoint, or one that an earlier run trained, or one that is trained now."""
         if self.finished(seed, START):
             model = self.load_start(seed)
         else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from recipes.common.figures import plain, save
 from recipes.diversity.methods import METHODS
 
-# In the order of METHODS.
+# The colours of the methods, in the order of METHODS.
 _COLOURS = (
     "#9dbfe3",
     "#6a51a3",

@@ -1,4 +1,4 @@
-"""How paths and distillation hold the start network's function: its options, and the network that moves."""
+"""The start network's function, held by paths and distillation: the options, and the network that moves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from recipes.common.batch_statistics import by_batch, with_statistics
-from recipes.common.options import or_none, whole
+from recipes.common.options import COUNT, or_none, whole
 from recipes.common.settings import option
 from recipes.diversity.objectives.objective import ObjectiveBatches
-from recipes.diversity.settings import COUNT
 from recipes.diversity.source import EnsembleSource
 
 MEASURED = 100  # batches on which the running statistics of a member are measured
@@ -33,12 +32,12 @@ class FunctionOptions:
         type=or_none(whole(1)),
         metavar="N",
     )
-    anchor_batch: int = option("of them in each step", default=128, **COUNT)
+    anchor_batch: int = option("anchors of each step", default=128, **COUNT)
     output_space: str = option(
-        "in which it is held", default="probabilities", choices=["logits", "probabilities"]
+        "outputs that are held", default="probabilities", choices=["logits", "probabilities"]
     )
     batch_statistics: bool = option(
-        "batch norm by each batch's statistics on the way, measured anew for each member",
+        "normalise by each batch's statistics on the path, and measure those of each member anew",
         default=False,
         action=argparse.BooleanOptionalAction,
     )

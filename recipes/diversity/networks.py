@@ -29,7 +29,7 @@ class Network:
         build: Makes the network, newly initialised.
         data: The name of its data set.
         settings: The default settings.
-        attacks: How its ensembles are attacked by default.
+        attacks: The default attacks on its ensembles.
         augment: Whether the inputs of training are augmented.
     """
 

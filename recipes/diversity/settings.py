@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from recipes.common.options import positive, whole
+from recipes.common.options import COUNT, RATE, whole
 from recipes.common.recipe_settings import RecipeSettings
 from recipes.common.settings import option
-
-COUNT: dict[str, Any] = {"type": whole(1), "metavar": "N"}
-RATE: dict[str, Any] = {"type": positive, "metavar": "X"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleSettings(RecipeSettings):
-    """How ensembles are made, whatever the method, and how their start network is trained.
+    """The settings of all methods, and of the training of the start network.
 
     Attributes:
         autocast: Whether minibatches and the attacks of an objective run in bfloat16; the outputs that hold the

@@ -1,4 +1,4 @@
-"""What an ensemble is made from."""
+"""The start network and everything else that an ensemble is made from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Build = Callable[[], nn.Module]
 
 @dataclass(frozen=True)
 class EnsembleSource:
-    """What every method starts from.
+    """Everything that an ensemble is made from.
 
     Attributes:
         start: The trained network; left as it is.

@@ -1,4 +1,4 @@
-"""What ``recipes.diversity`` prints: a line for each ensemble, the table; and the numbers of ``results.json``."""
+"""The texts that ``recipes.diversity`` prints (line for each ensemble, table), and the numbers of ``results.json``."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def table(
     Args:
         records: The records of each method's ensembles, one a seed.
         starts: The records of the start networks.
-        attacks: How the ensembles were attacked.
+        attacks: The settings of the attacks.
     """
     table_eps = size_name(attacks.table_eps)
     rows = [

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fipoptim import Solver
 from fipoptim.secondary import SparseProjection
@@ -30,7 +29,7 @@ from recipes.common.options import (
     run_recipe,
     usable_device,
 )
-from recipes.common.settings import add_options, shown
+from recipes.common.recipe_settings import add_settings_options, given_settings, option_kinds
 from recipes.sparsify import tables
 from recipes.sparsify.dense import load_dense
 from recipes.sparsify.experiment import SparsifyExperiment
@@ -122,15 +121,9 @@ def _network_of(parser: argparse.ArgumentParser, data: str | None) -> str:
     return fitting[0]
 
 
-def _option_kinds() -> list[type]:
-    """The dataclasses of the methods' own options, each once."""
-    kinds = [kind for method in METHODS.values() for kind in method.option_kinds]
-    return list(dict.fromkeys(kinds))
-
-
 def _defaults(network: Network) -> SparsifySettings:
     """The default settings of a network, with the options of every method that is registered."""
-    return network.settings.completed(_option_kinds())
+    return network.settings.completed(option_kinds(METHODS.values()))
 
 
 def _settings(
@@ -138,8 +131,11 @@ def _settings(
 ) -> tuple[SparsifySettings, list[float]]:
     """The network's defaults, changed by the command line, and the sparsities; checked before anything is loaded."""
     defaults = _defaults(network)
-    given = {name: vars(arguments)[name] for name in defaults.flat() if name in arguments}
-    settings = defaults.changed(**{**given, "keep": tuple(arguments.keep)})
+    settings = defaults.changed(
+        per_layer=arguments.per_layer,
+        keep=tuple(arguments.keep),
+        **given_settings(arguments, defaults, option_kinds(METHODS.values())),
+    )
     sparsities = sorted(set(arguments.sparsity or network.sparsities))
     model = network.build()
     for sparsity in sparsities:
@@ -174,14 +170,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a trained dense network, as safetensors or a torch state dict [trained here]",
     )
-    sparse = parser.add_argument_group("what is taken out")
+    sparse = parser.add_argument_group("sparsity")
     sparse.add_argument(
         "--sparsity",
         type=number,
         nargs="+",
         metavar="P",
         action=Distinct,
-        help="shares of the prunable weights that are to be zero, visited in increasing order, with waypoints where "
+        help="shares of the prunable weights that are to be zero, visited in increasing order, with waypoints if "
         "they are far apart "
         + "["
         + " / ".join(" ".join(f"{s:g}" for s in n.sparsities) for n in NETWORKS.values())
@@ -190,7 +186,6 @@ def _parser() -> argparse.ArgumentParser:
     sparse.add_argument(
         "--per-layer",
         action="store_true",
-        default=argparse.SUPPRESS,
         help="every layer gets the sparsity by itself",
     )
     sparse.add_argument(
@@ -213,15 +208,5 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     defaults = [_defaults(network) for network in NETWORKS.values()]
-    add_options(parser.add_argument_group("all methods"), SparsifySettings, defaults, show=_shown)
-    for kind in _option_kinds():
-        group = parser.add_argument_group(getattr(kind, "group", kind.__name__))
-        add_options(group, kind, [settings.of(kind) for settings in defaults], show=_shown)
+    add_settings_options(parser, defaults, option_kinds(METHODS.values()))
     return parser
-
-
-def _shown(default: Any) -> str:
-    """A default as ``--help`` shows it."""
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    return "all" if default is None else shown(default)

@@ -1,4 +1,4 @@
-"""What a pruning method returns: a sparse network for each sparsity asked for, and the path to them."""
+"""The outcome of a pruning method: a sparse network for each sparsity asked for, and the path to them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SparseNetwork:
 
 @dataclass
 class Outcome:
-    """What one run of a method returns.
+    """The outcome of one run of a method.
 
     Attributes:
         networks: The sparse networks, one for each sparsity asked for.

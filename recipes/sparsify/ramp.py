@@ -1,4 +1,4 @@
-"""How the sparsity rises in gradual pruning."""
+"""The rise of the sparsity in gradual pruning."""
 
 from __future__ import annotations
 

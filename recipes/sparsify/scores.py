@@ -13,7 +13,7 @@ def layered_magnitude(weight: Tensor) -> Tensor:
 
     The largest weight of every layer scores 1, so no layer is emptied before the others. Plain magnitude empties the
     layer that has the smallest weights, at the latest when few weights are left: 58 % correct on MNIST with
-    LeNet-300-100 at 98 %, where magnitudes relative to their layer's keep 97 %.
+    LeNet-300-100 at 98 %; magnitudes relative to their layer's keep 97 %.
 
     Args:
         weight: One parameter, of any shape.

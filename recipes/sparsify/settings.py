@@ -6,18 +6,16 @@ import argparse
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recipes.common.options import or_none, positive, whole
+from recipes.common.options import COUNT, RATE, or_none, whole
 from recipes.common.recipe_settings import RecipeSettings
 from recipes.common.settings import option
 
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-COUNT: dict[str, Any] = {"type": whole(1), "metavar": "N"}
-RATE: dict[str, Any] = {"type": positive, "metavar": "X"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparsifySettings(RecipeSettings):
-    """How networks are pruned, whatever the method.
+    """The settings of all pruning methods.
 
     Attributes:
         per_layer: Whether every layer gets the sparsity by itself.
@@ -42,15 +40,15 @@ class SparsifySettings(RecipeSettings):
     )
     # If a method's inputs are not augmented, the dense network's outputs on them are computed once.
     augment: Literal["none", "labels", "all"] = option(
-        "which methods see their inputs shifted (and flipped): none, those that train on labels, or all",
+        "methods that see shifted (and flipped) inputs: none, those that train on labels, or all",
         default="none",
         choices=["none", "labels", "all"],
     )
     # Methods that train on labels see no mirror images.
     mirror: bool = option(
-        "inputs that are not augmented are mirrored, too", default=False, **SWITCH
+        "add the mirror images of inputs that are not augmented", default=False, **SWITCH
     )
     # The metric is always computed in float32.
     autocast: bool = option("minibatches in bfloat16", default=False, **SWITCH)
     # The path compares 2 T sqrt(softmax(z / T)) and distillation softmax(z / T).
-    temperature: float = option("at which outputs are compared", default=4.0, **RATE)
+    temperature: float = option("temperature at which outputs are compared", default=4.0, **RATE)

@@ -1,4 +1,4 @@
-"""What ``recipes.sparsify`` prints: the plan, a line for each run, the table; and the numbers of ``results.json``."""
+"""The texts that ``recipes.sparsify`` prints (plan, line for each run, table), and the numbers of ``results.json``."""
 
 from __future__ import annotations
 

@@ -12,12 +12,13 @@ import torch
 
 from fipoptim.anchors.output_space import output_map, squared_distance
 from recipes.common.data import Task
+from recipes.common.options import RATE
 from recipes.common.process_memory import give_back
 from recipes.common.settings import option
 from recipes.diversity.held_function import FunctionOptions, member_state, moving_copy
 from recipes.diversity.methods.method import Method
 from recipes.diversity.objectives.objective import Objective, ObjectiveOptions
-from recipes.diversity.settings import RATE, EnsembleSettings
+from recipes.diversity.settings import EnsembleSettings
 from recipes.diversity.source import EnsembleSource, Member
 
 
@@ -28,7 +29,7 @@ class DistillationOptions:
     group: ClassVar[str] = "distillation"
 
     distillation_lr: float = option(
-        "Adam's highest learning rate on the same objectives", default=1e-3, **RATE
+        "Adam's highest learning rate in distillation", default=1e-3, **RATE
     )
 
 
@@ -44,7 +45,6 @@ class Distillation(Method):
 
     def __init__(self, title: str, *, objective: Objective) -> None:
         super().__init__(title, objective)
-        self.loss_objective = objective
 
     def total_steps(self, task: Task, settings: EnsembleSettings) -> int:
         """See :class:`Method`."""
@@ -53,6 +53,7 @@ class Distillation(Method):
 
     def members(self, source: EnsembleSource, files: Sequence[Path]) -> Iterator[Member]:
         """Goes on with the same network from one member to the next."""
+        assert self.objective is not None
         settings, inputs = source.settings, source.task.train_inputs
         options, shares = settings.of(FunctionOptions), settings.of(ObjectiveOptions)
         lr = settings.of(DistillationOptions).distillation_lr
@@ -61,10 +62,10 @@ class Distillation(Method):
         generator = torch.Generator().manual_seed(source.seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         space = output_map(options.output_space)
-        weight = self.loss_objective.weight(settings)
+        weight = self.objective.weight(settings)
         count = options.anchors or len(inputs)
         for member in range(settings.members):
-            loss = self.loss_objective.next_loss(model, files, source, generator)
+            loss = self.objective.next_loss(model, files, source, generator)
             for t in range(shares.steps_to(member)):
                 for group in optimizer.param_groups:
                     group["lr"] = lr * shares.step_share(member, t)

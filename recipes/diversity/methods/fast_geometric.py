@@ -14,10 +14,11 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from recipes.common.data import Task
+from recipes.common.options import RATE
 from recipes.common.settings import option
 from recipes.common.training import minibatches, steps_an_epoch, train
 from recipes.diversity.methods.method import Method
-from recipes.diversity.settings import RATE, EnsembleSettings
+from recipes.diversity.settings import EnsembleSettings
 from recipes.diversity.source import EnsembleSource, Member
 
 
@@ -27,11 +28,9 @@ class FastGeometricOptions:
 
     group: ClassVar[str] = "fast geometric ensembling"
 
-    cycle_epochs: float = option(
-        "epochs of a cycle of fast geometric ensembling", default=2.0, **RATE
-    )
+    cycle_epochs: float = option("epochs of a cycle of the learning rate", default=2.0, **RATE)
     # SGD with momentum; the lowest rate of a cycle is a hundredth of this.
-    cycle_lr: float = option("its highest learning rate", default=0.02, **RATE)
+    cycle_lr: float = option("highest learning rate of a cycle", default=0.02, **RATE)
 
 
 class FastGeometric(Method):

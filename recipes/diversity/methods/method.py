@@ -53,6 +53,6 @@ class Method(ABC):
         """Makes the members one after the other.
 
         Args:
-            source: What the ensemble is made from.
+            source: The start network and everything else that the ensemble is made from.
             files: The files of the members so far. It grows, as each member is saved before the next is made.
         """

@@ -11,12 +11,13 @@ import torch
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from recipes.common.data import Task
+from recipes.common.options import COUNT, RATE
 from recipes.common.process_memory import give_back
 from recipes.common.settings import option
 from recipes.diversity.held_function import FunctionOptions, member_state, moving_copy
 from recipes.diversity.methods.method import Method
 from recipes.diversity.objectives.objective import Loss, Objective, ObjectiveOptions
-from recipes.diversity.settings import COUNT, RATE, EnsembleSettings
+from recipes.diversity.settings import EnsembleSettings
 from recipes.diversity.source import EnsembleSource, Member
 
 ANCHORS_AT_ONCE = 500  # anchors whose outputs are computed at a time
@@ -30,10 +31,14 @@ class PathOptions:
 
     straight_eps: float = option("length of a step without objective", default=1.0, **RATE)
     straight_away: int = option(
-        "steps of that, then those of --away, to the first member", default=60, **COUNT
+        "steps without objective to the first member, before those of --away", default=60, **COUNT
     )
-    straight_between: int = option("steps of that from one member to the next", default=10, **COUNT)
-    straight_products: int = option("metric products of each", default=8, **COUNT)
+    straight_between: int = option(
+        "steps without objective from one member to the next", default=10, **COUNT
+    )
+    straight_products: int = option(
+        "metric products of a step without objective", default=8, **COUNT
+    )
     # The length is in Adam's geometry and falls before each member.
     eps: float = option(
         "length of a step on an objective, or back to the function", default=1.5, **RATE

@@ -1,1 +1,1 @@
-"""What moves an ensemble's members apart: a file for each objective."""
+"""The objectives that move the members of an ensemble apart: a file each."""

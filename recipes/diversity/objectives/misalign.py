@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fipoptim.secondary import Diversity
-from recipes.common.options import fraction
+from recipes.common.options import RATE, fraction
 from recipes.common.settings import option
 from recipes.diversity.objectives.objective import Loss, Objective, ObjectiveBatches
-from recipes.diversity.settings import RATE, EnsembleSettings
+from recipes.diversity.settings import EnsembleSettings
 from recipes.diversity.source import EnsembleSource
 
 
@@ -25,7 +25,7 @@ class MisalignOptions:
 
     beta: float = option("weight of the likeness of input gradients", default=0.004, **RATE)
     noise: float = option(
-        "largest change of a pixel by noise where gradients are compared",
+        "largest change of a pixel by noise on the inputs whose gradients are compared",
         default=0.0,
         type=fraction,
         metavar="X",

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipes.common.data import DATASETS
-from recipes.common.options import whole
+from recipes.common.options import COUNT, RATE, whole
 from recipes.common.settings import option
-from recipes.diversity.settings import COUNT, RATE, EnsembleSettings
+from recipes.diversity.settings import EnsembleSettings
 from recipes.diversity.source import EnsembleSource
 
 Loss = Callable[
@@ -31,13 +31,13 @@ class ObjectiveOptions:
     group: ClassVar[str] = "objectives"
 
     away: int = option("steps on an objective to the first member", default=1000, **COUNT)
-    between: int = option("steps of that from one member to the next", default=120, **COUNT)
+    between: int = option("steps on an objective from one member to the next", default=120, **COUNT)
     between_share: float = option(
-        "of their length, or of the learning rate, there", default=1.0, **RATE
+        "step length, or learning rate, of these as a share of the one before", default=1.0, **RATE
     )
-    objective_batch: int = option("inputs of an objective, each step", default=64, **COUNT)
+    objective_batch: int = option("inputs of an objective in each step", default=64, **COUNT)
     others: int = option(
-        "earlier members to differ from, at most", default=2, type=whole(0), metavar="N"
+        "largest number of earlier members to differ from", default=2, type=whole(0), metavar="N"
     )
 
     def steps_to(self, member: int) -> int:
@@ -54,7 +54,7 @@ class ObjectiveOptions:
 
 
 class Objective(ABC):
-    """What members minimise beside keeping the function.
+    """An objective that members minimise beside keeping the function.
 
     Attributes:
         option_kinds: The dataclasses of the objective's own options.
@@ -79,7 +79,7 @@ class Objective(ABC):
         Args:
             model: The network that is optimized.
             others: Earlier members.
-            source: What the ensemble is made from.
+            source: The start network and everything else that the ensemble is made from.
             generator: The generator of everything drawn.
         """
 
@@ -104,7 +104,7 @@ class ObjectiveBatches:
     """Training inputs and labels in batches of ``objective_batch``; each pass draws a new order.
 
     Args:
-        source: What the ensemble is made from.
+        source: The start network and everything else that the ensemble is made from.
         generator: The generator of the order and of the noise.
         noise: The largest change of a pixel by uniform noise, in units of the pixels' range.
     """

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.common.data import DATASETS, DatasetInfo
-from recipes.common.options import fraction
+from recipes.common.options import RATE, fraction
 from recipes.common.settings import option
 from recipes.diversity.attacks import Pixels, pgd
 from recipes.diversity.objectives.objective import Loss, Objective, ObjectiveBatches
-from recipes.diversity.settings import RATE, EnsembleSettings
+from recipes.diversity.settings import EnsembleSettings
 from recipes.diversity.source import EnsembleSource
 
 STEPS = 3  # steps of an attack on a batch; the attacks on finished ensembles take 20
@@ -29,9 +29,14 @@ class WithstandOptions:
 
     group: ClassVar[str] = "withstood attacks"
 
-    withstand_beta: float = option("weight of what attacks change", default=0.3, **RATE)
+    withstand_beta: float = option(
+        "weight of the change of outputs under attacks", default=0.3, **RATE
+    )
     withstand_eps: float = option(
-        "largest change of a pixel by these attacks", default=0.1, type=fraction, metavar="X"
+        "largest change of a pixel by the attacks to withstand",
+        default=0.1,
+        type=fraction,
+        metavar="X",
     )
 
 
@@ -65,7 +70,7 @@ class Withstand(Objective):
 
 
 class AttackDivergence:
-    r"""How far the outputs on images that fool other networks are from the start network's on the unchanged images.
+    r"""The divergence of outputs on images that fool other networks from the start network's on unchanged images.
 
     .. math:: L(w) = \frac1N \sum_i \mathrm{KL}\bigl(p_{start}(x_i) \,\|\, p_w(x_i + \delta_i)\bigr)
 

@@ -1,4 +1,4 @@
-"""What all baselines share: Adam on one cycle, and as many epochs as the path gets, or more."""
+"""The base of all baselines: Adam on one cycle, and as many epochs as the path gets, or more."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from recipes.common.options import COUNT, RATE
 from recipes.common.settings import option
 from recipes.sparsify.methods.method import Leg, Method, Stepper
 from recipes.sparsify.scores import largest, layered_magnitude
-from recipes.sparsify.settings import COUNT, RATE, SparsifySettings
+from recipes.sparsify.settings import SparsifySettings
 from recipes.sparsify.stages import stages
 
 

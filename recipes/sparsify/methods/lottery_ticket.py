@@ -27,7 +27,7 @@ def rounds(sparsities: Sequence[float]) -> list[float]:
 
 
 class LotteryTicket(Baseline):
-    """In each round prunes by magnitude, rewinds the weights that are left to early in training, and trains again."""
+    """Prunes by magnitude in rounds; each rewinds the weights that are left to early in training and trains again."""
 
     title = "lottery ticket"
 

@@ -48,7 +48,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class Stepper:
-    """How the steps of one leg are taken.
+    """The optimizer of one leg.
 
     Attributes:
         optimizer: The optimizer of the model's parameters.
@@ -129,7 +129,7 @@ class Method(ABC):
         self.prepare()
         self.seconds = time.perf_counter() - begun
 
-    # What a method says.
+    # A method writes the abstract ones of these, and the others if it needs them.
 
     @classmethod
     def full_title(cls, settings: SparsifySettings, *, rewinds: bool) -> str:
@@ -279,7 +279,7 @@ class Method(ABC):
         parts = self.inputs.images.split(INPUTS_AT_ONCE)
         return torch.cat([self.forward(x, self.dense) for x in parts])
 
-    # What is measured and remembered.
+    # Measurements and memory.
 
     def _remember(self) -> None:
         if self.keeps_path:

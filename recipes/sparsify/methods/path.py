@@ -20,13 +20,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.secondary import SparseProjection
-from recipes.common.options import fraction, products
+from recipes.common.options import COUNT, RATE, fraction, products
 from recipes.common.settings import option
 from recipes.sparsify.masks import MaskedWeights
 from recipes.sparsify.methods.method import INPUTS_AT_ONCE, Leg, Method, Stepper
 from recipes.sparsify.metric_estimate import MetricEstimate
 from recipes.sparsify.ramp import Ramp
-from recipes.sparsify.settings import COUNT, RATE, SWITCH, SparsifySettings
+from recipes.sparsify.settings import SWITCH, SparsifySettings
 from recipes.sparsify.stages import stages
 
 METRIC_INPUTS = 2000  # the metric's diagonal is estimated on no more inputs than these
@@ -40,7 +40,9 @@ class PathOptions:
 
     epochs: int = option("epochs for each stage of the path", **COUNT)
     choose: Literal["metric", "magnitude"] = option(
-        "what the weights to keep are largest in", default="metric", choices=["metric", "magnitude"]
+        "measure of the weights, the largest of which are kept",
+        default="metric",
+        choices=["metric", "magnitude"],
     )
     beta: float = option("weight of the distance to the sparse network", default=1.0, **RATE)
     # The rate grows with the inverse root of the share of weights that are left, so that a step keeps its length.
@@ -56,10 +58,12 @@ class PathOptions:
     eps: float = option(
         "length of a step with products, at the top of its schedule", default=5.0, **RATE
     )
-    probes: int = option("random pullbacks of an estimate of the metric", default=4, **COUNT)
-    metric_batch: int = option("inputs of an estimate of the metric", default=128, **COUNT)
+    probes: int = option(
+        "random pullbacks of an estimate of the metric's diagonal", default=4, **COUNT
+    )
+    metric_batch: int = option("inputs of such an estimate", default=128, **COUNT)
     metric_decay: float = option(
-        "of the running mean of estimates", default=0.95, type=fraction, metavar="X"
+        "decay of the running mean of these estimates", default=0.95, type=fraction, metavar="X"
     )
     labels: bool = option("also follow the labels", default=False, **SWITCH)
 
@@ -68,7 +72,7 @@ def softened(temperature: float) -> Callable[[Tensor], Tensor]:
     r"""The output space :math:`2 T \sqrt{\text{softmax}(z / T)}`: the Fisher metric at a temperature."""
 
     def output(z: Tensor) -> Tensor:
-        # Half the logarithm is exponentiated: this root has a finite derivative where a probability underflows.
+        # This root, the exponential of half the logarithm, has a finite derivative even if a probability underflows.
         return 2 * temperature * (0.5 * (z.float() / temperature).log_softmax(dim=1)).exp()
 
     return output
