@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import growth, products, record, steps
 from benchmarks.cases import CASES
-from recipes.options import SEED, whole
+from recipes.common.options import SEED, whole
 
 SUITES = ("products", "steps", "growth")
 # On a CPU to compile a large network's derivative takes minutes.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recipes.networks import lenet_300_100, narrow_resnet18, paper_cnn, resnet20
+from recipes.common.networks import lenet_300_100, narrow_resnet18, paper_cnn, resnet20
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from benchmarks.memory import LiveMemory
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from recipes.networks import lenet_300_100, paper_cnn
-from recipes.training import synchronize
+from recipes.common.networks import lenet_300_100, paper_cnn
+from recipes.common.training import synchronize
 
 CHUNK = 500
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from benchmarks import record
 from benchmarks.growth import mlp
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
-from recipes.options import SEED, whole
+from recipes.common.options import SEED, whole
 
 
 def main() -> None:

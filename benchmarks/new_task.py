@@ -1,6 +1,6 @@
 """What a step costs over a whole run: ``python -m benchmarks.new_task --data-root DIR``.
 
-Trains a CNN on MNIST and then, on copies of it, on Fashion-MNIST in several ways at once, as ``recipes.new_task`` does,
+Trains a CNN on MNIST and then, on copies of it, on Fashion-MNIST by several methods at once, as ``new_task`` does,
 a step of each in turn on the same batch: so all meet the same machine, and their times can be compared.
 """
 
@@ -19,16 +19,20 @@ from tqdm import tqdm
 
 from benchmarks import record
 from fipoptim import FIPOptimizer
-from recipes import learners
-from recipes.augment import many
-from recipes.data import DataError, load_pair
-from recipes.learners import InvariantPath, Learner, Plain
-from recipes.networks import network_for
-from recipes.new_task import DEFAULTS, learn_first_task, remembered
-from recipes.options import SEED, positive
-from recipes.training import minibatches, seed_everything, steps_of, train
+from recipes.common.augment import many
+from recipes.common.data import DataError, load_pair
+from recipes.common.networks import network_for
+from recipes.common.options import SEED, positive
+from recipes.common.training import minibatches, seed_everything, steps_in_epochs, train
+from recipes.continual.methods import make_learner
+from recipes.continual.methods.base import Learner
+from recipes.continual.methods.fip import InvariantPath
+from recipes.continual.methods.plain import Plain
+from recipes.continual.remembered import draw_remembered
+from recipes.new_task.learning import learn_first_task
+from recipes.new_task.settings import DEFAULTS
 
-WAYS = ("fip", "distillation", "naive")
+COMPARED = ("fip", "distillation", "naive")
 
 
 def stepper(
@@ -66,7 +70,7 @@ def main() -> None:
         "--epochs",
         type=positive,
         default=settings.epochs,
-        help="of each way, on a cycle of that length [%(default)g]",
+        help="of each method, on a cycle of that length [%(default)g]",
     )
     parser.add_argument("--out", type=Path, default=record.RESULTS / "new_task_steps.json")
     arguments = parser.parse_args()
@@ -84,12 +88,12 @@ def main() -> None:
     model = network_for("mnist", mnist.classes + fashion.classes)
     learn_first_task(model, mnist, settings, seed=seed, progress=True)
 
-    steps = steps_of(fashion, settings.batch_size, epochs)
-    kept = remembered(mnist, settings.anchors, seed)
-    ways: dict[str, Callable[[Tensor, Tensor], float]] = {}
+    steps = steps_in_epochs(fashion, settings.batch_size, epochs)
+    remembered = draw_remembered(mnist, settings.anchors, seed)
+    steppers: dict[str, Callable[[Tensor, Tensor], float]] = {}
     products: Counter[int] = Counter()
-    for name in WAYS:
-        learner = learners.learner(
+    for name in COMPARED:
+        learner = make_learner(
             name,
             copy.deepcopy(model),
             settings,
@@ -97,13 +101,13 @@ def main() -> None:
             seed=seed,
             freeze_batch_norm=True,
         )
-        learner.remember(*kept)
-        ways[name] = stepper(learner, steps, products)
+        learner.remember(*remembered)
+        steppers[name] = stepper(learner, steps, products)
 
-    seconds = dict.fromkeys(WAYS, 0.0)
+    seconds = dict.fromkeys(COMPARED, 0.0)
     batches = minibatches(fashion, batch_size=settings.batch_size, epochs=epochs, seed=seed + 1)
     for x, y in tqdm(batches, total=steps, unit="step"):
-        for name, step in ways.items():
+        for name, step in steppers.items():
             seconds[name] += step(x, y)
     found = {
         "command": f"python -m benchmarks.new_task --data-root DIR --seed {seed} --epochs {epochs:g}",

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from recipes.report import environment, write_json
+from recipes.common.files import write_json
+from recipes.common.report import environment
 
 RESULTS = Path(__file__).parent / "results"
 

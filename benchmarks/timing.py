@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from recipes.training import synchronize
+from recipes.common.training import synchronize
 
 Row = dict[str, float]
 

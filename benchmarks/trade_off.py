@@ -29,14 +29,18 @@ from tqdm import tqdm
 
 from benchmarks import record
 from fipoptim import AnchorBatch
-from recipes import kept, learners, report
-from recipes.augment import many
-from recipes.data import DataError, Task, load_pair
-from recipes.learners import METHODS, Tuning
-from recipes.networks import network_for
-from recipes.new_task import DEFAULTS, Settings, learn_first_task, remembered
-from recipes.options import SEED, Distinct, fraction, whole
-from recipes.training import accuracy, minibatches, seed_everything
+from recipes.common import report, stored
+from recipes.common.augment import many
+from recipes.common.data import DataError, Task, load_pair
+from recipes.common.networks import network_for
+from recipes.common.options import SEED, Distinct, fraction, whole
+from recipes.common.training import accuracy, minibatches, seed_everything
+from recipes.continual.methods import METHODS, make_learner, options_of
+from recipes.continual.methods.base import Learner
+from recipes.continual.options import config_of
+from recipes.continual.remembered import draw_remembered
+from recipes.new_task.learning import learn_first_task
+from recipes.new_task.settings import DEFAULTS, NewTaskSettings
 
 STEPS = (10, 30, 100, 300)  # of the path; distillation takes as many as fit into their time
 # Chosen on held-out images for each length; the recipes' are too much for so few steps. Of distillation it is Adam's
@@ -61,13 +65,13 @@ Point = dict[str, Any]
 
 
 def points(
-    tasks: tuple[Task, Task], settings: Settings, *, ratio: float, seed: int, progress: bool
+    tasks: tuple[Task, Task], settings: NewTaskSettings, *, ratio: float, seed: int, progress: bool
 ) -> list[Point]:
     """Every method at every length, rate and strength, from one network.
 
     Args:
         tasks: The first, and the new one.
-        settings: The path's; momentum, eps, beta and what distillation has to tune are overridden.
+        settings: The recipe's; the momentum, step length (learning rate) and weight of both methods are overridden.
         ratio: Seconds of a step of the path over those of a step of distillation.
         seed: Of the weights, batches and anchors.
         progress: Whether to show a bar.
@@ -76,7 +80,7 @@ def points(
     task1, task2 = tasks
     model = network_for("mnist", task1.classes + task2.classes)
     learn_first_task(model, task1, settings, seed=seed, progress=progress)
-    kept = remembered(task1, settings.anchors, seed)
+    kept = draw_remembered(task1, settings.anchors, seed)
     found = []
     todo = [
         (method, steps, rate, strength)
@@ -117,19 +121,21 @@ def _learner(
     method: str,
     model: nn.Module,
     remembered_data: str,
-    settings: Settings,
+    settings: NewTaskSettings,
     momentum: float,
     rate: float,
     strength: float,
     *,
     seed: int,
-) -> learners.Learner:
-    chosen = (
-        dataclasses.replace(settings, momentum=momentum, eps=rate, beta=strength)
+) -> Learner:
+    changes = (
+        {"momentum": momentum, "eps": rate, "beta": strength}
         if method == "fip"
-        else dataclasses.replace(settings, tuning={method: Tuning(rate, strength, momentum)})
+        else {"momentum": momentum, "lr": rate, "strength": strength}
     )
-    return learners.learner(
+    options = dataclasses.replace(options_of(method, settings), **changes)
+    chosen = dataclasses.replace(settings, methods={**settings.methods, method: options})
+    return make_learner(
         method,
         model,
         chosen,
@@ -139,7 +145,7 @@ def _learner(
     )
 
 
-def step_ratio(tasks: tuple[Task, Task], settings: Settings, *, seed: int) -> float:
+def step_ratio(tasks: tuple[Task, Task], settings: NewTaskSettings, *, seed: int) -> float:
     """Seconds of a step of the path over those of a step of distillation, timed in turn: the median of the rounds.
 
     Each round has a ratio of its own, as a machine shared with others may be slower in one round than in the next.
@@ -154,7 +160,7 @@ def step_ratio(tasks: tuple[Task, Task], settings: Settings, *, seed: int) -> fl
 
 
 def _step_seconds(
-    method: str, tasks: tuple[Task, Task], settings: Settings, *, seed: int
+    method: str, tasks: tuple[Task, Task], settings: NewTaskSettings, *, seed: int
 ) -> list[float]:
     """Of single steps in the middle of the method's grid; the first half, in which traces are made, is left out."""
     task1, task2 = tasks
@@ -162,7 +168,7 @@ def _step_seconds(
     momentum = MOMENTUM[method][STEPS[-1]]
     model = network_for("mnist", task1.classes + task2.classes)
     learner = _learner(method, model, task1.name, settings, momentum, rate, strength, seed=seed)
-    learner.remember(*remembered(task1, settings.anchors, seed))
+    learner.remember(*draw_remembered(task1, settings.anchors, seed))
     batches = minibatches(task2, batch_size=settings.batch_size, epochs=1, seed=seed)
     ends: list[float] = []
     learner.learn(
@@ -190,7 +196,7 @@ class _Measured:
 
 def seed_by_seed(
     tasks: tuple[Task, Task],
-    settings: Settings,
+    settings: NewTaskSettings,
     seeds: Sequence[int],
     *,
     config: dict[str, Any],
@@ -213,7 +219,7 @@ def seed_by_seed(
     Raises:
         DataError: If ``out`` is of another configuration.
     """
-    found = kept.load_record(out, config) if resume else None
+    found = stored.load_record(out, config) if resume else None
     if found is None:
         found = {"config": config, "by_seed": {}}
         found["step_ratio"] = step_ratio(tasks, settings, seed=seeds[0])
@@ -376,7 +382,10 @@ def main() -> None:
         anchors=arguments.anchors,
         anchor_batch=arguments.anchor_batch,
         augment=arguments.augment,
-        products=PRODUCTS,
+        methods={
+            **base.methods,
+            "fip": dataclasses.replace(base.methods["fip"], products=PRODUCTS),
+        },
     )
     if not settings.augment and arguments.anchor_batch > settings.anchors:
         settings = dataclasses.replace(settings, anchor_batch=None)
@@ -393,7 +402,7 @@ def main() -> None:
         tasks = tasks[0].held_out(arguments.validation), tasks[1].held_out(arguments.validation)
     # Momentum, lengths of step and learning rates are the grid's.
     config = {
-        **dataclasses.asdict(settings),
+        **config_of(settings),
         "validation": arguments.validation,
         "steps": STEPS,
         "momentum": {method: list(of.values()) for method, of in MOMENTUM.items()},

@@ -1,1 +1,1 @@
-"""Runnable recipes: one module a task, ``python -m recipes.NAME --help``."""
+"""Runnable recipes: one package a task, ``python -m recipes.NAME --help``."""

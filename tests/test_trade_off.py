@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import trade_off
-from recipes.data import DataError, Task
-from recipes.new_task import DEFAULTS
+from recipes.common.data import DataError, Task
+from recipes.new_task.settings import DEFAULTS
 
 POINTS = [
     {"task2": 80.0, "drift": 1.0, "task1_worst": 97.0},

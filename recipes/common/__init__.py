@@ -1,0 +1,1 @@
+"""Shared by all recipes; nothing here imports a recipe."""

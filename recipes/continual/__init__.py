@@ -1,0 +1,1 @@
+"""Shared by the recipes that learn one task after another, ``new_task`` and ``split_tasks``."""

@@ -1,0 +1,137 @@
+"""The pruning methods: they arrive at exactly the sparsity, and read no more than they say."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sparsify_cases import NAMES, SETTINGS, TOTAL, small_cnn
+
+from recipes.common.augment import augmentation
+from recipes.common.data import load_task
+from recipes.common.networks import digits_mlp
+from recipes.sparsify.dense import Dense
+from recipes.sparsify.methods import METHODS
+from recipes.sparsify.methods.path import softened
+from recipes.sparsify.pruning import sparsify as prune
+from recipes.sparsify.pruning import total_steps
+from recipes.sparsify.scores import layered_magnitude
+
+
+def test_softened_outputs_measure_fisher_distance_and_have_finite_derivatives():
+    z = torch.tensor([[1.0, -2.0, 0.5], [900.0, -900.0, 0.0]], requires_grad=True)
+    out = softened(4.0)(z)
+    torch.testing.assert_close(out.square().sum(1), torch.full((2,), 64.0))  # |2 T √p|² = 4 T²
+    torch.testing.assert_close(out[0], 8 * (z[0] / 4).softmax(0).sqrt())
+    out.sum().backward()
+    assert bool(torch.isfinite(z.grad).all())
+
+
+def test_layered_magnitude_is_lamp():
+    weight = torch.tensor([[3.0, -1.0], [2.0, 0.0]])
+    expected = torch.tensor([[1.0, 1 / 14], [4 / 13, 0.0]])
+    torch.testing.assert_close(layered_magnitude(weight), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_arrives_at_exactly_the_sparsity(method, digits, dense):
+    before = {k: v.clone() for k, v in dense.model.state_dict().items()}
+    steps = []
+    run = prune(
+        method,
+        dense,
+        digits,
+        [0.5, 0.95],
+        SETTINGS,
+        augment=None,
+        seed=3,
+        progress=lambda n, text: steps.append(n),
+    )
+    assert sum(steps) == total_steps(method, digits, [0.5, 0.95], SETTINGS)
+    for network, sparsity in zip(run.networks, (0.5, 0.95), strict=True):
+        metrics = network.metrics()
+        assert metrics["total"] == TOTAL
+        assert metrics["nonzero"] == TOTAL - round(sparsity * TOTAL)
+        assert sum(int((network.state[n] != 0).sum()) for n in NAMES) == metrics["nonzero"]
+        plain = digits_mlp()
+        plain.load_state_dict(network.state)
+        right = (plain(digits.test_inputs).argmax(1) == digits.test_labels).double().mean()
+        assert 100 * float(right) == pytest.approx(network.accuracy)
+    assert all(torch.equal(v, before[k]) for k, v in dense.model.state_dict().items())
+    on_path = [run.path[k] for k in run.positions] if method == "fip" else []
+    for flat, network in zip(on_path, run.networks, strict=False):
+        assert torch.equal(flat, torch.cat([network.state[n].flatten() for n in NAMES]))
+    again = prune(method, dense, digits, [0.5, 0.95], SETTINGS, augment=None, seed=3)
+    for a, b in zip(run.networks, again.networks, strict=True):
+        assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
+
+
+def test_a_single_step_arrives_as_well(digits, dense):
+    settings = SETTINGS.changed(epochs=1, batch_size=len(digits.train_inputs))
+    run = prune("fip", dense, digits, [0.5, 0.9], settings, augment=None, seed=0)
+    assert [n.zeros for n in run.networks] == [TOTAL // 2, round(0.9 * TOTAL)]
+
+
+@pytest.mark.parametrize("products", [0, 2, "adaptive"])
+def test_the_path_reads_no_label(products, digits, dense):
+    settings = SETTINGS.changed(products=products, epochs=1, eps=1.5)
+    shuffled = replace(digits, train_labels=digits.train_labels.flip(0))
+    runs = [
+        prune("fip", dense, task, [0.9], settings, augment=None, seed=0).networks[0]
+        for task in (digits, shuffled)
+    ]
+    assert all(torch.equal(runs[0].state[k], runs[1].state[k]) for k in runs[0].state)
+    assert runs[0].accuracy > 60  # the start network's function, from its outputs alone
+
+
+def test_mirror_images_are_held_too_at_the_same_number_of_steps(digits, dense):
+    settings = SETTINGS.changed(mirror=True, epochs=1)
+    for method in ("fip", "gradual-distillation"):
+        run = METHODS[method](dense, digits, settings, augment=None, seed=0)
+        n = len(digits.train_inputs)
+        assert torch.equal(run.inputs.images[n:], run.inputs.images[:n].flip(3))
+        with torch.no_grad():
+            assert torch.allclose(run.reference, dense.model(run.inputs.images), atol=1e-5)
+        steps = total_steps(method, digits, [0.9], settings)
+        plain = settings.changed(mirror=False)
+        assert steps == total_steps(method, digits, [0.9], plain)
+    labelled = METHODS["gradual"](dense, digits, settings, augment=None, seed=0)
+    assert (
+        len(labelled.inputs.images) == n
+    )  # those that follow labels are augmented as they always were
+
+
+def test_the_path_with_labels_reads_them(digits, dense):
+    settings = SETTINGS.changed(labels=True, epochs=1)
+    shuffled = replace(digits, train_labels=digits.train_labels.flip(0))
+    runs = [
+        prune("fip", dense, task, [0.9], settings, augment=None, seed=0).networks[0]
+        for task in (digits, shuffled)
+    ]
+    assert not torch.equal(runs[0].state["1.weight"], runs[1].state["1.weight"])
+
+
+def test_few_anchors_augmented_per_layer_and_kept_layers(digits, dense):
+    settings = SETTINGS.changed(
+        anchors=30,
+        augment="all",
+        per_layer=True,
+        keep=("5",),
+        products="adaptive",
+        eps=1.0,
+    )
+    run = prune("fip", dense, digits, [0.75], settings, augment=augmentation("digits"), seed=0)
+    (network,) = run.networks
+    assert network.per_layer == {"1.weight": 0.75, "3.weight": 0.75}
+    assert bool((network.state["5.weight"] != 0).all())
+
+
+def test_batch_norm_and_bfloat16_go_together_with_the_path():
+    torch.manual_seed(0)
+    task = load_task("digits")
+    task = replace(task, train_inputs=task.train_inputs[:64], train_labels=task.train_labels[:64])
+    model = small_cnn()
+    settings = SETTINGS.changed(autocast=True, augment="all", batch_size=32)
+    run = prune(
+        "fip", Dense(model, None), task, [0.8], settings, augment=augmentation("digits"), seed=0
+    )
+    assert run.networks[0].zeros == round(0.8 * (72 + 288 + 640))

@@ -1,0 +1,26 @@
+"""What holds for the command lines of all recipes."""
+
+import sys
+
+import pytest
+
+from benchmarks import trade_off
+from recipes.diversity import command as diversity
+from recipes.new_task import command as new_task
+from recipes.sparsify import command as sparsify
+from recipes.split_tasks import command as split_tasks
+
+
+def test_every_list_of_seeds_names_each_once(monkeypatch, capsys, tmp_path):
+    mains = [new_task.main, split_tasks.main, sparsify.main, diversity.main]
+    for main in mains:
+        with pytest.raises(SystemExit) as exit:
+            main(["--seeds", "3", "1", "3", "--out", str(tmp_path)])
+        assert exit.value.code == 2
+        assert "argument --seeds: 3 is given twice" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["trade_off", "--data-root", ".", "--seeds", "3", "1", "3"])
+    with pytest.raises(SystemExit) as exit:
+        trade_off.main()
+    assert exit.value.code == 2
+    assert "argument --seeds: 3 is given twice" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
