@@ -1,7 +1,8 @@
 # Needs make and Python 3.11 or later; everything else is installed into .venv by the first target that needs it.
 #   make demo    the new-task recipe on embedded data: a table, and a plot in runs/demo
 #   make test    the tests (PYTEST_ARGS="-x -k path" to choose)
-#   make bench   all benchmarks, in about ten minutes: tables, JSON and a plot in benchmarks/results
+#   make docs    the documentation, in docs/_build/html; every warning is an error
+#   make bench   all benchmarks, in a quarter of an hour: tables, JSON and a plot in benchmarks/results
 #   make lint    ruff and mypy          make format   ruff's fixes
 #   make clean   remove .venv and the caches; results in runs/ stay
 # PYTHON=/path/to/python picks the interpreter that .venv is made with.
@@ -11,14 +12,14 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := fipoptim recipes tests $(wildcard benchmarks)
+SOURCES := fipoptim recipes tests docs $(wildcard benchmarks)
 PYTEST_ARGS ?= -n 2
 
 # Interpreters tried in this order when PYTHON is not given.
 CANDIDATES := python3.11 python3 python3.12 python3.13 python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test docs bench lint format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -29,6 +30,9 @@ demo: $(STAMP)
 # One thread a worker: the processes share the cores, and sums come out the same in every run.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN) -m pytest $(PYTEST_ARGS)
+
+docs: $(STAMP)
+	$(BIN) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(STAMP)
 	$(BIN) -m benchmarks
@@ -43,7 +47,7 @@ format: $(STAMP)
 	$(BIN) -m ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find fipoptim recipes tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is the last thing written, and removed before anything changes. A .venv without one is an
@@ -67,5 +71,5 @@ $(STAMP): pyproject.toml constraints.txt
 		rm -rf $(VENV); \
 		"$$python" -m venv $(VENV) || { rm -rf $(VENV); echo "$$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv." >&2; exit 1; }; \
 	fi
-	$(BIN) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e ".[recipes,test,lint]"
+	$(BIN) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e ".[recipes,bench,docs,test,lint]"
 	@touch $@

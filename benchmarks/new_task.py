@@ -1,6 +1,6 @@
 """What a step costs over a whole run: ``python -m benchmarks.new_task --data-root DIR``.
 
-Trains a CNN on MNIST and then, on copies of it, on Fashion-MNIST by several methods at once, as ``recipes.new_task`` does,
+Trains a CNN on MNIST and then, on copies of it, on Fashion-MNIST by several methods at once, as ``new_task`` does,
 a step of each in turn on the same batch: so all meet the same machine, and their times can be compared.
 """
 

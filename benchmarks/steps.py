@@ -22,7 +22,7 @@ from benchmarks.cases import CASES, Case
 from benchmarks.memory import LiveMemory
 from benchmarks.timing import markdown, ratio, side_by_side
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
-from fipoptim.anchors import squared_distance
+from fipoptim.anchors.output_space import squared_distance
 
 ADAM, DISTILLATION, DEFAULT = "Adam", "Adam with distillation", "fipoptim, default"
 PRODUCTS = (1, 3, 8)

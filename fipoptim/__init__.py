@@ -1,11 +1,12 @@
 """Move trained networks along functionally invariant paths, with the interface of ``torch.optim``."""
 
-from fipoptim import secondary
+from fipoptim import geometry, secondary
 from fipoptim.anchors import AnchorBatch
 from fipoptim.metric import AnchorMetric
-from fipoptim.optimizer import FIPOptimizer, StepInfo
+from fipoptim.optimizer import FIPOptimizer
 from fipoptim.path import FIPPath
-from fipoptim.subproblem import Solver
+from fipoptim.solver import Solver
+from fipoptim.step import StepInfo
 
 __version__ = "0.1.0"
 
@@ -16,5 +17,6 @@ __all__ = [
     "FIPPath",
     "Solver",
     "StepInfo",
+    "geometry",
     "secondary",
 ]

@@ -3,55 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from fipoptim.anchors import AnchorBatch, squared_distance
-from fipoptim.geometry import Geometry
-from fipoptim.metric import AnchorMetric, Form
-from fipoptim.subproblem import solve_on_sphere
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.output_space import squared_distance
+from fipoptim.mean import AnchorMean
+from fipoptim.metric.metric import AnchorMetric
+from fipoptim.parameters import displace
+from fipoptim.solver.preconditioner import Preconditioner
+from fipoptim.solver.sphere import solve_on_sphere
 
-# The shares of a step that are tried against the budget before the function is restored behind it.
-SHARES = (1.0, 0.5)
-# The most steps that restore the function behind one step of the optimizer, and the most halvings of each.
+# The fractions of a step that are tried before the function is restored behind the step.
+FRACTIONS = (1.0, 0.5)
+# The most restoring steps behind one step of the optimizer, and the most halvings of each.
 RESTORING_STEPS = 4
 
-
-WHAT_ELSE = (
+_ADVICE = (
     "Did something else change the network (batch norm statistics in train mode, another optimizer)? "
     "Put batch norm in eval mode, raise max_drift, or refresh() the anchors."
 )
 
 
-def check_unmoved(most: float, anchors: AnchorBatch) -> None:
-    """Hold the promise in a step in which no weight moves.
+def check_unmoved(max_drift: float, anchors: AnchorBatch) -> None:
+    """Hold the promise in a step that moves no weight.
 
     Raises:
-        RuntimeError: If the drift on all anchors is more than ``most``.
+        RuntimeError: If the drift on all anchors is more than ``max_drift``.
     """
     drift = anchors.drift()
-    if not drift <= most:
+    if not drift <= max_drift:
         raise RuntimeError(
-            f"max_drift: the drift is {drift:.6g}, beyond {most:.6g}, and this step moves no weight that could "
-            f"restore the function (no gradient, or every lr is 0). {WHAT_ELSE}"
+            f"max_drift: the drift is {drift:.6g}, beyond {max_drift:.6g}, and this step moves no weight that could "
+            f"restore the function (no gradient, or every lr is 0). {_ADVICE}"
         )
 
 
 @dataclass(frozen=True)
-class Held:
-    """Where a step within the budget ended.
+class WithinBudget:
+    """The end of a step that was held within the budget.
 
     Attributes:
-        kept: The fraction of the step.
-        backtracks: The number of trials that were not kept.
-        drift: On all anchors.
-        outputs: The outputs of all anchors there.
+        fraction: The fraction of the step that was taken.
+        backtracks: The number of trials that were given up.
+        drift: The drift on all anchors.
+        outputs: The outputs of all anchors, shape ``(N, m)``.
     """
 
-    kept: float
+    fraction: float
     backtracks: int
     drift: float
     outputs: Tensor
@@ -61,111 +62,100 @@ class DriftBudget:
     """Keeps the drift on all anchors within a bound.
 
     Args:
-        most: The bound.
-        anchors: All of them count.
-        params: The parameters that move, in place.
-        form: How the metric's products over them are taken.
-        geometry: Of the steps; None is the Euclidean one.
-        length: Of a restoring step, at most.
-        max_products: Of a restoring step.
-        held: The weights that do not move, as for AnchorMetric.
+        max_drift: The bound.
+        anchors: The anchors, all of which count.
+        params: The parameters, which are moved in place.
+        metric_of_all: Makes the metric of all anchors at today's weights.
+        preconditioner: ``P`` of a restoring step; None is the identity.
+        length: The length of a restoring step, at most.
+        max_products: The number of products of a restoring step, at most.
     """
 
     def __init__(
         self,
-        most: float,
+        max_drift: float,
         anchors: AnchorBatch,
         params: list[Tensor],
-        form: Form,
+        metric_of_all: Callable[[], AnchorMetric],
         *,
-        geometry: Geometry | None,
+        preconditioner: Preconditioner | None,
         length: float,
         max_products: int,
-        held: Sequence[Tensor] | None,
     ) -> None:
-        self._held = held
-        self._most, self._anchors, self._params, self._form = most, anchors, params, form
-        self._geometry, self._length, self._max_products = geometry, length, max_products
-        self._outputs: Tensor  # of all anchors, as last measured
+        self._max_drift, self._anchors, self._params = max_drift, anchors, params
+        self._metric_of_all = metric_of_all
+        self._preconditioner, self._length = preconditioner, length
+        self._max_products = max_products
+        self._outputs: Tensor  # of all anchors, at the last measurement
 
-    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> Held:
-        """Moves the parameters from ``start`` by as much of ``step`` as the budget allows.
+    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
+        """Move the parameters from ``start`` by as much of ``step`` as the budget allows.
 
         Args:
-            start: Their values before the step.
-            step: The whole step, a tensor a parameter.
-            outputs: The outputs of all anchors after the whole step, where they are known.
+            start: The parameters' values before the step.
+            step: The whole step, one tensor a parameter.
+            outputs: The outputs of all anchors after the whole step, ``(N, m)``, if they are known.
 
         Raises:
-            RuntimeError: If no share of the step, and not the start either, can be brought within the budget; the
+            RuntimeError: If neither a fraction of the step nor the start can be brought within the budget. The
                 parameters are then somewhere on the way.
         """
         drifts: dict[float, float] = {}
-        for backtracks, kept in enumerate(SHARES):
-            displace(self._params, start, step, kept)
-            drifts[kept] = self._drift(outputs if kept == 1.0 else None)
-            if drifts[kept] <= self._most:
-                return Held(kept, backtracks, drifts[kept], self._outputs)
-        backtracks = len(SHARES)
-        # At the edge of the budget: take the step and restore the function behind it, which leaves its part along
-        # the surface of equal function; failing that, restore it from the start, which makes room for the next.
-        for kept in (*SHARES, 0.0):
-            displace(self._params, start, step, kept)
-            drift = drifts[kept] if kept > 0 else self._drift()
+        for backtracks, fraction in enumerate(FRACTIONS):
+            displace(self._params, start, step, fraction)
+            drifts[fraction] = self._drift(outputs if fraction == 1.0 else None)
+            if drifts[fraction] <= self._max_drift:
+                return WithinBudget(fraction, backtracks, drifts[fraction], self._outputs)
+        backtracks = len(FRACTIONS)
+        # At the edge of the budget the step is taken and the function restored behind it. That leaves the step's part
+        # along the surface of equal function. The last resort is to restore the function from the start, which makes
+        # room for the next step.
+        for fraction in (*FRACTIONS, 0.0):
+            displace(self._params, start, step, fraction)
+            drift = drifts[fraction] if fraction > 0 else self._drift()
             for _ in range(RESTORING_STEPS):
                 if not math.isfinite(drift):
                     break
                 before = drift
                 drift, tried = self._restore(before)
                 backtracks += tried
-                if drift <= self._most:
-                    return Held(kept, backtracks, drift, self._outputs)
+                if drift <= self._max_drift:
+                    return WithinBudget(fraction, backtracks, drift, self._outputs)
                 if drift >= before:
                     break
         raise RuntimeError(
-            f"max_drift: the drift is {drift:.6g} and cannot be brought below {self._most:.6g} by moving the "
-            f"weights; they were put back. {WHAT_ELSE}"
+            f"max_drift: the drift is {drift:.6g} and cannot be brought below {self._max_drift:.6g} by moving the "
+            f"weights; they were put back. {_ADVICE}"
         )
 
     def _restore(self, before: float) -> tuple[float, int]:
-        """One damped Gauss-Newton step on the drift of all anchors; the drift after it, and failed trials."""
+        """Take one damped Gauss-Newton step on the drift of all anchors.
+
+        Returns:
+            The drift after the step, and the number of trials that were given up.
+        """
         if before == 0.0:
             return before, 0
-        params, sample = self._params, self._anchors.all()
-        metric = AnchorMetric(
-            self._anchors, params, sample=sample, form=self._form, guard=False, held=self._held
-        )
-        residual = metric.outputs - sample.reference.to(metric.outputs.device)
-        linear = metric.vjp(residual * (2.0 / residual.shape[0]))
-        step = solve_on_sphere(
+        metric = self._metric_of_all()
+        linear = metric.vjp(metric.mean.squared_gradient(metric.residual()))
+        v = solve_on_sphere(
             metric.matvec,
             linear,
             self._length,
-            geometry=self._geometry,
+            preconditioner=self._preconditioner,
             max_products=self._max_products,
         ).step
-        start = [p.clone() for p in params]
+        start = [p.clone() for p in self._params]
         for failed in range(RESTORING_STEPS):
-            displace(params, start, metric.unflatten(step), 0.5**failed)
+            displace(self._params, start, metric.unflatten(v), 0.5**failed)
             drift = self._drift()
             if drift < before:
                 return drift, failed
-        displace(params, start)
+        displace(self._params, start)
         return before, RESTORING_STEPS
 
     def _drift(self, outputs: Tensor | None = None) -> float:
-        """The drift where the parameters are now, of ``outputs`` if they are known."""
+        """The drift at today's parameters; ``outputs`` are those of all anchors, if they are known."""
         self._outputs = self._anchors.outputs(self._anchors.inputs) if outputs is None else outputs
-        return float(squared_distance(self._outputs, self._anchors.reference).mean())
-
-
-def displace(
-    params: list[Tensor],
-    start: Iterable[Tensor],
-    step: list[Tensor] | None = None,
-    factor: float = 1.0,
-) -> None:
-    """Set the parameters to ``start + factor * step``; to ``start``, bit for bit, without a step."""
-    torch._foreach_copy_(params, list(start))
-    if step is not None and factor > 0:
-        torch._foreach_add_(params, step, alpha=factor)
+        distances = squared_distance(self._outputs, self._anchors.reference)
+        return float(AnchorMean(len(distances)).of(distances))

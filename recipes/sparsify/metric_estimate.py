@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch
-from fipoptim.metric import AnchorMetric, Form
+from fipoptim.metric.chunks import Form
+from fipoptim.metric.metric import AnchorMetric
 
 
 class MetricEstimate:

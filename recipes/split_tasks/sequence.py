@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fipoptim.anchors import squared_distance
+from fipoptim.anchors.output_space import squared_distance
 from recipes.common.augment import Augment
 from recipes.common.batch_statistics import by_batch, with_statistics
 from recipes.common.data import Task

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fipoptim.anchors import squared_distance
-from fipoptim.output_space import flatten_outputs, output_map
+from fipoptim.anchors.output_space import flatten_outputs, output_map, squared_distance
 from recipes.common.options import NUMBER
 from recipes.common.settings import option
 from recipes.continual.methods.anchored import AnchoredLearner

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from fipoptim.geometry import is_matrix
+from fipoptim.geometry.muon import is_matrix
 from recipes.common.options import RATE, fraction, or_none
 from recipes.common.settings import option
 from recipes.continual.methods.base import Method, Needs

@@ -10,8 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from fipoptim.anchors import squared_distance
-from fipoptim.output_space import output_map
+from fipoptim.anchors.output_space import output_map, squared_distance
 from recipes.common.data import Task
 from recipes.common.options import RATE
 from recipes.common.process_memory import give_back

@@ -1,0 +1,15 @@
+"""The inputs whose outputs must not change, and the function that a network computes on them."""
+
+from fipoptim.anchors.batch import AnchorBatch, Sample
+from fipoptim.anchors.inputs import Inputs
+from fipoptim.anchors.network_function import NetworkFunction, Weights
+from fipoptim.anchors.output_space import squared_distance
+
+__all__ = [
+    "AnchorBatch",
+    "Inputs",
+    "NetworkFunction",
+    "Sample",
+    "Weights",
+    "squared_distance",
+]

@@ -1,0 +1,96 @@
+"""How a network is evaluated: in eval mode and full precision, whatever the caller's mode, autocast and threads are."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+
+# The process, and not a thread, owns the level of forward-mode AD, the switch of the attention fast path, the random
+# state and the cache of parametrizations. So one thread evaluates at a time.
+_ONE_THREAD = threading.RLock()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module that owns the parameters behind DistributedDataParallel, DataParallel or torch.compile."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU if the model has none."""
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluate ``model`` in eval mode, without autocast, by attention kernels that have a forward-mode derivative.
+
+    The random state is forked: the training loop does not notice what the model draws. Inference mode is left, because
+    its tensors have no derivative. So is ``parametrize.cached()``, which would hand out weights of before a step.
+    Everything is put back afterwards. Threads take turns.
+    """
+    with (
+        _ONE_THREAD,
+        torch.inference_mode(False),
+        _without_cached_weights(),
+        _eval_mode(model, device),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from torch's random state of ``seed``, and put the state of before back afterwards. Threads take turns."""
+    with _ONE_THREAD, _forked_random_state(device):
+        torch.manual_seed(seed)
+        yield
+
+
+def _forked_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+@contextlib.contextmanager
+def _without_cached_weights() -> Iterator[None]:
+    """Parametrized weights are computed from the parameters at each access, as outside of ``parametrize.cached()``."""
+    enabled, cache = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    # The fused encoder layer and the fused attention kernels have no forward-mode derivative.
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_forked_random_state(device))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        try:
+            # Set the flag rather than call eval(), which models override with side effects.
+            for module in training:
+                module.training = False
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            for module in training:
+                module.training = True

@@ -1,0 +1,143 @@
+"""The forms that inputs take: a tensor, a tuple of tensors (positional) or a dict of tensors (keywords)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fipoptim.anchors.refusals import check_no_nan
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """Apply ``function`` to every tensor of ``inputs``."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, dict):
+        return {name: function(x) for name, x in inputs.items()}
+    return tuple(function(x) for x in inputs)
+
+
+def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
+    """The tensors of ``inputs`` by the names that messages give them."""
+    if isinstance(inputs, Tensor):
+        return {"inputs": inputs}
+    if isinstance(inputs, dict):
+        return {f"inputs[{name!r}]": x for name, x in inputs.items()}
+    return {f"inputs[{i}]": x for i, x in enumerate(inputs)}
+
+
+def count_inputs(inputs: Inputs) -> int:
+    """The number of anchors in ``inputs``."""
+    return next(iter(named_tensors(inputs).values())).shape[0]
+
+
+def first_inputs(inputs: Inputs, count: int) -> Inputs:
+    """The first ``count`` anchors of ``inputs``, as views; all of them if there are fewer."""
+    return map_inputs(lambda x: x[:count], inputs)
+
+
+def select_inputs(inputs: Inputs, index: Tensor) -> Inputs:
+    """The anchors of ``inputs`` at ``index``, a tensor ``(k,)`` of whole numbers on any device."""
+    return map_inputs(lambda x: x[index.to(x.device)], inputs)
+
+
+def split_inputs(inputs: Inputs, size: int) -> list[Inputs]:
+    """``inputs`` in parts of at most ``size`` anchors, which are views."""
+    count = count_inputs(inputs)
+    if size >= count:
+        return [inputs]
+    return [
+        map_inputs(lambda x, i=i: x[i : i + size], inputs)  # type: ignore[misc]
+        for i in range(0, count, size)
+    ]
+
+
+def concatenate(parts: list[Inputs]) -> Inputs:
+    """Inputs of the same form, joined along dimension 0."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(cast(list[Tensor], parts))
+    if isinstance(first, dict):
+        dicts = cast(list[dict[str, Tensor]], parts)
+        return {name: torch.cat([part[name] for part in dicts]) for name in first}
+    return tuple(torch.cat(xs) for xs in zip(*cast(list[tuple[Tensor, ...]], parts), strict=True))
+
+
+def copied_to(device: torch.device, inputs: Inputs) -> Inputs:
+    """A copy of ``inputs`` on ``device``, each tensor in its own memory and in the layout that it has."""
+
+    def copied(x: Tensor) -> Tensor:
+        moved = x.to(device, non_blocking=True)
+        return moved.clone() if moved is x else moved
+
+    return map_inputs(copied, inputs)
+
+
+def checked_inputs(inputs: Any) -> Inputs:
+    """A detached copy of ``inputs`` in one of the three forms.
+
+    Raises:
+        TypeError: If ``inputs`` is not a tensor or a tuple, list or mapping of tensors.
+        ValueError: If ``inputs`` is empty, if its tensors disagree on dimension 0, or if a float is not finite.
+    """
+    form: Inputs
+    if isinstance(inputs, Tensor):
+        form = inputs
+    elif isinstance(inputs, Mapping):
+        form = dict(inputs)
+    elif isinstance(inputs, (tuple, list)):
+        form = tuple(inputs)
+    else:
+        raise TypeError(
+            "inputs: must be a tensor, a tuple of tensors or a dict of tensors with the anchors along "
+            f"dimension 0; got {type(inputs).__name__}."
+        )
+    tensors = named_tensors(form)
+    if not tensors:
+        raise ValueError(f"inputs: got an empty {type(inputs).__name__}; give at least one tensor.")
+    sizes: dict[str, int] = {}
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: must be a tensor, got {type(x).__name__}.")
+        if x.dim() == 0 or x.shape[0] == 0:
+            raise ValueError(
+                f"{name}: got shape {tuple(x.shape)}, which holds no anchor; "
+                "give at least one, along dimension 0."
+            )
+        check_no_nan(f"{name}:", x, "clean the anchors first")
+        sizes[name] = x.shape[0]
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"inputs: all tensors need the same number of anchors along dimension 0, got {sizes}."
+        )
+    return map_inputs(lambda x: x.detach().clone(), form)
+
+
+def inputs_from_loader(loader: Iterable[Any], count: int) -> Inputs:
+    """The first ``count`` inputs that ``loader`` yields, batch by batch.
+
+    A batch that is a tuple or a list is read at position 0; a mapping is taken whole, without ``labels`` and ``label``.
+
+    Raises:
+        ValueError: If ``count`` is not positive or the loader yields fewer inputs.
+    """
+    if count < 1:
+        raise ValueError(f"n: must be a positive number of anchors, got {count!r}.")
+    parts: list[Inputs] = []
+    found = 0
+    for batch in loader:
+        x = batch
+        if isinstance(batch, (tuple, list)):
+            x = batch[0]
+        elif isinstance(batch, Mapping):
+            x = {name: t for name, t in batch.items() if name not in ("labels", "label")}
+        parts.append(first_inputs(checked_inputs(x), count - found))
+        found += count_inputs(parts[-1])
+        if found == count:
+            return concatenate(parts)
+    raise ValueError(f"n: {count} anchors wanted, but the loader yields only {found} inputs.")

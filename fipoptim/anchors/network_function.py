@@ -1,0 +1,126 @@
+"""A network as a function of its inputs and its weights: the model, followed by the map into the output space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fipoptim.anchors.embedding import PureLookups
+from fipoptim.anchors.evaluation import device_of, evaluation, unwrap
+from fipoptim.anchors.inputs import Inputs, copied_to, count_inputs, first_inputs
+from fipoptim.anchors.output_space import OutputMap, flatten_outputs, output_map
+
+
+class Weights(NamedTuple):
+    """A network's numbers: its parameters and its buffers by name."""
+
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+class NetworkFunction:
+    """The outputs ``z(x; w)``, shape ``(N, m)``, of a model in an output space.
+
+    Args:
+        model: The network. The inner module is used behind DistributedDataParallel or ``torch.compile``.
+        output: The output space, as for :class:`~fipoptim.AnchorBatch`.
+
+    Attributes:
+        model: The inner module.
+
+    Raises:
+        ValueError: If ``output`` is an unknown name.
+        TypeError: If ``output`` is neither a name nor callable.
+    """
+
+    def __init__(self, model: nn.Module, output: str | OutputMap) -> None:
+        self.model = unwrap(model)
+        self._map = output_map(output)
+        self._writes_buffers = False
+        self._padding_rows: dict[str, list[int]] | None = None  # None until they are looked for
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return device_of(self.model)
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """The context in which the model is evaluated; see :func:`fipoptim.anchors.evaluation.evaluation`."""
+        return evaluation(self.model, self.device)
+
+    @torch.inference_mode(False)
+    def weights(self) -> Weights:
+        """The weights of now: detached aliases of the parameters, and copies of the buffers.
+
+        A model that writes to its buffers cannot change the copies.
+        """
+        return Weights(
+            {name: p.detach() for name, p in self.model.named_parameters()},
+            {name: b.detach().clone() for name, b in self.model.named_buffers()},
+        )
+
+    def snapshot(self) -> Weights:
+        """A copy of the weights of now, which later steps do not change."""
+        parameters, buffers = self.weights()
+        return Weights({name: p.clone() for name, p in parameters.items()}, buffers)
+
+    def call(self, inputs: Inputs, weights: Weights) -> Tensor:
+        """The outputs ``z`` ``(N, m)`` of ``inputs``, differentiable in ``weights``; inside :meth:`evaluation`.
+
+        The model gets a copy of the inputs, which it may write to.
+        """
+        return flatten_outputs(self.mapped(inputs, weights), count_inputs(inputs))
+
+    def mapped(self, inputs: Inputs, weights: Weights, lookups: PureLookups | None = None) -> Any:
+        """The output map's result on the model's outputs, neither checked nor flattened; inside :meth:`evaluation`."""
+        inputs = copied_to(self.device, inputs)
+        if self._writes_buffers:
+            weights = weights._replace(buffers={k: b.clone() for k, b in weights.buffers.items()})
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        args = (args,) if isinstance(args, Tensor) else args
+        with lookups or PureLookups():
+            result = torch.func.functional_call(self.model, tuple(weights), args, kwargs)
+        return self._map(result)
+
+    def outputs(self, chunks: Iterable[Inputs], weights: Weights | None = None) -> Tensor:
+        """The outputs ``z`` ``(N, m)`` of all ``chunks`` together, without a graph; None is the weights of now."""
+        # A model that differentiates in its forward pass needs gradients enabled. No weight requires one here, so no
+        # graph is left.
+        with self.evaluation(), torch.enable_grad():
+            weights = weights or self.weights()
+            return torch.cat([self.call(chunk, weights).detach() for chunk in chunks])
+
+    def first_outputs(self, chunks: Callable[[], Iterable[Inputs]]) -> Tensor:
+        """The outputs at the weights of now, and on the way whether the model writes to its buffers.
+
+        A model that keeps notes in its buffers starts every evaluation after this one from the notes that it has now.
+
+        Args:
+            chunks: Gives the inputs in parts, each time that it is called.
+        """
+        weights = self.weights()
+        versions = [b._version for b in weights.buffers.values()]
+        outputs = self.outputs(chunks(), weights)
+        self._writes_buffers = versions != [b._version for b in weights.buffers.values()]
+        return self.outputs(chunks()) if self._writes_buffers else outputs
+
+    def padding_rows(self, inputs: Inputs) -> dict[str, list[int]]:
+        """The padding rows of tables of embeddings, by the parameter's name: no lookup has a derivative by them.
+
+        The first two of ``inputs`` are evaluated at the first call; the rows are the same for all inputs.
+        """
+        if self._padding_rows is None:
+            weights, lookups = self.weights(), PureLookups()
+            with self.evaluation(), torch.enable_grad():
+                self.mapped(first_inputs(inputs, 2), weights, lookups)
+            names = {id(p): name for name, p in weights.parameters.items()}
+            rows: dict[str, set[int]] = {}
+            for table, row in lookups.padding:
+                if id(table) in names:
+                    rows.setdefault(names[id(table)], set()).add(row)
+            self._padding_rows = {name: sorted(found) for name, found in rows.items()}
+        return self._padding_rows

@@ -1,0 +1,139 @@
+"""The outputs of some anchors, linearized: products with their Jacobian and its transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fipoptim.metric.point import Function, Parameters
+from fipoptim.metric.trace import Traced
+
+Form = Literal["forward", "double-vjp"]
+
+
+class EagerChunk:
+    """Some anchors linearized by autograd while the model runs; the graph of the forward pass is kept.
+
+    Args:
+        function: The outputs ``(N, m)`` as a function of the parameters.
+        parameters: The parameters at which it is linearized.
+        form: How Jacobian-vector products are taken: by forward-mode AD, or as the derivative of a pullback.
+    """
+
+    def __init__(self, function: Function, parameters: Parameters, form: Form) -> None:
+        self._function = function
+        self._parameters = parameters
+        self._form = form
+        # Aliases that autograd can differentiate by; nothing is copied.
+        self._leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        with torch.enable_grad():
+            self._z = function(self._leaves)
+        self._double: Callable[[Sequence[Tensor]], Tensor] | None = None
+
+    @property
+    def outputs(self) -> Tensor:
+        """The outputs ``z``, shape ``(N, m)``."""
+        return self._z.detach()
+
+    def vjp(self, u: Tensor) -> list[Tensor]:
+        r""":math:`J^\top u` for ``u`` ``(N, m)``: a tensor in the shape of each parameter."""
+        if not self._z.requires_grad:
+            return [torch.zeros_like(p) for p in self._parameters.values()]
+        return list(
+            torch.autograd.grad(
+                self._z, list(self._leaves.values()), u, retain_graph=True, materialize_grads=True
+            )
+        )
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        """:math:`J v`, shape ``(N, m)``, for tangents in the shapes of the parameters."""
+        if not self._z.requires_grad:
+            return torch.zeros_like(self._z)
+        if self._form == "double-vjp":
+            with torch.enable_grad():
+                self._double = self._double or _double_vjp(self._z, list(self._leaves.values()))
+            return self._double(tangents).detach()
+        by_name = dict(zip(self._parameters, tangents, strict=True))
+        return _forward_jvp(self._function, self._parameters, by_name)
+
+
+class TracedChunk:
+    """Some anchors linearized by a trace of the derivative; no product runs the model.
+
+    Args:
+        traced: The trace.
+        variables: The parameters to differentiate by.
+        constants: All other tensors that the outputs depend on.
+        run: Linearizes the same anchors by running the model, which is done if the trace fails.
+
+    Raises:
+        RuntimeError: If the trace fails for these values.
+    """
+
+    def __init__(
+        self,
+        traced: Traced,
+        variables: list[Tensor],
+        constants: list[Tensor],
+        run: Callable[[], EagerChunk],
+    ) -> None:
+        self.traced = traced
+        self._run = run
+        with torch.no_grad():
+            self.outputs, self._saved = traced.primal(variables, constants)
+
+    def vjp(self, u: Tensor) -> list[Tensor]:
+        """As :meth:`EagerChunk.vjp`."""
+        try:
+            with torch.no_grad():
+                return self.traced.pullback(self._saved, u)
+        except RuntimeError:
+            return self._run().vjp(u)
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        """As :meth:`EagerChunk.jvp`."""
+        try:
+            with torch.no_grad():
+                return self.traced.tangent(self._saved, tangents)
+        except RuntimeError:
+            return self._run().jvp(tangents)
+
+
+Chunk = EagerChunk | TracedChunk
+
+
+def _forward_jvp(function: Function, parameters: Parameters, tangents: Parameters) -> Tensor:
+    """J v by forward-mode AD.
+
+    torch.func.jvp is not used, because a model cannot differentiate by itself inside it. Such a model also needs
+    gradients enabled.
+    """
+    with forward_ad.dual_level(), torch.enable_grad():
+        duals = {name: forward_ad.make_dual(p, tangents[name]) for name, p in parameters.items()}
+        z, tangent = forward_ad.unpack_dual(function(duals))
+        return torch.zeros_like(z).detach() if tangent is None else tangent.detach()
+
+
+def _double_vjp(z: Tensor, leaves: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """J v as the derivative of u -> J^T u, which is linear in u (Townsend's trick)."""
+    u = torch.zeros_like(z, requires_grad=True)
+    pulled = torch.autograd.grad(z, leaves, u, create_graph=True, materialize_grads=True)
+    linked = [i for i, x in enumerate(pulled) if x.requires_grad]
+
+    def jvp(tangents: Sequence[Tensor]) -> Tensor:
+        if not linked:
+            return torch.zeros_like(z)
+        (result,) = torch.autograd.grad(
+            [pulled[i] for i in linked],
+            u,
+            [tangents[i] for i in linked],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return result
+
+    return jvp

@@ -1,0 +1,133 @@
+"""The matrix ``g`` itself, for small problems and for looking at it: dense, diagonal, largest eigenvalues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from fipoptim.anchors.inputs import Inputs, map_inputs, split_inputs
+from fipoptim.flat import FlatVectors
+from fipoptim.mean import AnchorMean
+from fipoptim.metric.compare import close
+from fipoptim.metric.linearizer import Linearizer
+from fipoptim.metric.point import Parameters
+from fipoptim.solver.eigenvalues import largest_eigenvalues
+
+Product = Callable[[Tensor], Tensor]
+
+
+def dense_matrix(matvec: Product, flat: FlatVectors) -> Tensor:
+    """The matrix, shape ``(n, n)``, from n products.
+
+    Args:
+        matvec: The product with the matrix; vectors have shape ``(n,)``.
+        flat: The layout of the vectors.
+
+    Raises:
+        ValueError: If the matrix would have more than 10^9 entries.
+    """
+    n = flat.size
+    if n**2 > 10**9:
+        raise ValueError(f"dense: the matrix of n = {n} weights does not fit; use matvec.")
+    like = flat.zeros()
+    eye = torch.eye(n, dtype=like.dtype, device=like.device)
+    g = torch.stack([matvec(column) for column in eye])
+    return (g + g.T) / 2
+
+
+def exact_diagonal(linearizer: Linearizer, flat: FlatVectors, at_once: int | None) -> Tensor:
+    """The diagonal, shape ``(n,)``, from the gradient of each output of each anchor.
+
+    Args:
+        linearizer: The outputs.
+        flat: The layout of vectors.
+        at_once: The most anchors whose gradients are taken at once; None is all of them, as far as memory allows.
+
+    Raises:
+        ValueError: If the outputs of an anchor depend on the others, or if the model cannot be vectorized.
+    """
+    point, inputs, z = linearizer.point, linearizer.inputs, linearizer.outputs
+    parameters, device = point.parameters, point.network.device
+    total = flat.zeros()
+    count, outputs = z.shape
+    size = max(1, min(at_once or count, 2**26 // flat.size))
+
+    def output(parameters: Parameters, anchor: Inputs, k: int) -> Tensor:
+        single = map_inputs(lambda x: x.unsqueeze(0), anchor)
+        return point.function_on(single)(parameters)[0, k]
+
+    gradient = torch.func.vmap(torch.func.grad_and_value(output), in_dims=(None, 0, None))
+    with linearizer.evaluation():
+        for part, expected in zip(split_inputs(inputs, size), z.split(size), strict=True):
+            part = map_inputs(lambda x: x.to(device), part)
+            for k in range(outputs):
+                try:
+                    rows, alone = gradient(parameters, part, k)
+                except RuntimeError as error:
+                    raise ValueError(
+                        "probes: None takes the gradients of all anchors at once by torch.func.vmap, which this "
+                        f"model does not allow ({str(error).strip().splitlines()[0]}); give a number of probes, "
+                        "for instance probes=100."
+                    ) from error
+                if not close(alone, expected[:, k], 1e-3):
+                    raise ValueError(
+                        "probes: None takes the gradient of one anchor at a time, but the model's outputs for one "
+                        "anchor depend on the others (batch norm without running statistics?); give a number of "
+                        "probes, for instance probes=100."
+                    )
+                total += flat.flatten(rows[name].square().sum(dim=0) for name in point.names)
+    return AnchorMean(count).weighted(total)
+
+
+def estimated_diagonal(
+    vjp: Product, outputs: Tensor, flat: FlatVectors, probes: int, generator: Generator | None
+) -> Tensor:
+    """An unbiased estimate of the diagonal, shape ``(n,)``, from pullbacks of random signs.
+
+    Args:
+        vjp: The pullback of cotangents ``(N, m)``.
+        outputs: The outputs, shape ``(N, m)``.
+        flat: The layout of vectors.
+        probes: The number of pullbacks.
+        generator: Draws the signs on the CPU; None is torch's own.
+
+    Raises:
+        ValueError: If ``probes`` is not positive.
+    """
+    if probes < 1:
+        raise ValueError(f"probes: must be a positive number of pullbacks, got {probes!r}.")
+    total = flat.zeros()
+    for _ in range(probes):
+        signs = torch.randint(2, outputs.shape, generator=generator, device="cpu")
+        row = vjp(signs.mul_(2).sub_(1).to(outputs.device, outputs.dtype))
+        total.addcmul_(row, row)
+    return AnchorMean(probes * len(outputs)).weighted(total)
+
+
+def largest_of_spectrum(
+    matvec: Product, flat: FlatVectors, k: int, *, tol: float, max_products: int | None
+) -> Tensor:
+    """The ``k`` largest eigenvalues, descending, shape ``(k,)``, float64.
+
+    Args:
+        matvec: The product with the matrix; vectors have shape ``(n,)``.
+        flat: The layout of the vectors.
+        k: How many, from 1 to n.
+        tol: The residual of each, relative to the largest.
+        max_products: The most products to take; None is 50 (k + 1).
+
+    Raises:
+        ValueError: If ``k`` is not between 1 and n.
+        RuntimeError: If the eigenvalues have not converged.
+    """
+    if not 1 <= k <= flat.size:
+        raise ValueError(f"k: must be between 1 and n = {flat.size}, got {k}.")
+    limit = min(flat.size, 50 * (k + 1) if max_products is None else max_products)
+    values = largest_eigenvalues(matvec, flat.zeros(), k, tol=tol, max_products=limit)
+    if values is None:
+        raise RuntimeError(
+            f"spectrum: {k} eigenvalues have not converged in {limit} products; raise max_products."
+        )
+    return values

@@ -1,0 +1,285 @@
+r"""The metric :math:`g = \frac1N \sum_i J_i^\top J_i` of weight space: products with J, J^T and g.
+
+``g`` is never formed. One product ``g v`` is a Jacobian-vector product followed by a vector-Jacobian product
+over the anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from fipoptim.anchors.batch import AnchorBatch, Sample
+from fipoptim.anchors.network_function import Weights
+from fipoptim.anchors.refusals import check_width, is_finite
+from fipoptim.flat import FlatSum, FlatVectors
+from fipoptim.mean import AnchorMean
+from fipoptim.metric.chunks import Form
+from fipoptim.metric.linearizer import Linearizer
+from fipoptim.metric.matrix import (
+    dense_matrix,
+    estimated_diagonal,
+    exact_diagonal,
+    largest_of_spectrum,
+)
+from fipoptim.metric.parameters import parameter_names
+from fipoptim.metric.probe import probe
+
+
+class AnchorMetric:
+    r"""The metric :math:`g = \frac1N \sum_i J_i^\top J_i` at the weights the model has now.
+
+    Vectors are flat, of shape ``(n,)``, in the order of ``params``; outputs have shape ``(N, m)``. A metric
+    belongs to the weights it was built at and says so when they have changed. If the anchors' ``chunk_size`` is
+    smaller than their number, every product evaluates the model again, chunk by chunk, and memory grows with
+    the chunk; otherwise the forward pass is kept and products reuse it.
+
+    Args:
+        anchors: The anchors.
+        params: The parameters, all of the model's; None takes those that require a gradient.
+        sample: The anchors to use with their reference; None takes all, plain.
+        form: ``"forward"`` (forward-mode AD) or ``"double-vjp"``; None probes which one is right.
+        trace: Trace the forward form once for each shape of anchors, which takes tenths of a second for a small
+            network and seconds for a deep one; products are then faster, and do not run the model. A model that
+            cannot be traced is run.
+        compile: Compile the trace with ``torch.compile``: tens of seconds for each shape of anchors, and faster
+            products after that. On a CPU it needs a C++ compiler.
+        guard: Keep a copy of the parameters, to notice every change of them; without it, a change that torch does not
+            count, such as one through ``.data``, goes unnoticed.
+        frozen: For each parameter a bool tensor of its shape, True at weights that do not move: they count as
+            constants, without a derivative.
+
+    Attributes:
+        anchors: The anchors.
+        params: The parameters.
+        names: The parameters' names in the model.
+        sample: The anchors that are used, with their reference.
+        form: How Jacobian-vector products are taken.
+        frozen: The masks of weights that do not move, as given.
+        flat: The layout of flat vectors.
+        linearizer: The linearized outputs.
+        mean: The mean over the anchors that are used.
+
+    Raises:
+        ValueError: If a parameter is not the model's, if there is none, or if the model is random in eval mode.
+        TypeError: If a parameter is not a dense real float32 or float64 tensor.
+        RuntimeError: If the outputs are not finite, or no form gives right products (with the cause).
+    """
+
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        anchors: AnchorBatch,
+        params: Iterable[Tensor] | None = None,
+        *,
+        sample: Sample | None = None,
+        form: Form | None = None,
+        trace: bool = True,
+        compile: bool = False,
+        guard: bool = True,
+        frozen: Sequence[Tensor] | None = None,
+    ) -> None:
+        if params is None:
+            params = [p for p in anchors.model.parameters() if p.requires_grad]
+        self.anchors = anchors
+        self.params = list(params)
+        if not self.params:
+            raise ValueError("params: got none; give at least one parameter of the anchors' model.")
+        self.names = parameter_names(anchors.model, self.params)
+        self.form: Form = probe(anchors, self.params) if form is None else form
+        self.sample = sample or anchors.all()
+        self.flat = FlatVectors(self.params)
+        self.frozen = frozen
+        self._flat_mask = (
+            None if frozen is None else torch.cat([mask.reshape(-1) for mask in frozen])
+        )
+        self.linearizer = Linearizer(
+            anchors,
+            self.sample.inputs,
+            self.names,
+            form=self.form,
+            trace=trace,
+            compile=compile,
+            guard=guard,
+        )
+        self.mean = AnchorMean(self.outputs.shape[0])
+        check_width(self.outputs, self.sample.reference)
+        if not is_finite(self.outputs):
+            raise RuntimeError(
+                "model: its outputs on the anchors are not finite at today's weights; nothing was changed. "
+                "Lower the learning rate or eps, or check the weights."
+            )
+
+    def __repr__(self) -> str:
+        """One line: sizes and the form of the products."""
+        rows, columns = self.outputs.shape
+        return f"AnchorMetric(n={self.size}, anchors={rows}, outputs={columns}, form={self.form!r})"
+
+    @property
+    def size(self) -> int:
+        """The number n of weights."""
+        return self.flat.size
+
+    @property
+    def outputs(self) -> Tensor:
+        """The outputs ``z`` at the weights of the metric, shape ``(N, m)``."""
+        return self.linearizer.outputs
+
+    @property
+    def traced(self) -> bool:
+        """Whether products come from a trace of the derivative rather than from running the model."""
+        return self.linearizer.traced
+
+    def residual(self) -> Tensor:
+        """Today's distance of the outputs from the reference, :math:`r = z - z_{ref}`, shape ``(N, m)``."""
+        return self.outputs - self.sample.reference.to(self.outputs.device)
+
+    # --- products ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)
+    def jvp(self, v: Tensor) -> Tensor:
+        """:math:`J v`: the first-order change of the outputs, shape ``(N, m)``, for ``v`` ``(n,)``.
+
+        Raises:
+            ValueError: If ``v`` does not have the shape ``(n,)``.
+            RuntimeError: If the model's weights have changed.
+        """
+        tangents = self.unflatten(self.without_frozen(v))
+        with self.linearizer.evaluation():
+            changes = []
+            for chunk in self.linearizer.chunks():
+                changes.append(chunk.jvp(tangents))
+                del chunk  # frees it before the next one is made
+            return torch.cat(changes)
+
+    @torch.inference_mode(False)
+    def vjp(self, u: Tensor) -> Tensor:
+        r""":math:`J^\top u`, shape ``(n,)``, for ``u`` of shape ``(N, m)``.
+
+        Raises:
+            ValueError: If ``u`` does not have the shape ``(N, m)``.
+            RuntimeError: If the model's weights have changed.
+        """
+        if u.shape != self.outputs.shape:
+            raise ValueError(
+                f"u: must have the outputs' shape {tuple(self.outputs.shape)}, got {tuple(u.shape)}."
+            )
+        start = 0
+        total = FlatSum(self.flat)
+        with self.linearizer.evaluation():
+            for chunk in self.linearizer.chunks():
+                rows = chunk.outputs.shape[0]
+                total.add(chunk.vjp(u[start : start + rows].to(chunk.outputs)))
+                start += rows
+                del chunk
+        return self._without_frozen_(total.vector)
+
+    @torch.inference_mode(False)
+    def matvec(self, v: Tensor) -> Tensor:
+        """:math:`g v`, shape ``(n,)``, for ``v`` ``(n,)``.
+
+        Raises:
+            ValueError: If ``v`` does not have the shape ``(n,)``.
+            RuntimeError: If the model's weights have changed.
+        """
+        tangents = self.unflatten(self.without_frozen(v))
+        total = FlatSum(self.flat)
+        with self.linearizer.evaluation():
+            for chunk in self.linearizer.chunks():
+                total.add(chunk.vjp(self.mean.weighted(chunk.jvp(tangents))))
+                del chunk
+        return self._without_frozen_(total.vector)
+
+    def without_frozen(self, v: Tensor) -> Tensor:
+        """``v`` ``(n,)`` with 0 at the weights that do not move."""
+        self.flat.check(v)
+        return v if self._flat_mask is None else v.masked_fill(self._flat_mask, 0.0)
+
+    def _without_frozen_(self, v: Tensor) -> Tensor:
+        """The same in place."""
+        return v if self._flat_mask is None else v.masked_fill_(self._flat_mask, 0.0)
+
+    # --- outputs elsewhere --------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)
+    def outputs_now(self) -> Tensor:
+        """The outputs ``(N, m)`` at the weights the model has now, which may have moved since."""
+        return self.linearizer.outputs_at(self.anchors.weights())
+
+    @torch.inference_mode(False)
+    def outputs_after(self, v: Tensor) -> Tensor:
+        """The outputs ``(N, m)`` that a step ``v`` ``(n,)`` would lead to; no weight is moved."""
+        return self.linearizer.outputs_at(self.weights_after(v))
+
+    @torch.inference_mode(False)
+    def weights_after(self, v: Tensor) -> Weights:
+        """The network that a step ``v`` ``(n,)`` would lead to; no weight is moved."""
+        weights = self.anchors.weights()
+        moved = [
+            # A sum may come out in the step's layout, in which a convolution can be much slower.
+            total if total.stride() == p.stride() else torch.empty_like(p).copy_(total)
+            for p, total in zip(
+                self.params, torch._foreach_add(self.params, self.unflatten(v)), strict=True
+            )
+        ]
+        parameters = {**weights.parameters, **dict(zip(self.names, moved, strict=True))}
+        return weights._replace(parameters=parameters)
+
+    # --- flat vectors -------------------------------------------------------------------------------------
+
+    def flatten(self, parts: Iterable[Tensor]) -> Tensor:
+        """See :meth:`FlatVectors.flatten`."""
+        return self.flat.flatten(parts)
+
+    def unflatten(self, v: Tensor) -> list[Tensor]:
+        """See :meth:`FlatVectors.unflatten`."""
+        return self.flat.unflatten(v)
+
+    def views(self, v: Tensor) -> list[Tensor]:
+        """See :meth:`FlatVectors.views`."""
+        return self.flat.views(v)
+
+    # --- the matrix, for small problems and for looking at it ---------------------------------------------
+
+    def dense(self) -> Tensor:
+        """The matrix ``g``, shape ``(n, n)``; for small problems, as it takes n products.
+
+        Raises:
+            ValueError: If the matrix would have more than 10^9 entries.
+        """
+        return dense_matrix(self.matvec, self.flat)
+
+    @torch.inference_mode(False)
+    def diagonal(self, probes: int | None = None, *, generator: Generator | None = None) -> Tensor:
+        r"""The diagonal of ``g``, shape ``(n,)``: :math:`\frac1N \sum_{i,k} (\partial z_{ik}/\partial w_j)^2`.
+
+        Args:
+            probes: None is exact, from the N m gradients of all outputs, vectorized over anchors. A number is an
+                unbiased estimate from that many pullbacks, :math:`\frac1N (J^\top u)_j^2` for random signs ``u``,
+                averaged: its standard deviation is about :math:`\sqrt{2/\text{probes}}` of the value.
+            generator: Draws the signs, on the CPU; None is torch's own.
+
+        Raises:
+            ValueError: If ``probes`` is not positive; or if it is None and an anchor's outputs depend on the other
+                anchors (batch norm without running statistics), or the model cannot be vectorized (an RNN).
+        """
+        if probes is not None:
+            return estimated_diagonal(self.vjp, self.outputs, self.flat, probes, generator)
+        diagonal = exact_diagonal(self.linearizer, self.flat, self.anchors.chunk_size)
+        return self._without_frozen_(diagonal)
+
+    def spectrum(self, k: int, *, tol: float = 1e-4, max_products: int | None = None) -> Tensor:
+        """The ``k`` largest eigenvalues of ``g``, each as often as it occurs, descending, shape ``(k,)``, float64.
+
+        Block Lanczos with re-orthogonalisation, until the residual of each eigenvalue is below ``tol`` times the
+        largest. It starts from two random vectors, because one start finds a repeated eigenvalue only once; this takes
+        a fifth more products, as a rule. An eigenvalue that occurs m times takes m + 1 starts, and products in
+        proportion. Under a linear head by itself each eigenvalue occurs once for each output.
+
+        Raises:
+            ValueError: If ``k`` is not between 1 and n.
+            RuntimeError: If they have not converged within ``max_products`` (default: 50 (k + 1)).
+        """
+        return largest_of_spectrum(self.matvec, self.flat, k, tol=tol, max_products=max_products)

@@ -1,0 +1,91 @@
+"""The parameters that one step moves, each with the options of its group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fipoptim.flat import FlatVectors
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class StepParameters:
+    """The parameters of one step, in the order of the groups.
+
+    Attributes:
+        tensors: The parameters.
+        lr: The step length of each parameter's group.
+        beta: The weight of the secondary objective, for each parameter.
+        momentum: The decay of the running mean, for each parameter.
+        keep_zeros: Whether weights that are zero do not move, for each parameter.
+    """
+
+    tensors: list[Tensor]
+    lr: list[float]
+    beta: list[float]
+    momentum: list[float]
+    keep_zeros: list[bool]
+
+    @classmethod
+    def of_groups(cls, groups: Groups, wanted: Callable[[Mapping[str, Any], Tensor], bool]) -> Self:
+        """Those parameters of ``groups`` for which ``wanted(group, parameter)`` holds."""
+        found = [(p, g) for g in groups for p in dict.fromkeys(g["params"]) if wanted(g, p)]
+        return cls(
+            tensors=[p for p, _ in found],
+            lr=[float(g["lr"]) for _, g in found],
+            beta=[float(g["beta"]) for _, g in found],
+            momentum=[float(g["momentum"]) for _, g in found],
+            keep_zeros=[g["keep_zeros"] for _, g in found],
+        )
+
+    def __len__(self) -> int:
+        """The number of parameters."""
+        return len(self.tensors)
+
+    @cached_property
+    def flat(self) -> FlatVectors:
+        """The layout of flat vectors over these parameters."""
+        return FlatVectors(self.tensors)
+
+    @property
+    def length(self) -> float:
+        """The length of the step: the largest of the groups."""
+        return max(self.lr)
+
+    @property
+    def stretch(self) -> list[float]:
+        """For each parameter the ratio of the step's length to its group's, bounded for float32's sake."""
+        return [min(self.length / lr, 1e15) for lr in self.lr]
+
+    def zeros_to_keep(self) -> list[Tensor] | None:
+        """A bool tensor for each parameter, True at a zero that is to stay; None if no group keeps zeros."""
+        if not any(self.keep_zeros):
+            return None
+        return [
+            p == 0 if keep else torch.zeros_like(p, dtype=torch.bool)
+            for p, keep in zip(self.tensors, self.keep_zeros, strict=True)
+        ]
+
+
+def all_params(groups: Groups) -> list[Tensor]:
+    """Every parameter of the groups, once."""
+    return list(dict.fromkeys(p for group in groups for p in group["params"]))
+
+
+def displace(
+    params: list[Tensor],
+    start: Iterable[Tensor],
+    step: list[Tensor] | None = None,
+    factor: float = 1.0,
+) -> None:
+    """Set the parameters to ``start + factor * step``; to ``start``, bit for bit, without a step."""
+    torch._foreach_copy_(params, list(start))
+    if step is not None and factor > 0:
+        torch._foreach_add_(params, step, alpha=factor)

@@ -1,0 +1,93 @@
+"""The optimizer's memory of each parameter: read during a step, written once the step stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fipoptim.geometry.base import Geometry
+from fipoptim.parameters import StepParameters
+
+
+class StepState:
+    """The state of the parameters of one step.
+
+    What is kept during the step counts from :meth:`commit` on; before that, the optimizer's state is as it was.
+
+    Args:
+        state: The optimizer's state, by parameter.
+        parameters: The parameters of the step.
+    """
+
+    def __init__(self, state: dict[Tensor, Any], parameters: StepParameters) -> None:
+        self._state = state
+        self._params = parameters.tensors
+        self._new: dict[Tensor, dict[str, Tensor]] = {p: {} for p in self._params}
+
+    def numbers(self, name: str) -> list[float]:
+        """The number kept under ``name`` for each parameter; 0 before its first step."""
+        return [float(self._state.get(p, {}).get(name, 0.0)) for p in self._params]
+
+    def tensors(self, name: str, of: Sequence[int] | None = None) -> list[Tensor]:
+        """The tensor kept under ``name`` for each parameter, or for those numbered in ``of``; zeros at the start."""
+        params = self._params if of is None else [self._params[k] for k in of]
+        states = [self._state.get(p, {}) for p in params]
+        return [
+            state[name] if name in state else torch.zeros_like(p)
+            for p, state in zip(params, states, strict=True)
+        ]
+
+    def keep(self, name: str, k: int, value: Tensor) -> None:
+        """Keep a tensor under ``name`` for parameter number ``k``."""
+        self._new[self._params[k]][name] = value
+
+    def commit(self, geometry: type[Geometry], parameters: StepParameters) -> None:
+        """Write everything kept to the optimizer's state, and count the step."""
+        begin_state(self._state, parameters, geometry)
+        for p, new in self._new.items():
+            self._state[p]["step"] += 1
+            self._state[p] |= new
+
+
+def steps_taken(state: dict[Tensor, Any]) -> int:
+    """The number of steps that the optimizer has taken so far."""
+    return int(max((float(entries.get("step", 0)) for entries in state.values()), default=0))
+
+
+def begin_state(
+    state: dict[Tensor, Any],
+    parameters: StepParameters,
+    geometry: type[Geometry],
+    *,
+    own_memory: bool = False,
+) -> None:
+    """Complete the state by zeros, so that its keys depend on the options and not on the run.
+
+    Args:
+        state: The optimizer's state, by parameter.
+        parameters: The parameters to complete.
+        geometry: The geometry, which may keep entries of its own.
+        own_memory: Give each zero memory of its own, so that it can be written to.
+    """
+    for p, momentum, keep_zeros in zip(
+        parameters.tensors, parameters.momentum, parameters.keep_zeros, strict=True
+    ):
+        entries = state[p]
+        if "step" not in entries:
+            entries["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+        if momentum > 0 and "exp_avg" not in entries:
+            entries["exp_avg"] = torch.zeros_like(p)
+            entries["exp_avg_weight"] = torch.zeros((), dtype=p.dtype, device="cpu")
+        for name in geometry.entries(p, keep_zeros):
+            if name not in entries:
+                entries[name] = torch.zeros_like(p)
+        if "velocity" not in entries:
+            entries["velocity"] = torch.zeros_like(p) if own_memory else no_velocity(p)
+
+
+def no_velocity(p: Tensor) -> Tensor:
+    """Zeros in the shape of ``p`` that take the memory of one number."""
+    return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)

@@ -1,0 +1,219 @@
+r"""One step of Eq. 4: the linear term, and the step that minimises :math:`v^\top g v + c^\top v`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from fipoptim.anchors.draws import seed_of_step
+from fipoptim.metric.metric import AnchorMetric
+from fipoptim.solver.first_order import first_order_step
+from fipoptim.solver.preconditioner import Preconditioner
+from fipoptim.solver.settings import Solver
+from fipoptim.solver.sphere import SphereSolution, solve_on_sphere
+from fipoptim.solver.vectors import norm
+from fipoptim.state import StepState
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    r"""The account of one step.
+
+    Attributes:
+        loss: The secondary loss before the step; None if only ``.grad`` was given, or if L = 0.
+        step_norm: The Euclidean length of the step taken.
+        multiplier: The multiplier :math:`\mu` of Eq. 4.
+        output_change_predicted: The change of the outputs to first order, :math:`\sqrt{v^\top g v}`: RMS over this
+            step's anchors of :math:`\|\Delta z\|`. None if the step used no products.
+        output_change: The change of the outputs as measured: RMS over this step's anchors of :math:`\|\Delta z\|`.
+        drift: The mean over anchors of :math:`\|z - z_{ref}\|^2` after the step: over all anchors if ``max_drift`` is
+            given, else over this step's anchors.
+        iterations: The number of metric products taken.
+        residual: The relative KKT residual of Eq. 4. None if the step took no product, or took all products it was
+            allowed: the residual would then cost half a product more.
+        backtracks: How often the step was shortened or replaced to hold ``max_drift``.
+    """
+
+    loss: float | None
+    step_norm: float
+    multiplier: float
+    output_change_predicted: float | None
+    output_change: float
+    drift: float
+    iterations: int
+    residual: float | None
+    backtracks: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that has been found and not yet taken.
+
+    Attributes:
+        solution: The vector and what is known of it.
+        outputs: The outputs ``(N, m)`` that the step leads to on its anchors; None if they have not been evaluated.
+    """
+
+    solution: SphereSolution
+    outputs: Tensor | None
+
+
+def linear_term(
+    metric: AnchorMetric,
+    gradients: list[Tensor] | None,
+    betas: Sequence[float],
+    residual: Tensor | None,
+) -> Tensor:
+    r""":math:`c = \beta b + \frac2N J^\top r`, flat, shape ``(n,)``.
+
+    Args:
+        metric: The metric at today's weights.
+        gradients: The gradient ``b``, one tensor a parameter; None for L = 0.
+        betas: The weight :math:`\beta` of each parameter.
+        residual: The outputs' distance ``r`` ``(N, m)`` from the reference; None without drift correction.
+    """
+    restoring = None
+    if residual is not None and bool(residual.any()):
+        restoring = metric.vjp(metric.mean.squared_gradient(residual))
+    if gradients is None:
+        if restoring is None:
+            return metric.flatten(torch.zeros_like(p) for p in metric.params)
+        return restoring
+    if len(set(betas)) > 1:
+        gradients, betas = list(torch._foreach_mul(gradients, betas)), [1.0]
+    if restoring is None:
+        return metric.flatten(gradients).mul_(betas[0])
+    gradients = [g.to(restoring.device) for g in gradients]
+    torch._foreach_add_(metric.views(restoring), gradients, alpha=betas[0])
+    return restoring
+
+
+def finite_size(linear: Tensor, gradients: list[Tensor] | None) -> float:
+    """The length of the linear term.
+
+    Raises:
+        RuntimeError: If it is not finite, with the cause.
+    """
+    size = norm(linear)
+    if math.isfinite(size):
+        return size
+    if gradients is not None and not math.isfinite(total_size(gradients)):
+        raise RuntimeError(
+            "gradient: holds NaN or infinite values; no weight was changed. "
+            "Skip such batches or lower the learning rate."
+        )
+    raise RuntimeError(
+        "gradient: with the restoring term it is not finite; no weight was changed. Lower eps or beta."
+    )
+
+
+def total_size(tensors: list[Tensor]) -> float:
+    """The Euclidean length of all tensors together; NaN or infinite if, and only if, an entry is."""
+    result = float(get_total_norm(tensors))
+    if 1e-15 < result < math.inf:
+        return result
+    # The squares may overflow or underflow in float32; they do not in float64.
+    return float(get_total_norm([t.double() for t in tensors]))
+
+
+def try_first_order(
+    metric: AnchorMetric,
+    linear: Tensor,
+    length: float,
+    preconditioner: Preconditioner | None,
+    solver: Solver,
+    outputs_after: Callable[[Tensor], Tensor],
+) -> Step | None:
+    r"""The step without products if its effect on the outputs is good enough, else None.
+
+    If the solver allows no products, the step is shortened to the radius instead. The outputs after a step are
+    evaluated in any case; here they stand for :math:`J v` as well.
+
+    Args:
+        metric: The metric at today's weights.
+        linear: The linear term ``c``, shape ``(n,)``.
+        length: The length of the step.
+        preconditioner: ``P``; None is the identity.
+        solver: The settings.
+        outputs_after: The outputs on the step's anchors that a step ``(n,)`` leads to.
+    """
+    v, gain = first_order_step(linear, length, preconditioner)
+    if gain == 0.0 or not math.isfinite(gain):
+        return None
+    outputs = outputs_after(v)
+    change = metric.mean.rms(outputs - metric.outputs)
+    # The multiplier of Eq. 4 restricted to this line: negative if the step passes the minimum along the line.
+    multiplier = (gain / 2 - change**2) / length**2
+    if solver.adaptive and not solver.accepts(change, multiplier):
+        return None
+    whole = SphereSolution(v, multiplier, change, products=0, residual=None)
+    solution = whole.within(solver.radius)
+    return Step(solution, outputs if solution is whole else outputs_after(solution.step))
+
+
+def step_with_products(
+    metric: AnchorMetric,
+    linear: Tensor,
+    length: float,
+    preconditioner: Preconditioner | None,
+    solver: Solver,
+    direction: Callable[[], Tensor] | None,
+    *,
+    onward: bool,
+) -> Step:
+    """The solution of Eq. 4 with as many products as the solver's settings allow.
+
+    Args:
+        metric: The metric at today's weights.
+        linear: The linear term ``c``, shape ``(n,)``.
+        length: The length of the step.
+        preconditioner: ``P``; None is the identity.
+        solver: The settings.
+        direction: Gives the direction of the hard case; None lets the step be shorter than ``length``.
+        onward: Whether there is no objective, so that the path goes on in the direction it has.
+    """
+    solution = solve_on_sphere(
+        metric.matvec,
+        linear,
+        length,
+        preconditioner=preconditioner,
+        direction=direction,
+        # To go on takes one product for the direction, and one for what restores the function.
+        max_products=max(solver.most_products, 2 if onward else 1),
+        tol=solver.tol,
+        accept=solver.accepts if solver.adaptive else None,
+        quadratic=lambda v: metric.mean.rms(metric.jvp(v)) ** 2,
+        onward=onward,
+    )
+    return Step(solution.within(solver.radius), outputs=None)
+
+
+def direction_onward(metric: AnchorMetric, state: StepState, seed: int, count: int) -> Tensor:
+    """The direction of the hard case, flat: the velocity of the last step, or a random direction at the start.
+
+    Args:
+        metric: The metric at today's weights.
+        state: The state of the metric's parameters.
+        seed: The run's seed.
+        count: The number of steps taken so far.
+    """
+    parts = []
+    seeded = torch.Generator("cpu").manual_seed(seed_of_step(seed, count))
+    padding = metric.anchors.padding_rows()
+    for name, p, velocity in zip(
+        metric.names, metric.params, state.tensors("velocity"), strict=True
+    ):
+        if not bool(velocity.any()):
+            velocity = torch.randn(p.shape, generator=seeded, dtype=torch.float64, device="cpu")
+            velocity = velocity.to(p)
+        if name in padding:
+            # No output depends on a padding row, so Eq. 4 does not say how it should move.
+            rows = torch.tensor(padding[name], device=p.device)
+            velocity = velocity.index_fill(0, rows, 0.0)
+        parts.append(velocity)
+    return metric.without_frozen(metric.flatten(parts))

@@ -1,0 +1,127 @@
+"""The matrix of the metric, its diagonal and its spectrum against an independent Jacobian."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import TOGETHER, all_cases, build
+from torch import Tensor, nn
+
+from fipoptim import AnchorBatch, AnchorMetric
+
+
+def params_of(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@all_cases
+def test_the_matrix_its_diagonal_and_its_spectrum(name: str) -> None:
+    case = build(name)
+    g = oracle.metric(oracle.jacobian(case.model, case.inputs, "logits", params_of(case.model)))
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    np.testing.assert_allclose(metric.dense().numpy(), g, rtol=1e-9, atol=1e-12)
+    if name in TOGETHER:
+        with pytest.raises(ValueError, match="probes: .* depend on the others"):
+            metric.diagonal()
+        estimate = metric.diagonal(4000, generator=torch.Generator().manual_seed(0)).numpy()
+        np.testing.assert_allclose(estimate, np.diag(g), rtol=0.2, atol=1e-12)
+    else:
+        np.testing.assert_allclose(metric.diagonal().numpy(), np.diag(g), rtol=1e-9, atol=1e-12)
+    largest = np.linalg.eigvalsh(g)[::-1][:5]
+    np.testing.assert_allclose(metric.spectrum(5, tol=1e-9).numpy(), largest, rtol=1e-6, atol=1e-9)
+
+
+def check_spectrum(model: nn.Module, inputs: Any, tol: float, params: Any = None) -> None:
+    """Spectra of several lengths, up to all eigenvalues, against the dense decomposition."""
+    metric = AnchorMetric(AnchorBatch(model, inputs), params)
+    g = oracle.metric(oracle.jacobian(model, inputs, "logits", metric.params))
+    every = np.maximum(np.linalg.eigvalsh(g)[::-1], 0)
+    for k in sorted({1, 2, 3, 6, min(10, metric.size), metric.size}):
+        values = metric.spectrum(k)
+        assert values.dtype == torch.float64
+        np.testing.assert_allclose(values.numpy(), every[:k], rtol=0, atol=tol * every[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@all_cases
+def test_the_spectrum_holds_each_eigenvalue_as_often_as_it_occurs(
+    name: str, dtype: torch.dtype
+) -> None:
+    case = build(name, dtype)
+    check_spectrum(case.model, case.inputs, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("anchors", [2, 30])
+def test_a_linear_layer_has_each_eigenvalue_once_for_each_output(
+    anchors: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(5, 3).to(dtype), torch.randn(anchors, 5, dtype=dtype)
+    check_spectrum(model, inputs, 1e-5)
+    with_ones = torch.cat([inputs, torch.ones(anchors, 1, dtype=dtype)], dim=1).double()
+    single = torch.linalg.eigvalsh(with_ones.T @ with_ones / anchors).flip(0)
+    found = AnchorMetric(AnchorBatch(model, inputs)).spectrum(6)
+    expected = single.repeat_interleave(3)[:6]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(single[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_so_has_the_head_of_a_network(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(dtype)
+    inputs = torch.randn(20, 4, dtype=dtype)
+    check_spectrum(model, inputs, 1e-5, model[2].parameters())
+    values = AnchorMetric(AnchorBatch(model, inputs), model[2].parameters()).spectrum(6)
+    torch.testing.assert_close(values[:5], values[0].expand(5), rtol=1e-5, atol=0)
+    assert float(values[5]) < 0.99 * float(values[0])
+
+
+def test_a_dead_network_has_a_spectrum_of_zeros() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    metric = AnchorMetric(AnchorBatch(model, torch.randn(5, 4)))
+    for k in (1, 7, metric.size):
+        assert metric.spectrum(k).tolist() == [0.0] * k
+
+
+@all_cases
+def test_the_estimated_diagonal_is_the_mean_of_squared_pullbacks(name: str) -> None:
+    case = build(name)
+    jac = oracle.jacobian(case.model, case.inputs, "logits", params_of(case.model))
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    estimate = metric.diagonal(3, generator=torch.Generator().manual_seed(5))
+    drawn = torch.Generator().manual_seed(5)
+    rows = [
+        np.einsum("ikn,ik->n", jac, 2.0 * torch.randint(2, jac.shape[:2], generator=drawn) - 1)
+        for _ in range(3)
+    ]
+    expected = np.mean(np.square(rows), axis=0) / len(jac)
+    np.testing.assert_allclose(estimate.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_estimated_diagonal_is_unbiased_and_as_noisy_as_it_says() -> None:
+    case = build("mlp")
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    exact = metric.diagonal()
+    seeded = torch.Generator().manual_seed(0)
+    estimates = torch.stack([metric.diagonal(8, generator=seeded) for _ in range(400)])
+    moved = exact > 1e-6 * exact.max()
+    relative = estimates[:, moved] / exact[moved]
+    assert relative.mean(dim=0).sub(1).abs().max() < 5 * math.sqrt(2 / 8 / 400)
+    # Signs, unlike Gaussian noise, have no variance where a single output depends on a weight.
+    assert 0 < relative.std(dim=0).mean() < 1.2 * math.sqrt(2 / 8)
+
+
+@pytest.mark.parametrize("probes", [0, -1])
+def test_a_diagonal_without_probes_is_refused(probes: int) -> None:
+    case = build("mlp")
+    metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
+    with pytest.raises(ValueError, match=f"probes: .* got {probes}"):
+        metric.diagonal(probes)

@@ -1,0 +1,147 @@
+"""A network that was pruned stays pruned where it is asked to."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
+
+PRECONDITIONS = [None, "adam", "muon"]
+
+
+def pruned() -> tuple[nn.Sequential, Tensor]:
+    """A network of which half of the first layer's weights are zero, and where these are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 15), nn.Tanh(), nn.Linear(15, 3))
+    zeros = torch.rand(15, 10) < 0.5
+    with torch.no_grad():
+        model[0].weight.masked_fill_(zeros, 0.0)
+        model[0].weight[0, 0] = -0.0 if zeros[0, 0] else model[0].weight[0, 0]
+    return model, zeros
+
+
+def optimizer_of(model: nn.Module, **options: Any) -> FIPOptimizer:
+    anchors = AnchorBatch(
+        model, torch.randn(30, 10), batch_size=20, generator=torch.Generator().manual_seed(0)
+    )
+    return FIPOptimizer(model.parameters(), anchors, eps=0.1, momentum=0.5, **options)
+
+
+@pytest.mark.parametrize("max_drift", [None, 1e-3])
+@pytest.mark.parametrize("products", [0, 3, "adaptive"])
+@pytest.mark.parametrize("precondition", PRECONDITIONS)
+def test_zeros_stay_and_all_else_moves(
+    precondition: str | None, products: int | str, max_drift: float | None
+) -> None:
+    model, zeros = pruned()
+    optimizer = optimizer_of(
+        model,
+        precondition=precondition,
+        solver=Solver(products=products),
+        max_drift=max_drift,
+        keep_zeros=True,
+    )
+    start = copy.deepcopy(model)
+    for gradient in (True, True, True, False):  # and at last a step without an objective
+        optimizer.zero_grad()
+        if gradient:
+            model(torch.randn(8, 10)).square().sum().backward()
+        optimizer.step()
+    assert not model[0].weight[zeros].any()
+    assert bool((model[0].weight != start[0].weight)[~zeros].all())
+    assert bool((model[2].weight != start[2].weight).all())
+
+
+def test_without_it_a_masked_gradient_does_not_keep_them() -> None:
+    # What restores the function is no part of .grad, so a hook on the gradient does not see it.
+    model, zeros = pruned()
+    optimizer = optimizer_of(model)
+    model[0].weight.register_hook(lambda gradient: gradient * ~zeros)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 10)).square().sum().backward()
+        optimizer.step()
+    assert model[0].weight[zeros].any()
+
+
+@pytest.mark.parametrize("precondition", PRECONDITIONS)
+def test_masks_of_torch_prune_hold_by_themselves(precondition: str | None) -> None:
+    model, zeros = pruned()
+    prune.custom_from_mask(model[0], "weight", ~zeros)
+    optimizer = optimizer_of(model, precondition=precondition, solver=Solver(products=3))
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 10)).square().sum().backward()
+        optimizer.step()
+    assert optimizer.last_step.drift > 0
+    prune.remove(model[0], "weight")
+    assert not model[0].weight[zeros].any()
+
+
+def test_a_group_may_have_its_own_and_zeros_may_be_chosen_on_the_way() -> None:
+    model, zeros = pruned()
+    anchors = AnchorBatch(model, torch.randn(30, 10))
+    optimizer = FIPOptimizer(
+        [
+            {"params": model[0].parameters(), "keep_zeros": True},
+            {"params": model[2].parameters()},
+        ],
+        anchors,
+        eps=0.1,
+    )
+    with torch.no_grad():
+        model[2].weight[0] = 0.0
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(8, 10)).square().sum().backward()
+        optimizer.step()
+    assert not model[0].weight[zeros].any()
+    assert bool((model[2].weight[0] != 0).all())
+    with torch.no_grad():
+        model[0].weight[3] = 0.0
+    optimizer.step()
+    assert not model[0].weight[3].any()
+
+
+def test_the_metric_and_the_step_are_those_of_the_weights_that_move() -> None:
+    model, zeros = pruned()
+    model = model.double()
+    x = torch.randn(30, 10, dtype=torch.float64)
+    anchors = AnchorBatch(model, x)
+    params = list(model.parameters())
+    held = [p == 0 for p in params]
+    free = ~torch.cat([mask.flatten() for mask in held])
+    whole, part = AnchorMetric(anchors), AnchorMetric(anchors, frozen=held)
+    g = whole.dense() * free[:, None] * free[None, :]
+    torch.testing.assert_close(part.dense(), g)
+    torch.testing.assert_close(part.diagonal(), g.diagonal())
+    v = torch.randn(part.size, dtype=torch.float64)
+    torch.testing.assert_close(part.jvp(v), whole.jvp(v * free))
+
+    # Eq. 4 over the weights that move, solved densely: (g + mu) v = -b/2 with ||v|| = eps.
+    optimizer = FIPOptimizer(
+        params, anchors, eps=0.05, keep_zeros=True, solver=Solver(products=200, tol=1e-12)
+    )
+    model(x.flip(0) * 0.5).square().sum().backward()
+    b = part.flatten(p.grad for p in params) * free
+    start = part.flatten(params).clone()
+    optimizer.step()
+    found = part.flatten(params) - start
+    mu = optimizer.last_step.multiplier
+    system = g + mu * torch.eye(part.size, dtype=torch.float64)
+    expected = torch.linalg.solve(system, -b / 2)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert float(found.norm()) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_it_is_true_or_false(value: object) -> None:
+    model, _ = pruned()
+    with pytest.raises(TypeError, match="^keep_zeros: must be True or False"):
+        optimizer_of(model, keep_zeros=value)
