@@ -17,7 +17,7 @@ POINTS = [
 ]
 
 
-def test_the_front_is_what_nothing_beats_in_both():
+def test_the_front_holds_the_points_that_no_other_beats_in_both_measures():
     assert trade_off.front(POINTS, "drift", least=True) == [POINTS[0], POINTS[1]]
     assert trade_off.front(POINTS, "task1_worst", least=False) == [POINTS[2], POINTS[1]]
 
@@ -83,7 +83,7 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
     assert "distillation" in trade_off.table([found])
 
 
-def test_an_interrupted_run_loses_the_seed_in_hand_alone(monkeypatch, tmp_path):
+def test_an_interrupted_run_loses_only_the_unfinished_seed(monkeypatch, tmp_path):
     out = tmp_path / "trade_off.json"
     config = {"anchors": 5}
     done, interrupted = [], [2]

@@ -148,7 +148,7 @@ def test_a_refresh_or_an_extension_that_fails_changes_nothing() -> None:
         assert torch.equal(before[key], anchors.state_dict()[key])
 
 
-def test_a_head_that_grew_is_named() -> None:
+def test_the_error_about_a_head_with_more_outputs_says_so() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     anchors = AnchorBatch(model, torch.randn(5, 4))
     old, model[1] = model[1], nn.Linear(6, 5)

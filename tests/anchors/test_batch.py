@@ -52,7 +52,7 @@ def test_drift_is_the_mean_squared_distance_from_the_reference(name: str) -> Non
     assert anchors.drift() == 0.0
 
 
-def test_the_probability_space_is_the_hellinger_distance() -> None:
+def test_drift_in_the_probability_space_is_the_hellinger_distance() -> None:
     model = mlp()
     x = torch.randn(5, 4)
     anchors = AnchorBatch(model, x, output="probabilities")
@@ -76,7 +76,7 @@ def test_the_probability_space_has_a_derivative_where_a_class_is_impossible() ->
     assert torch.isfinite(AnchorMetric(anchors).matvec(torch.ones(1))).all()
 
 
-def test_extended_anchors_refer_to_the_outputs_of_their_day() -> None:
+def test_anchors_added_later_refer_to_the_outputs_at_that_time() -> None:
     model = mlp()
     x, y = torch.randn(5, 4), torch.randn(3, 4)
     anchors = AnchorBatch(model, x)
@@ -148,7 +148,7 @@ def test_augmented_anchors_get_the_reference_networks_outputs() -> None:
         torch.testing.assert_close(sample.reference[~late], frozen(sample.inputs[~late]).detach())
 
 
-def test_an_augmentation_may_be_an_empty_container() -> None:
+def test_an_empty_sequential_is_a_valid_augmentation() -> None:
     anchors = AnchorBatch(mlp(), torch.randn(5, 4), augment=nn.Sequential())
     anchors.extend(torch.randn(2, 4))
     assert torch.equal(anchors.sample(0).inputs, anchors.inputs)

@@ -188,7 +188,7 @@ class Tables(nn.Module):
         return rows.sum(1) + self.last(x) + F.embedding(x[:, 0], self.own, padding_idx=2)
 
 
-def test_padding_rows_by_name() -> None:
+def test_padding_rows_are_listed_by_parameter_name() -> None:
     anchors = AnchorBatch(Tables(), TOKENS)
     assert anchors.padding_rows() == {
         "first.weight": [0],
@@ -202,7 +202,9 @@ def test_padding_rows_by_name() -> None:
 @pytest.mark.parametrize("offsets", [None, [0, 3, 3], [0, 3, 3, 9]])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("padding", [None, 0, -2])
-def test_bags_are_torchs(padding: int | None, mode: str, offsets: list[int] | None) -> None:
+def test_embedding_bags_equal_those_of_torch(
+    padding: int | None, mode: str, offsets: list[int] | None
+) -> None:
     table = torch.randn(4, 5, dtype=torch.float64)
     x = torch.tensor([[0, 1, 1], [2, 0, 3], [0, 0, 0]])
     options: dict[str, Any] = {"padding_idx": padding, "mode": mode}
@@ -225,7 +227,7 @@ def test_bags_are_torchs(padding: int | None, mode: str, offsets: list[int] | No
     torch.testing.assert_close(found, bags(table))
 
 
-def test_wrong_bags_are_refused_in_torchs_words() -> None:
+def test_bad_embedding_bags_raise_the_error_of_torch() -> None:
     with PureLookups(), pytest.raises(ValueError, match="offsets has to be a 1D Tensor"):
         F.embedding_bag(torch.tensor([0, 1]), torch.randn(3, 2))
 

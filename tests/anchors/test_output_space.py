@@ -92,7 +92,9 @@ def test_the_derivative_is_exact_where_a_class_is_nearly_certain(
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 4, 3), (5, 3, 2, 2), (5, 3, 2, 2, 2)])
-def test_classes_are_where_torchs_losses_and_tokens_have_them(shape: tuple[int, ...]) -> None:
+def test_the_class_dimension_is_second_for_images_and_last_for_tokens(
+    shape: tuple[int, ...],
+) -> None:
     torch.manual_seed(0)
     logits = torch.randn(shape, dtype=torch.float64)
     dim = 1 if len(shape) > 3 else -1
@@ -112,7 +114,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 
 
 @pytest.mark.parametrize("output", [torch.arange(5), torch.tensor(1.0)])
-def test_what_is_no_row_of_floats_an_anchor_is_refused_in_both_spaces(output: Tensor) -> None:
+def test_outputs_that_are_not_one_row_of_floats_per_anchor_are_refused(output: Tensor) -> None:
     model = Shaped(1, 1)
     model.forward = lambda x: output  # type: ignore[method-assign]
     for space in ("logits", "probabilities"):
@@ -158,7 +160,7 @@ class Fixed(nn.Module):
         ),
     ],
 )
-def test_predictions_kept(
+def test_predictions_kept_is_the_share_of_anchors_with_unchanged_predictions(
     before: list[Any], after: list[Any], kept: float, output: Any, chunk_size: int | None
 ) -> None:
     model = Fixed(torch.tensor(before))

@@ -97,7 +97,7 @@ def test_a_model_that_is_changed_is_traced_anew(change: Any) -> None:
     assert change_of_products(anchors) < 1e-5
 
 
-def test_a_trace_that_rests_while_the_model_changes_is_compared_when_it_is_used_again() -> None:
+def test_an_unused_trace_is_compared_with_the_model_when_it_is_used_again() -> None:
     model = Switched()
     anchors = AnchorBatch(model, torch.randn(10, 4))
     few = Sample(anchors.inputs[:6], anchors.reference[:6])
@@ -107,7 +107,7 @@ def test_a_trace_that_rests_while_the_model_changes_is_compared_when_it_is_used_
     assert change_of_products(anchors) < 1e-5
 
 
-def test_that_two_anchors_do_not_mix_says_nothing_of_more() -> None:
+def test_a_model_that_mixes_anchors_added_later_is_not_traced() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten()
@@ -134,7 +134,7 @@ def test_a_model_that_became_random_is_refused(before: bool, trace: bool) -> Non
 
 
 @pytest.mark.parametrize("draw", [lambda: random.random(), lambda: float(np.random.rand())])
-def test_it_may_draw_from_others_than_torch(draw: Callable[[], float]) -> None:
+def test_a_model_that_draws_from_python_or_numpy_is_refused(draw: Callable[[], float]) -> None:
     model = Switched()
     anchors = AnchorBatch(model, torch.randn(10, 4))
     AnchorMetric(anchors, form="forward")
@@ -159,7 +159,7 @@ def test_a_step_of_a_model_that_became_random_moves_nothing(products: int | str)
     assert all(torch.equal(start[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_model_that_draws_and_does_not_use_it_is_a_function() -> None:
+def test_a_model_whose_random_draws_do_not_change_its_outputs_is_accepted() -> None:
     class Drawing(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 0 * torch.rand(())
@@ -203,7 +203,7 @@ class Routed(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["nonzero", "mask", "select"])
-def test_a_routed_model_is_run(how: str) -> None:
+def test_a_model_with_value_dependent_shapes_is_run_and_not_traced(how: str) -> None:
     model = Routed(how)
     anchors = AnchorBatch(model, torch.randn(30, 4, dtype=torch.float64))
     optimizer = FIPOptimizer(

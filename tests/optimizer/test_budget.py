@@ -34,7 +34,7 @@ def by_class(count: int) -> Tensor:
 
 @pytest.mark.parametrize("chunk_size", [None, 150])
 @pytest.mark.parametrize("products", [0, 2, "adaptive"])
-def test_anchors_that_depend_on_each_other_are_judged_as_drift_judges_them(
+def test_max_drift_bounds_the_drift_of_anchors_that_depend_on_each_other(
     products: int | str, chunk_size: int | None
 ) -> None:
     model = by_the_batch()
@@ -98,7 +98,7 @@ def frozen(model: nn.Module, optimizer: FIPOptimizer) -> None:
 
 
 @pytest.mark.parametrize("rest", [no_rate, no_gradient_of_the_closure, frozen])
-def test_the_promise_is_checked_although_nothing_moves(
+def test_max_drift_is_checked_in_a_step_that_moves_no_weight(
     rest: Callable[[nn.Module, FIPOptimizer], None],
 ) -> None:
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def test_the_promise_is_checked_although_nothing_moves(
     rest(model, optimizer)  # within the budget there is nothing to say
 
 
-def test_beside_another_optimizer_the_last_to_step_knows_the_drift() -> None:
+def test_max_drift_holds_beside_another_optimizer_that_steps_first() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     anchors = AnchorBatch(model, torch.randn(9, 4))

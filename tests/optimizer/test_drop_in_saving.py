@@ -130,7 +130,7 @@ def test_loading_brings_back_an_earlier_moment(options):
 
 @configurations
 @pytest.mark.parametrize("steps", [0, 3])
-def test_deepcopy_in_the_middle_of_a_run(options, steps):
+def test_a_deepcopy_in_the_middle_of_a_run_continues_along_the_same_path(options, steps):
     run = Run(**options)
     run.advance(steps)
     model, optimizer = copy.deepcopy((run.model, run.optimizer))
@@ -150,7 +150,7 @@ def test_deepcopy_in_the_middle_of_a_run(options, steps):
     assert run.optimizer.last_step == optimizer.last_step
 
 
-def test_copy_whose_secondary_stays_with_the_original_says_so():
+def test_a_copy_whose_secondary_uses_the_original_model_raises():
     """A lambda is not copied with what it closes over: it is the loss of the original's model."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), lambda: task.loss())
@@ -164,7 +164,7 @@ def test_copy_whose_secondary_stays_with_the_original_says_so():
 
 @configurations
 @pytest.mark.parametrize("steps", [0, 3])
-def test_pickle_in_the_middle_of_a_run(options, steps):
+def test_a_pickle_in_the_middle_of_a_run_continues_along_the_same_path(options, steps):
     run = Run(**options)
     run.advance(steps)
     optimizer = pickle.loads(pickle.dumps(run.optimizer))
@@ -276,7 +276,7 @@ def test_a_state_has_the_keys_of_its_options_and_a_velocity_takes_no_memory():
         assert state["velocity"].untyped_storage().nbytes() == state["velocity"].element_size()
 
 
-def test_a_step_that_rests_begins_a_state_and_nothing_else():
+def test_a_step_of_length_zero_only_initialises_the_state():
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), momentum=0.9, eps=0.0)
     optimizer.step(task.closure(optimizer))
@@ -375,7 +375,7 @@ def test_a_reference_taken_from_the_resumed_network_is_refused(options):
     assert other.optimizer.anchors.drift() == drift
 
 
-def test_a_reference_that_grew_is_the_one_that_is_saved():
+def test_the_saved_reference_includes_anchors_added_later():
     run = Run()
     run.advance(1)
     run.optimizer.anchors.extend(run.task.x)

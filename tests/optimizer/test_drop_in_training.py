@@ -137,7 +137,7 @@ def test_parameters_are_read_from_the_groups_at_every_step():
     assert step_length(optimizer, before) == pytest.approx(1, rel=1e-6)
 
 
-def test_the_order_of_parameters_is_free():
+def test_the_order_of_parameters_does_not_change_the_step():
     ends = []
     for order in (list, reversed):
         task = Task()
@@ -360,7 +360,7 @@ def test_grad_scaler_is_refused(how):
     assert "lr" in repr(optimizer)
 
 
-def test_disabled_grad_scaler_is_no_scaler():
+def test_a_disabled_grad_scaler_is_accepted():
     """The usual mixed-precision loop carries GradScaler(enabled=False) when it runs in bfloat16."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
@@ -404,7 +404,7 @@ def adamw_loop(model: nn.Module, x: Tensor, y: Tensor, make: Callable[[nn.Module
         scheduler.step()
 
 
-def test_averaged_model():
+def test_an_averaged_model_is_the_mean_of_the_visited_weights():
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), eps=0.05)
     averaged = swa_utils.AveragedModel(task.model)

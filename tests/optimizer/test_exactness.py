@@ -208,7 +208,7 @@ def test_without_an_objective_the_path_does_not_stand_still(beta: float) -> None
 
 @pytest.mark.parametrize("products", [1, 2, 4, 8])
 @pytest.mark.parametrize("precondition", [None, "adam", "muon"])
-def test_without_an_objective_few_products_lead_on_and_not_back(
+def test_a_path_without_an_objective_does_not_turn_back_with_few_products(
     products: int, precondition: str | None
 ) -> None:
     # Back where the last step came from, the function is best restored: a walk on the spot.
@@ -228,14 +228,14 @@ def test_without_an_objective_few_products_lead_on_and_not_back(
     assert anchors.drift() < 0.5
 
 
-def test_a_gradient_of_zero_is_a_minimum() -> None:
+def test_a_gradient_of_zero_moves_no_weight() -> None:
     model, _, opt, _ = small(beta=1.0, eps=0.1)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     assert np.linalg.norm(moved(model, opt)) == 0
 
 
-def test_a_switched_off_drift_correction_is_the_equation_to_the_letter() -> None:
+def test_the_step_without_drift_correction_solves_the_uncorrected_equation() -> None:
     case = build("mlp")
     model = case.model
     anchors = AnchorBatch(model, case.inputs)

@@ -220,7 +220,7 @@ def test_a_copy_in_the_middle_of_a_run_goes_on_along_the_same_path(
         assert same(a, b)
 
 
-def test_the_budget_is_used_and_not_only_kept() -> None:
+def test_a_run_at_its_drift_budget_still_makes_progress() -> None:
     # A long run against its budget still gets somewhere: each time it is restored and goes on.
     run = {
         "widths": [4, 16, 2], "activation": nn.Tanh, "anchors": 5, "seed": 0, "output": "logits",

@@ -113,7 +113,7 @@ def test_no_derivative_is_traced_before_a_step_takes_products() -> None:
         assert (anchors in CACHES and len(CACHES[anchors].by_shape)) == traces
 
 
-def test_a_step_that_is_not_good_enough_costs_two_forward_passes_over_its_products() -> None:
+def test_an_adaptive_step_that_needs_products_takes_two_forward_passes_besides_them() -> None:
     # Those before and after the step without products; then the trace is evaluated, which products need.
     passes = count_of_a_step(
         beta=1e-6, solver=Solver(max_products=3, tol=0.0, radius=1e-12), drift_correction=False
@@ -156,7 +156,9 @@ def test_max_drift_that_holds_takes_one_evaluation_of_all_anchors() -> None:
     assert passes == {"forward": 3, "pullback": 1}
 
 
-def test_a_product_reads_few_numbers_from_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_further_product_of_a_step_reads_few_numbers_from_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     small = sphere.small_problem
 
     def uncounted(*args: Any, **kwargs: Any) -> Any:
@@ -170,7 +172,7 @@ def test_a_product_reads_few_numbers_from_its_vectors(monkeypatch: pytest.Monkey
     assert many - one <= 10 * 4
 
 
-def test_a_product_itself_reads_none() -> None:
+def test_a_metric_product_reads_no_number_from_a_tensor() -> None:
     model = network()
     metric = AnchorMetric(AnchorBatch(model, torch.randn(ANCHORS, IN)))
     with Passes() as counter:
@@ -180,7 +182,7 @@ def test_a_product_itself_reads_none() -> None:
 
 @pytest.mark.parametrize(("precondition", "further"), [(None, 4), ("adam", 8), ("muon", 8)])
 @pytest.mark.parametrize("products", [1, 3, 8])
-def test_a_step_needs_a_vector_a_product_and_few_more(
+def test_a_step_needs_memory_for_one_vector_per_product_and_a_few_more(
     products: int, precondition: str | None, further: int
 ) -> None:
     torch.manual_seed(0)
@@ -223,7 +225,7 @@ def test_a_product_reads_its_vector_in_place() -> None:
 
 
 @pytest.mark.parametrize("precondition", ["adam", "muon"])
-def test_momentum_and_a_geometry_read_nothing_a_parameter_but_what_is_kept_on_the_cpu(
+def test_momentum_and_a_geometry_read_no_number_per_parameter_except_those_kept_on_the_cpu(
     precondition: str,
 ) -> None:
     def reads(depth: int) -> int:
@@ -250,7 +252,7 @@ def test_momentum_and_a_geometry_read_nothing_a_parameter_but_what_is_kept_on_th
     # Muon's: to float64 and squared; and multiplied by the inverse of P.
     [(None, 0), ("adam", 0), ("muon", 3)],
 )
-def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices(
+def test_a_step_launches_only_its_passes_and_matrix_products_per_layer(
     precondition: str | None, further: int
 ) -> None:
     """A deep, narrow network waits for launches on a GPU; there an operation on a list of tensors is one launch."""
@@ -348,7 +350,7 @@ class _Read(TorchDispatchMode):
 @pytest.mark.parametrize(
     "options", [{"solver": Solver(products=0)}, {"solver": Solver(products=2)}, {"max_drift": 1e-9}]
 )
-def test_a_step_gives_its_evaluation_back_without_the_garbage_collector(
+def test_a_step_frees_its_linearization_without_the_garbage_collector(
     monkeypatch: pytest.MonkeyPatch, traced: bool, options: dict[str, Any]
 ) -> None:
     # It holds what every layer computed: a gigabyte for a few hundred images, until cycles are next looked for.

@@ -75,14 +75,14 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_step_is_shown_to_the_test(method, tasks):
+def test_after_step_is_called_after_every_step(method, tasks):
     steps: list[int] = []
     learnt(method, network(), tasks, after_step=steps.append)
     assert steps == list(range(1, EPOCHS * steps_an_epoch(tasks[1], BATCH) + 1))
 
 
 @pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "lwf"])
-def test_without_strength_it_is_plain_training_bit_for_bit(method, tasks):
+def test_a_method_of_strength_zero_is_plain_training_bit_for_bit(method, tasks):
     # The same batches, schedule and optimizer: whatever they differ in is what holds the first task.
     plain, _ = learnt("naive", network(), tasks)
     other, _ = learnt(method, network(), tasks, **{method: tuned(method, lr=3e-3, strength=0.0)})
@@ -105,7 +105,7 @@ def test_gem_without_a_conflict_is_plain_training_bit_for_bit(tasks):
 
 
 @pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "gem", "lwf"])
-def test_with_strength_it_is_not(method, tasks):
+def test_a_method_with_its_strength_is_not_plain_training(method, tasks):
     plain, _ = learnt("naive", network(), tasks)
     other, _ = learnt(method, network(), tasks)
     assert not same(other, plain)
@@ -159,7 +159,7 @@ def test_a_third_task_adds_to_what_is_remembered(method, tasks):
 
 
 @pytest.mark.parametrize("method", ["fip", "distillation"])
-def test_nothing_to_hold_is_an_error(method, tasks):
+def test_learning_without_remembered_inputs_is_an_error(method, tasks):
     made = make_learner(method, network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
     with pytest.raises(RuntimeError, match="remember"):
         made.learn(minibatches(tasks[1], batch_size=8, epochs=1, seed=0), steps=1)
@@ -180,7 +180,7 @@ def test_labels_of_the_first_task_do_not_matter_to_the_path_and_distillation(tas
         assert same(*found)
 
 
-def test_only_avalanche_and_timm_are_ever_missing():
+def test_methods_need_no_optional_package_but_avalanche_and_timm():
     needs = {name: method.needs.distribution for name, method in METHODS.items() if method.needs}
     assert needs == dict.fromkeys(FROM_AVALANCHE, "avalanche-lib") | {"distillation-muon": "timm"}
     assert missing(METHODS) == {}
@@ -226,7 +226,7 @@ def test_outputs_that_are_not_held_are_free(method, augmented, tasks):
     assert not same(model, before)
 
 
-def test_what_is_held_is_saved(tasks):
+def test_the_held_outputs_are_saved_with_the_learner(tasks):
     low, _ = tasks
     first, second = (
         make_learner("fip", network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
@@ -260,7 +260,7 @@ def test_gem_may_draw_from_its_memory(tasks):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "fip"])
 @pytest.mark.parametrize("momentum", [None, 0.5])
-def test_the_first_beta_of_every_method_is_the_one_it_was_given(method, momentum):
+def test_every_method_uses_the_momentum_it_was_given(method, momentum):
     """Adam's cycles unless it is given, Muon's is 0.95."""
     task, model, seen = blobs(), digits_mlp(2), set()
     options = tuned(method, lr=1e-3, strength=1.0, momentum=momentum)

@@ -13,7 +13,7 @@ from recipes.new_task import command as new_task
 from recipes.new_task import experiment
 
 
-def test_an_interrupted_run_loses_the_method_in_hand_alone(
+def test_an_interrupted_run_loses_only_the_unfinished_method(
     digits_run, tmp_path, capsys, monkeypatch
 ):
     def interrupted(*args, **keywords):
@@ -39,7 +39,7 @@ def test_an_interrupted_run_loses_the_method_in_hand_alone(
         assert (tmp_path / f"{name}.png").exists()
 
 
-def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch
 ):
     arguments = [*SHORT, "--method", "fip", "--seeds", "1", "2"]

@@ -68,7 +68,7 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path):
     assert str(tmp_path / "nowhere" / "cifar-10-batches-py") in str(error.value)
 
 
-def test_unknown_and_unfitting_names():
+def test_unknown_and_incompatible_data_names_are_refused():
     with pytest.raises(DataError, match="digits-low, digits-high, mnist, fashion-mnist"):
         load_task("emnist")
     with pytest.raises(DataError, match="both 'mnist'"):

@@ -89,7 +89,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
         assert torch.equal(model[0].running_mean, before) == frozen
 
 
-def test_accuracy_within_a_task_and_scores():
+def test_accuracy_can_be_limited_to_a_tasks_classes_and_scores_are_probabilities():
     model = nn.Identity()
     z = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0], [9.0, 0.0, 0.0, 1.0]])
     labels = torch.tensor([2, 3, 3])

@@ -63,7 +63,7 @@ def test_the_loss_is_among_the_classes_of_each_inputs_own_task():
     assert float(within(2)(z, labels)) == pytest.approx(expected / 6, rel=1e-5)
 
 
-def test_measures_are_what_they_say():
+def test_the_measures_of_a_run_follow_their_definitions():
     record = Record(
         within_task=[[90.0], [80.0, 70.0], [60.0, 75.0, 100.0]],
         all_classes=[[90.0], [10.0, 70.0], [0.0, 20.0, 100.0]],
@@ -83,7 +83,7 @@ def test_measures_are_what_they_say():
     assert metrics["peak_megabytes"] is None
 
 
-def test_peak_memory_sees_what_is_gone_again():
+def test_peak_memory_counts_memory_that_was_freed_again():
     with PeakMemory(torch.device("cpu")) as small:
         pass
     with PeakMemory(torch.device("cpu")) as large:
@@ -204,7 +204,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path
     assert (tmp_path / "b" / "seed-0" / "first-task.safetensors").stat().st_mtime_ns == start
 
 
-def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch
 ):
     seeds = ("--method", "naive", "--seeds", "0", "1")
@@ -252,7 +252,7 @@ def test_a_damaged_checkpoint_is_named(content, tmp_path, capsys):
     assert str(file) in capsys.readouterr().err
 
 
-def test_without_resume_it_starts_over(tmp_path):
+def test_a_run_without_resume_starts_over(tmp_path):
     assert run(tmp_path, "--method", "naive") == 0
     first = results(tmp_path)
     assert run(tmp_path, "--method", "naive", "--first-epochs", "1") == 0
@@ -268,7 +268,7 @@ def test_options_are_taken(options, tmp_path):
     assert config["augment"] == ("--augment" in options)
 
 
-def test_the_first_tasks_alone(tmp_path):
+def test_tasks_limits_the_run_to_the_first_tasks(tmp_path):
     assert run(tmp_path, "--method", "naive", "--tasks", "3") == 0
     found = results(tmp_path)
     assert found["config"]["tasks"] == 3
@@ -366,7 +366,7 @@ def test_an_interrupted_run_with_batch_norm_goes_on_to_the_same_result(tmp_path,
     assert here["drift_held_out"] == pytest.approx(there["drift_held_out"], rel=1e-3)
 
 
-def test_what_is_held_goes_with_logits(tmp_path, capsys):
+def test_hold_task_needs_the_logits_output_space(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, "--hold", "task", "--output-space", "probabilities")
     assert "--hold: task goes with --output-space logits" in capsys.readouterr().err

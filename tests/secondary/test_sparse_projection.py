@@ -181,7 +181,7 @@ def test_parameters_of_another_size_are_followed():
     assert int((flat_weights(model) == 0).sum()) == 8
 
 
-def test_parameters_that_are_gone():
+def test_a_projection_whose_parameter_is_gone_raises():
     model = two_layers([float(i) for i in range(1, 13)])
     projection = SparseProjection(model, 0.5)
     torch.nn.utils.prune.identity(model[1], "weight")
@@ -192,7 +192,7 @@ def test_parameters_that_are_gone():
     assert torch.equal(flat_weights(model), before)
 
 
-def test_a_weighting_of_the_parameters_that_were():
+def test_a_weighting_that_does_not_fit_the_replaced_parameters_raises():
     model = two_layers([float(i) for i in range(1, 13)])
     weighting = {"0.weight": torch.ones(2, 3), "1.weight": torch.ones(3, 2)}
     projection = SparseProjection(model, 0.5, weighting=weighting)
@@ -204,7 +204,7 @@ def test_a_weighting_of_the_parameters_that_were():
     assert torch.equal(flat_weights(model), before)
 
 
-def test_a_model_that_is_moved():
+def test_a_projection_follows_its_model_to_another_device():
     # The meta device stands for any other one.
     model = two_layers([float(i) for i in range(1, 13)])
     weighting = {"0.weight": torch.ones(2, 3), "1.weight": torch.ones(3, 2)}
@@ -221,7 +221,7 @@ def test_a_model_that_is_moved():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights(dtype):
+def test_half_precision_weights_are_projected_without_overflow(dtype):
     values = [300.0 + 2 * i for i in range(12)]  # their squares overflow in float16
     model = two_layers(values).to(dtype)
     exact = sorted(v * v for v in flat_weights(model).tolist())

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fipoptim.secondary import TaskLoss
 
 
-def test_takes_batches_in_turn_and_starts_again():
+def test_the_batches_are_taken_in_turn_and_start_again():
     model, batches = small_net().eval(), batches_of()
     task = TaskLoss(model, batches)
     expected = [F.cross_entropy(model(x), y) for x, y in batches] * 2

@@ -39,7 +39,7 @@ def found(
     seed=st.integers(0, 1000),
     data=st.data(),
 )
-def test_each_is_found_as_often_as_it_occurs(values, null, log_scale, dtype, seed, data):
+def test_each_eigenvalue_is_found_as_often_as_it_occurs(values, null, log_scale, dtype, seed, data):
     scale = 10.0**log_scale
     eigenvalues = [scale * value for value, times in values for _ in range(times)] + [0.0] * null
     k = data.draw(st.integers(1, len(eigenvalues)))
@@ -64,7 +64,7 @@ def test_close_eigenvalues_are_told_apart_as_far_as_the_tolerance_says(
 
 
 @pytest.mark.parametrize("k", [1, 3, 12])
-def test_zero_is_zero_as_often_as_asked(k: int) -> None:
+def test_a_zero_matrix_has_k_eigenvalues_of_zero(k: int) -> None:
     result, products = found([0.0] * 12, k, 1e-4)
     assert result is not None
     assert result.tolist() == [0.0] * k

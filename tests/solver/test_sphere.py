@@ -157,7 +157,7 @@ def test_products_are_counted_and_stop_on_convergence() -> None:
     )
 
 
-def test_room_for_many_products_is_taken_as_it_is_needed() -> None:
+def test_memory_for_many_products_is_allocated_only_as_needed() -> None:
     n = 2**22
     diagonal = torch.zeros(n)
     diagonal[:3] = torch.tensor([3.0, 2.0, 1.0])
@@ -179,7 +179,7 @@ def test_room_for_many_products_is_taken_as_it_is_needed() -> None:
     )
 
 
-def test_accept_stops_early() -> None:
+def test_the_solver_stops_early_if_accept_returns_true() -> None:
     g, c = psd(50, 20, 1), vector(50, 2)
     seen: list[float] = []
 
@@ -190,7 +190,7 @@ def test_accept_stops_early() -> None:
     assert solve(g, c, 0.1, accept=accept).products == 4
 
 
-def test_what_is_not_finite_raises() -> None:
+def test_a_gradient_or_product_that_is_not_finite_raises() -> None:
     g, c = psd(5, 3, 0), vector(5, 0)
     bad = c.clone()
     bad[2] = math.nan
@@ -202,7 +202,9 @@ def test_what_is_not_finite_raises() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(6, 30), products=st.integers(2, 4), seed=st.integers(0, 10_000))
-def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, seed: int) -> None:
+def test_a_restoring_term_alone_does_not_turn_the_step_back(
+    n: int, products: int, seed: int
+) -> None:
     g = psd(n, n - 2, seed)
     last = 0.5 * vector(n, seed + 1) / vector(n, seed + 1).norm()
     solution = solve(
@@ -229,7 +231,7 @@ def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, s
     products=st.integers(3, 8),
     seed=st.integers(0, 10_000),
 )
-def test_nor_does_it_where_rounding_hides_the_least_change(
+def test_a_restoring_term_does_not_turn_the_step_back_if_rounding_hides_the_least_curvature(
     n: int, exponent: int, small: int, products: int, seed: int
 ) -> None:
     # Curvatures far apart, in float32: the last step's own curvature is far below the rounding of the largest.
@@ -254,7 +256,7 @@ def test_nor_does_it_where_rounding_hides_the_least_change(
 
 
 @given(n=st.integers(2, 20), seed=st.integers(0, 10_000))
-def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: int) -> None:
+def test_a_restoring_term_alone_is_solved_exactly_with_all_products(n: int, seed: int) -> None:
     g, c = psd(n, n // 2, seed), vector(n, seed + 1)
     expected = solve(g, g @ c, 0.5)
     found = solve(g, g @ c, 0.5, onward=True)
@@ -269,7 +271,7 @@ def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: in
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 @pytest.mark.parametrize("log_share", [-3, 0, 3])
-def test_so_is_one_with_products(
+def test_a_step_with_products_is_finite_if_its_gradient_is(
     dtype: torch.dtype, scale: float, weighted: bool, log_share: int
 ) -> None:
     c, weight = vector(20, 0).clamp(-3, 3), vector(20, 1).abs() + 0.1
@@ -299,7 +301,7 @@ def test_so_is_one_with_products(
     onward=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_repeated_eigenvalues_are_solved_as_any_others(
+def test_the_solution_is_exact_if_eigenvalues_repeat(
     times: list[int],
     null: bool,
     log_c: int,

@@ -9,7 +9,7 @@ from torch import nn
 from recipes.diversity.measures import Votes, activation_norms, coherence, diversity_scores
 
 
-def test_votes():
+def test_the_accuracies_of_votes_equal_those_counted_by_hand():
     votes = Votes(torch.tensor([0, 1, 1, 0]))
     votes.add(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]]))  # 0 1 0 1
     votes.add(torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.1, 0.9], [0.2, 0.8]]))  # 1 1 1 1
@@ -19,7 +19,7 @@ def test_votes():
     assert votes.disagreement == 50.0
 
 
-def test_activation_norms_and_their_deviation():
+def test_activation_norms_and_their_deviation_equal_those_computed_by_hand():
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.ReLU())
     images = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 1.0]]]])
     norms = []

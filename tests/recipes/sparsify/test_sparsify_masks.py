@@ -50,7 +50,7 @@ def test_other_weights_can_be_put_in():
         )
 
 
-def test_the_metric_has_no_say_on_held_weights():
+def test_the_diagonal_of_the_metric_is_zero_for_held_weights():
     model = digits_mlp()
     kept = some_masks(model)
     held = MaskedWeights(model, NAMES)

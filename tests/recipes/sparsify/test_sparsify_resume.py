@@ -112,7 +112,7 @@ def test_networks_of_another_configuration_are_not_taken_for_those_of_a_finished
     assert "fip.json cannot be read" in refusal(capsys, *arguments("b"))
 
 
-def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch, short_dense
 ):
     def arguments(name, *options):
@@ -133,7 +133,7 @@ def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
         assert all(torch.equal(here[name], t) for name, t in there.items())
 
 
-def test_two_checkpoints_of_one_name_are_two(tmp_path, capsys):
+def test_two_checkpoints_with_the_same_file_name_are_told_apart(tmp_path, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         save_file(digits_mlp().state_dict(), tmp_path / folder / "dense.safetensors")
