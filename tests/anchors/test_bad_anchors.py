@@ -1,4 +1,4 @@
-"""What anchors refuse, by name."""
+"""Anchors refuse bad arguments, and the error names the argument."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_the_error_about_a_head_with_more_outputs_says_so() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             fails()
-    # What the message advises.
+    # The message advises a refresh, or an output space of the first columns; both work.
     anchors.refresh()
     assert anchors.drift() == 0.0
     held = AnchorBatch(model, anchors.inputs, output=lambda z: z[:, :3])

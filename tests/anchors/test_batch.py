@@ -111,7 +111,7 @@ def test_draws_are_without_replacement_and_a_function_of_the_step() -> None:
     assert not torch.equal(draws[0].inputs, make(2).sample(0).inputs)
     for sample in draws:
         torch.testing.assert_close(anchors.outputs(sample.inputs), sample.reference)
-    # Every anchor has its turn.
+    # Every anchor is drawn at some step.
     assert len(torch.unique(torch.cat([s.inputs for s in draws]), dim=0)) == 20
 
 
@@ -136,7 +136,7 @@ def test_augmented_anchors_get_the_reference_networks_outputs() -> None:
     assert anchors.drift() == pytest.approx(
         float((model(x) - frozen(x)).square().sum(1).mean()), rel=1e-5
     )
-    # Anchors added later belong to the network of that day, also where they are augmented.
+    # Anchors added later refer to the network at that time, also if they are augmented.
     later = mlp()
     shift(later)
     anchors.extend(torch.randn(10, 4) + 100)

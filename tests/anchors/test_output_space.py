@@ -1,4 +1,4 @@
-"""The space of probabilities against closed forms, one logit as two classes, and what counts as a prediction."""
+"""The probability space against closed forms, one logit as two classes, and the definition of a prediction."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ def test_outputs_that_are_not_one_row_of_floats_per_anchor_are_refused(output: T
             AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64), output=space)
 
 
-# --- what counts as a prediction ----------------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
 class Fixed(nn.Module):
-    """Its weight is its output."""
+    """A model whose weight is its output."""
 
     def __init__(self, z: Tensor) -> None:
         super().__init__()
@@ -143,13 +143,13 @@ class Fixed(nn.Module):
     [
         ([[1.0], [-1.0], [2.0], [-2.0]], [[0.1], [0.1], [-0.1], [-3.0]], 0.5),
         ([1.0, -1.0, 2.0, -2.0], [0.1, 0.1, -0.1, -3.0], 0.5),
-        # Two positions each: one prediction of the last anchor has changed, though not where its largest output is.
+        # Each anchor has two positions. The last anchor changes its prediction with the smaller output.
         (
             [[[9.0, 0.0], [0.0, 1.0]]] * 4,
             [[[9.0, 0.0], [0.0, 1.0]]] * 3 + [[[9.0, 0.0], [1.0, 0.0]]],
             3 / 4,
         ),
-        # Equal scores: the first, and so where all are equal.
+        # The first class is predicted if scores are equal.
         ([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]], [[2.0, 2.0]] * 4, 3 / 4),
         ([[0.0]] * 4, [[0.0], [-1.0], [-2.0], [1.0]], 3 / 4),
         # Maps of two classes and two pixels.

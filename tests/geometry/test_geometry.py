@@ -1,4 +1,4 @@
-"""The geometries of the step: P from its roots, and Muon's against singular value decompositions and torch's own."""
+"""The geometries of the step: P against its roots, and Muon's geometry against the SVD and torch."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Wide(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that nothing is initialised
+            warnings.simplefilter("ignore")  # torch warns that there is nothing to initialise
             self.empty = nn.Linear(inputs, outputs)
         self.scale, self.full = nn.Parameter(torch.ones(())), nn.Linear(6, 3)
 
@@ -218,7 +218,7 @@ def test_a_muon_step_without_products_is_orthogonal_like_a_step_of_torchs_muon(
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_several_steps_are_those_worked_out_by_hand(momentum: float) -> None:
-    """Momentum over all of c with Nesterov's look-ahead, P of matrices from it, of biases from the squares of c."""
+    """All of c has Nesterov momentum. P of a matrix comes from that mean, P of a bias from the mean of c squared."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     x, y = torch.randn(8, 4).double(), torch.randn(8, 3).double()
@@ -266,7 +266,7 @@ def test_several_steps_are_those_worked_out_by_hand(momentum: float) -> None:
 def test_the_running_mean_of_a_dead_unit_becomes_zero_and_not_subnormal(
     precondition: str | None,
 ) -> None:
-    """A CPU computes with subnormal numbers many times slower."""
+    """A CPU computes many times slower with subnormal numbers."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
@@ -305,7 +305,7 @@ def test_a_matrix_with_a_long_shorter_side_gets_the_geometry_of_adam() -> None:
 
 @pytest.mark.parametrize("precondition", ["adam", "muon"])
 def test_convolutions_in_channels_last_take_the_same_step(precondition: str) -> None:
-    """Also the one whose shorter side is too long to be orthogonalised, whose running means are in its layout."""
+    """One layer is too large to be orthogonalised; its running means have the memory layout of its weight."""
 
     def moved(memory_format: torch.memory_format) -> Tensor:
         torch.manual_seed(0)

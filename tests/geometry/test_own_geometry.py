@@ -126,7 +126,7 @@ def test_a_diagonal_that_is_not_a_norm_raises_and_moves_no_weight(
 
 
 def test_a_name_is_taken_once_and_by_a_geometry() -> None:
-    fipoptim.geometry.register("adagrad", AdaGrad)  # again: nothing happens
+    fipoptim.geometry.register("adagrad", AdaGrad)  # registering the same class again does nothing
     with pytest.raises(ValueError, match="^name: 'adagrad' is the name of AdaGrad already"):
         fipoptim.geometry.register("adagrad", type("Other", (AdaGrad,), {}))
     with pytest.raises(

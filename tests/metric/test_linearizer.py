@@ -1,4 +1,4 @@
-"""A trace is used only where it gives what the model gives now, and where a resumed run would use it as well."""
+"""A trace is used only if it gives what the model gives now, and only if a resumed run would use it too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fipoptim.anchors.batch import Sample
 
 
 class Switched(nn.Module):
-    """Two heads on one body; what it does is decided by attributes, of which no trace knows."""
+    """A body with two heads. Attributes decide what the model computes, and a trace does not see them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Switched(nn.Module):
 
 
 def change_of_products(anchors: AnchorBatch, **options: Any) -> float:
-    """How far products of the metric are from those that the model gives as it runs."""
+    """Returns the relative difference between traced products and those of the running model."""
     metric, run = (
         AnchorMetric(anchors, form="forward", trace=trace, **options) for trace in (True, False)
     )
@@ -69,7 +69,7 @@ def test_every_trace_that_a_step_uses_is_compared_with_the_model(
 
 
 def cut(model: Switched) -> None:
-    model.cut = True  # the same outputs, another derivative
+    model.cut = True  # the outputs stay the same, the derivative changes
 
 
 def scaled(model: Switched) -> None:
@@ -174,7 +174,7 @@ def test_a_model_whose_random_draws_do_not_change_its_outputs_is_accepted() -> N
 
 
 class Routed(nn.Module):
-    """Sends each row to one of two experts, of as many rows as happen to choose it."""
+    """Sends each row to one of two experts, so that the number of rows of an expert depends on the inputs."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -238,11 +238,11 @@ def test_a_trace_that_fails_while_it_runs_is_replaced_by_the_model(monkeypatch) 
             torch.testing.assert_close(metric.matvec(v), run.matvec(v))
 
 
-# --- the way that a run takes is saved ------------------------------------------------------------------------
+# --- a resumed run uses the same traces ------------------------------------------------------------------------
 
 
 def run(steps: int, parts: dict[str, Any] | None = None) -> tuple[Any, ...]:
-    """A run on anchors of another number of rows in each step, which is more shapes than are traced."""
+    """A run whose anchors have another number of rows in each step: more shapes than are traced."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     anchors = AnchorBatch(

@@ -115,7 +115,7 @@ def test_the_estimated_diagonal_is_unbiased_and_has_the_documented_noise() -> No
     moved = exact > 1e-6 * exact.max()
     relative = estimates[:, moved] / exact[moved]
     assert relative.mean(dim=0).sub(1).abs().max() < 5 * math.sqrt(2 / 8 / 400)
-    # Signs, unlike Gaussian noise, have no variance where a single output depends on a weight.
+    # Random signs, unlike Gaussian noise, have no variance if only one output depends on a weight.
     assert 0 < relative.std(dim=0).mean() < 1.2 * math.sqrt(2 / 8)
 
 

@@ -257,7 +257,7 @@ def test_probabilities_are_accepted_at_all_scales_of_the_weights(
         assert verdict(model, inputs, output="probabilities") == "forward"
 
 
-# --- where and when it is built --------------------------------------------------------------------------------
+# --- where and when the probe runs --------------------------------------------------------------------------------
 
 
 def test_the_probe_works_under_a_default_device_and_in_inference_mode() -> None:
@@ -293,7 +293,8 @@ def test_the_anchors_looked_at_are_spread_over_all() -> None:
 
 def test_the_error_says_what_the_probe_saw_and_how_to_continue() -> None:
     torch.manual_seed(0)
-    rounding = Applied(lambda x: x + ((4 * x).round() / 4 - x).detach())  # straight through
+    # A straight-through estimator.
+    rounding = Applied(lambda x: x + ((4 * x).round() / 4 - x).detach())
     model = nn.Sequential(nn.Linear(8, 16), rounding, nn.Linear(16, 3))
     anchors = AnchorBatch(model, torch.randn(9, 8))
     with pytest.raises(RuntimeError) as caught:
@@ -362,7 +363,7 @@ def test_a_model_that_writes_to_its_weights_is_refused_by_name() -> None:
 
 
 class Cube(torch.autograd.Function):
-    """A function of the old style: backward only, but differentiable."""
+    """An old-style function: it has only a backward, which is differentiable."""
 
     @staticmethod
     def forward(ctx, x):  # type: ignore[no-untyped-def]
@@ -401,7 +402,7 @@ def test_a_model_without_forward_mode_gets_the_double_vjp_form_with_a_warning() 
     with pytest.warns(UserWarning, match="double-VJP form"):
         opt = FIPOptimizer(model.parameters(), AnchorBatch(model, inputs))
     assert opt.form == "double-vjp"
-    opt.step()  # and warns no more
+    opt.step()  # a second warning would be an error
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
@@ -413,7 +414,8 @@ def test_reentrant_checkpointing_is_found_by_the_finite_difference() -> None:
         AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
 
 
-@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")  # torch 2.11 has none here
+# torch 2.11 has no forward mode for this checkpointing.
+@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")
 def test_products_of_a_model_with_non_reentrant_checkpointing_are_right() -> None:
     model = Wrapped(lambda self, h: checkpoint(torch.tanh, h, use_reentrant=False))
     plain = Wrapped(lambda self, h: torch.tanh(h))

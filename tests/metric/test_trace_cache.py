@@ -1,4 +1,4 @@
-"""Traces: one for each shape, for all weights and inputs; what is traced, compiled and forgotten."""
+"""Traces: one serves all weights and inputs of a shape; when models are traced and compiled, and traces freed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def params_of(model: nn.Module) -> list[Tensor]:
 
 
 class Scaled(nn.Module):
-    """A model that does what its attributes say: neither is a weight, so a trace does not see them change."""
+    """A model whose attributes decide what it computes. They are no weights, so a trace does not see them change."""
 
     def __init__(self, branch: bool = False) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def test_images_are_traced_channels_last_where_the_model_allows_it(view: bool) -
 
 @all_cases
 def test_the_parts_of_a_trace_compile_without_a_graph_break(name: str, monkeypatch) -> None:
-    # What is generated is torch's affair, and takes a C++ compiler; that nothing is left to Python is ours.
+    # Only the absence of graph breaks is tested. The generated code is tested by torch, and needs a C++ compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     case = build(name)
     metric = AnchorMetric(AnchorBatch(case.model, case.inputs), form="forward", compile=True)

@@ -1,4 +1,4 @@
-"""What the optimizer refuses, by name, before any weight has changed."""
+"""The optimizer refuses bad input before any weight has changed, and the error names the argument."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def test_parameters_without_a_metric_are_refused(make: Any, what: str) -> None:
     anchors = AnchorBatch(model, torch.randn(3, 2))
     with pytest.raises(TypeError, match=f"^params: .*{what}"):
         FIPOptimizer(model.parameters(), anchors)
-    FIPOptimizer(model.layer.parameters(), anchors).step()  # leaving it out is fine
+    # The optimizer accepts the other parameters.
+    FIPOptimizer(model.layer.parameters(), anchors).step()
 
 
 def unchanged_after(model: nn.Module, opt: FIPOptimizer, message: str, closure: Any = None) -> None:
@@ -147,7 +148,7 @@ def test_a_closure_that_does_not_call_backward_is_refused() -> None:
     model, opt = setup()
     x = torch.randn(2, 4)
     unchanged_after(model, opt, "^closure: it left no new gradient", lambda: model(x).sum())
-    model(x).sum().backward()  # a gradient of before does not count
+    model(x).sum().backward()  # an earlier gradient does not count
     unchanged_after(model, opt, "^closure: it left no new gradient", lambda: model(x).sum())
 
 
@@ -173,7 +174,7 @@ def test_a_grad_scaler_is_refused() -> None:
     with pytest.raises(RuntimeError, match="^GradScaler: FIPOptimizer cannot be stepped by one"):
         scaler.step(opt)
     assert all(torch.equal(t, weights[k]) for k, t in model.state_dict().items())
-    opt.step()  # and it is not remembered against the plain loop
+    opt.step()  # the plain loop still works afterwards
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""max_drift is a promise about what drift() says, whatever else happens in a step."""
+"""max_drift bounds the value of drift() after every step, whatever else happens in the step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def by_the_batch() -> nn.Sequential:
 
 
 def by_class(count: int) -> Tensor:
-    """Images sorted by class, so that statistics of a part are not those of the whole."""
+    """Images sorted by class, so that a chunk has other statistics than all images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, 1, 6, 6, generator=generator)
     return images + torch.arange(count).div(count / 4).floor().view(-1, 1, 1, 1)
@@ -113,7 +113,7 @@ def test_max_drift_is_checked_in_a_step_that_moves_no_weight(
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
     model.eval()
     anchors.refresh()
-    rest(model, optimizer)  # within the budget there is nothing to say
+    rest(model, optimizer)  # nothing is raised within the budget
 
 
 def test_max_drift_holds_beside_another_optimizer_that_steps_first() -> None:
@@ -126,6 +126,6 @@ def test_max_drift_holds_beside_another_optimizer_that_steps_first() -> None:
         for optimizer in (ours, theirs):
             optimizer.zero_grad()
         model(torch.randn(8, 4)).square().sum().backward()
-        theirs.step()  # the documented order
+        theirs.step()  # the documented order: the other optimizer steps first
         ours.step()
         assert ours.last_step.drift == anchors.drift() <= 0.05

@@ -106,7 +106,7 @@ def test_saved_run_goes_on_along_the_same_path(options, steps):
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    resumed = Run(seed=17, **options)  # other seeds: the states must carry what was drawn from
+    resumed = Run(seed=17, **options)  # the seeds differ, so the loaded states must bring their own
     resumed.model.load_state_dict(saved["model"])
     resumed.optimizer.anchors.load_state_dict(saved["anchors"])
     resumed.optimizer.load_state_dict(saved["optimizer"])
@@ -206,7 +206,7 @@ def test_copies_are_free_of_schedulers_and_hooks(duplicate):
     assert torch.equal(flat(task.model), before)
     assert float(flat(model).dist(other_before)) == pytest.approx(0.025, rel=1e-6)
     assert len(calls) == 1
-    again = lr_scheduler.ExponentialLR(other, 0.5)  # from the lr it started with
+    again = lr_scheduler.ExponentialLR(other, 0.5)  # this starts from the initial lr
     other.step(task.closure(other, model))
     again.step()
     assert optimizer.param_groups[0]["lr"] == 0.025
@@ -228,7 +228,7 @@ def test_copies_can_be_taken_while_recording(duplicate):
 @configurations
 @pytest.mark.parametrize("flatten", [False, True])
 def test_distributed_checkpoint_goes_on_along_the_same_path(options, flatten, tmp_path):
-    """torch makes the state to load into by a step with lr = 0 and zero gradients, where there is none."""
+    """torch makes a missing state by a step with lr = 0 and zero gradients, and then loads into it."""
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint import state_dict as torchs
 
@@ -240,11 +240,11 @@ def test_distributed_checkpoint_goes_on_along_the_same_path(options, flatten, tm
 
     run.advance(3)
     state = torchs.get_optimizer_state_dict(run.model, run.optimizer, options=asked)
-    with warnings.catch_warnings():  # torch, of a single process
+    with warnings.catch_warnings():  # torch warns about a single process
         warnings.simplefilter("ignore")
         checkpoint.save({"optimizer": state}, checkpoint_id=tmp_path)
 
-    # In memory, and from a file into the state that torch has made.
+    # The checkpoint is loaded from memory, and from a file into the state that torch makes.
     for other, loaded in ((resumed, copy.deepcopy(state)), (fresh, None)):
         other.model.load_state_dict(run.model.state_dict())
         other.optimizer.anchors.load_state_dict(run.optimizer.anchors.state_dict())
@@ -352,7 +352,7 @@ def assert_same_state(a, b):
 
 @configurations
 def test_a_reference_taken_from_the_resumed_network_is_refused(options):
-    """As Lightning's configure_optimizers would, and from_pretrained(checkpoint)."""
+    """Lightning's configure_optimizers and from_pretrained(checkpoint) would take the reference from that network."""
     run = Run(**options)
     run.advance(3)
     saved = {"model": run.model.state_dict(), "anchors": run.optimizer.anchors.state_dict()}
@@ -362,7 +362,7 @@ def test_a_reference_taken_from_the_resumed_network_is_refused(options):
 
     other = Run(**options)
     other.model.load_state_dict(saved["model"])
-    other.optimizer.anchors.refresh()  # what anchors are that are built only now
+    other.optimizer.anchors.refresh()  # these are the anchors that would be built now
     before = copy.deepcopy(other.optimizer.state_dict())
     with pytest.raises(
         ValueError, match=r"^state_dict: .*other reference .*anchors.load_state_dict"
@@ -399,7 +399,7 @@ def test_state_of_another_shape_is_refused():
 
 
 def test_optimizer_is_freed_without_the_collector():
-    """It holds the anchors; in a notebook, `del optimizer` should give them back."""
+    """The optimizer holds the anchors; in a notebook, `del optimizer` should free their memory."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
     for _ in range(2):

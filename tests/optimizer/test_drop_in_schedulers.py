@@ -22,7 +22,7 @@ T = 12  # steps
 SCHEDULERS: dict[type[LRScheduler], list[Callable[[Any], LRScheduler]]] = {
     lr_scheduler.LambdaLR: [
         lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch),
-        # A linear warm-up: the first step has lr = 0.
+        # The first step of this linear warm-up has lr = 0.
         lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: min(1.0, epoch / 4)),
     ],
     lr_scheduler.MultiplicativeLR: [
@@ -172,7 +172,7 @@ def test_a_scheduler_that_cycles_momentum_sets_the_momentum_of_the_steps(name):
 
 
 def test_warm_up_steps_of_length_zero_do_not_change_later_steps():
-    """Steps with lr = 0 move nothing, and what follows is what it would have been without them."""
+    """Steps with lr = 0 move no weight, and later steps are the same as without them."""
     runs = []
     for rests in (0, 3):
         task = Task()

@@ -118,7 +118,7 @@ def test_parameters_can_be_frozen_and_thawed_on_the_way():
         assert torch.equal(weight, before) is frozen
         optimizer.zero_grad()
         before = weight.detach().clone()
-        optimizer.step()  # L = 0 leaves frozen parameters alone too
+        optimizer.step()  # a step with L = 0 does not move frozen parameters either
         assert torch.equal(weight, before) is frozen
 
 
@@ -182,7 +182,8 @@ def test_named_parameters():
     unnamed.step(plain.closure(unnamed))
     assert same(task.model, plain.model)
     renamed = [(f"other.{name}", p) for name, p in task.model.named_parameters()]
-    other = FIPOptimizer(renamed, task.anchors())  # names are labels; identity is what counts
+    # Parameters are matched by identity and not by name.
+    other = FIPOptimizer(renamed, task.anchors())
     other.step(task.closure(other))
 
 
@@ -259,7 +260,8 @@ def test_closure_may_return_nothing_or_fail():
         optimizer.step(failing)
     assert torch.equal(flat(task.model), start)
     assert not optimizer.state
-    assert optimizer.step(lambda: inner() and None) is None  # Lightning's may return None
+    # A closure of Lightning may return None.
+    assert optimizer.step(lambda: inner() and None) is None
     assert not torch.equal(flat(task.model), start)
 
 
@@ -278,7 +280,7 @@ def left_old(optimizer):
 @pytest.mark.parametrize("leave", [left_none, left_zero, left_old])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "precondition": "adam"}])
 def test_closure_that_returns_none_without_backward_skips_its_batch(leave, options):
-    """As Lightning's does where training_step returns None, and many a loop's for a broken batch."""
+    """Lightning has such a closure if training_step returns None, and many loops have one for a broken batch."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), **options)
     for _ in range(2):
@@ -356,7 +358,7 @@ def test_grad_scaler_is_refused(how):
     with pytest.raises((RuntimeError, TypeError), match="GradScaler"):
         scaler.step(optimizer, *args)
     assert torch.equal(flat(task.model), start)
-    copy.deepcopy(optimizer)  # refusing must not get in the way of looking at the optimizer
+    copy.deepcopy(optimizer)  # the optimizer can still be copied and inspected after the refusal
     assert "lr" in repr(optimizer)
 
 

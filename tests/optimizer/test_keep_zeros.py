@@ -1,4 +1,4 @@
-"""A network that was pruned stays pruned where it is asked to."""
+"""A pruned network stays pruned if keep_zeros is set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRECONDITIONS = [None, "adam", "muon"]
 
 
 def pruned() -> tuple[nn.Sequential, Tensor]:
-    """A network of which half of the first layer's weights are zero, and where these are."""
+    """Returns a network with half of its first layer's weights at zero, and the mask of these weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 15), nn.Tanh(), nn.Linear(15, 3))
     zeros = torch.rand(15, 10) < 0.5
@@ -48,7 +48,7 @@ def test_zeros_stay_and_all_else_moves(
         keep_zeros=True,
     )
     start = copy.deepcopy(model)
-    for gradient in (True, True, True, False):  # and at last a step without an objective
+    for gradient in (True, True, True, False):  # the last step has no objective
         optimizer.zero_grad()
         if gradient:
             model(torch.randn(8, 10)).square().sum().backward()
@@ -59,7 +59,7 @@ def test_zeros_stay_and_all_else_moves(
 
 
 def test_masking_the_gradient_does_not_keep_zeros_without_keep_zeros() -> None:
-    # What restores the function is no part of .grad, so a hook on the gradient does not see it.
+    # The restoring term is not part of .grad, so a hook on the gradient does not see it.
     model, zeros = pruned()
     optimizer = optimizer_of(model)
     model[0].weight.register_hook(lambda gradient: gradient * ~zeros)

@@ -1,4 +1,4 @@
-"""Networks that the disk does not take: the run goes on, and the user is told what is missing."""
+"""Networks that could not be written: the run continues, and an error says at the end which ones are missing."""
 
 import contextlib
 import errno
@@ -27,14 +27,14 @@ def test_an_optimizer_step_counts_although_its_network_could_not_be_written(
     with full as raised, FIPPath(optimizer, folder=tmp_path) as path:
         states = walk(model, optimizer, 2)
         disk.fail(call, file)
-        # Warnings are errors in these tests, and yet none comes out of a step.
+        # The path gives a warning, which is an error in these tests. It must not come out of the step.
         states += walk(model, optimizer, 2)[1:]
     for state, twin in zip(states, expected, strict=True):
         assert_same(state, twin)
     assert raised.value.errno == errno.ENOSPC
     assert len(list(tmp_path.glob("*.partial"))) == 0
     if file == "index.json":
-        assert path.steps == [0, 1, 2, 3, 4]  # in this process all are there
+        assert path.steps == [0, 1, 2, 3, 4]  # this process has all networks
         assert_same(path[4], states[4])
         assert "the last 2 networks could not be listed" in str(raised.value)
     else:
@@ -112,7 +112,7 @@ def test_an_error_in_the_with_block_is_raised_with_a_note_about_missed_networks(
         raise KeyError("theirs")
     (note,) = raised.value.__notes__
     assert "steps [1] could not be recorded" in note
-    walk(model, optimizer, 1)  # nothing is recorded any more
+    walk(model, optimizer, 1)  # this step is not recorded
 
 
 def test_an_error_of_safetensors_is_raised_as_an_os_error(tmp_path, disk):

@@ -11,7 +11,7 @@ from fipoptim.path.record import FIPPath
 
 
 def test_every_state_of_the_folder_can_be_opened_or_recorded_into(tmp_path, disk):
-    """Copies of the folder before, in the middle of and after each of its changes: a kill leaves one of them."""
+    """The folder is copied before, during and after each change. A kill would leave one of these copies."""
     folder, moments = tmp_path / "path", []
 
     def snapshot(partial=None):

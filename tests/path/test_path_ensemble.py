@@ -1,4 +1,4 @@
-"""Recorded networks as one module, against the sum that defines it."""
+"""Recorded networks as one module, against the sum of softmax outputs that defines it."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The folder of a path: opened again, refused if it holds a path, and told apart from what it is not."""
+"""The folder of a path: it can be opened again, and is not overwritten by another recording."""
 
 import importlib
 import json

@@ -16,7 +16,7 @@ from fipoptim.path.record import FIPPath
 
 @pytest.fixture(scope="module")
 def opened_or_refused(undamaged, tmp_path_factory):
-    """Writes an index; what opens with it must be the path, or the beginning of it."""
+    """Writes an index. Opening the folder must then fail, or give the path or its beginning."""
     folder, states = undamaged
     damaged = Path(shutil.copytree(folder, tmp_path_factory.mktemp("fuzzed") / "damaged"))
     metadata = FIPPath.open(folder).metadata

@@ -1,4 +1,4 @@
-"""Recorded networks by index, loaded into models and summed up."""
+"""Recorded networks: reading them by index, loading them into models, and the summary of a path."""
 
 import copy
 

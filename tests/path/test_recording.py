@@ -79,9 +79,10 @@ def test_a_path_in_a_folder_keeps_its_weights_only_on_disk(tmp_path):
     model, optimizer = make()
     with FIPPath(optimizer, folder=tmp_path) as path:
         walk(model, optimizer, 3)
-        assert len(path._networks._last_parameters) == 1  # to measure the next distance from
+        # The distance to the next network is measured from these.
+        assert len(path._networks._last_parameters) == 1
     assert not path._networks._last_parameters
-    assert len(pickle.dumps(path)) < 4000  # the index alone, and no weights
+    assert len(pickle.dumps(path)) < 4000  # the pickle holds only the index
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == ["index.json", *(f"network-{i:05d}.safetensors" for i in range(4))]
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""Networks that differ from those recorded before: which are missed, and which are recorded all the same."""
+"""Networks that differ from those recorded before: some are missed, and others are recorded all the same."""
 
 import math
 
@@ -11,7 +11,7 @@ from fipoptim.path.record import FIPPath
 
 
 def miss_one_network(folder, match, change):
-    """Change the model between two steps; the first and the last network are recorded all the same."""
+    """Changes the model for one step. That network must be missed, and the others recorded."""
     model, optimizer = make()
     with (
         pytest.raises(RuntimeError, match=rf"steps \[2\] could not be recorded.*{match}"),

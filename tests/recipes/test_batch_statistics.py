@@ -1,4 +1,4 @@
-"""Networks that move with batch norm by the statistics of each batch, and get running statistics at the end."""
+"""Networks that move while batch norm uses the statistics of each batch, and get running statistics at the end."""
 
 import pytest
 import torch

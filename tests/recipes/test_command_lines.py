@@ -1,4 +1,4 @@
-"""What holds for the command lines of all recipes."""
+"""Properties of the command lines of all recipes."""
 
 import sys
 

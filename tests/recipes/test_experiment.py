@@ -1,4 +1,4 @@
-"""recipes.common.experiment: which runs are done, what a resumed run takes over, and what it refuses."""
+"""recipes.common.experiment: the runs that are done, and the files that a resumed run reuses or refuses."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from recipes.common.experiment import Experiment
 
 
 class Counting(Experiment[int, int]):
-    """Each method counts to the seed in two halves; ``log`` has what was run."""
+    """Each method counts to the seed in two halves; ``log`` lists the parts that were run."""
 
     start_files = ("start.safetensors",)
     start_keys = ("seed",)

@@ -71,7 +71,7 @@ def test_the_path_is_kept_as_numbers_and_as_a_picture(digits_run):
     worst = min(float(row["task1"]) for row in rows)
     assert worst == results["metrics"]["task1_worst_on_path"]
     assert float(rows[-1]["drift"]) == results["metrics"]["drift"]
-    assert not list(digits_run.glob(".*"))  # nothing half-written
+    assert not list(digits_run.glob(".*"))  # no half-written file is left
 
 
 def test_networks_on_the_path_can_be_opened(digits_run):
@@ -231,7 +231,8 @@ def test_a_tuning_option_reaches_only_its_method(tmp_path):
     assert results["config"]["tuning"]["naive"]["momentum"] is None
     assert results["config"]["tuning"]["replay"]["lr"] == 1.0
     assert results["config"]["tuning"]["distillation-muon"]["lr"] == 0.5
-    assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20  # nothing holds it
+    # Nothing holds the first task.
+    assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20
 
 
 def test_a_method_that_is_not_installed_says_what_to_install(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""recipes.common.data and augmentation: data sets, pairs of tasks, images made many."""
+"""recipes.common.data and augmentation: data sets, pairs of tasks, and many views of an image."""
 
 import numpy as np
 import pytest
@@ -97,7 +97,8 @@ def test_many_views_stay_images(name):
 def test_without_an_affine_map_two_images_are_mixed(monkeypatch):
     for name in ("TURN", "SHEAR", "SCALE", "SHIFT"):
         monkeypatch.setattr(augment, name, 0.0)
-    x = torch.eye(6).reshape(6, 1, 2, 3).repeat_interleave(2, dim=2)  # told apart by where they are
+    # The images differ in the position of their pixel.
+    x = torch.eye(6).reshape(6, 1, 2, 3).repeat_interleave(2, dim=2)
     black = DATASETS["mnist"].black
     found = many("mnist", 1)(x + black) - black
     own = (found * x).sum(dim=(1, 2, 3)) / x.square().sum(dim=(1, 2, 3))

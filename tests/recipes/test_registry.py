@@ -1,4 +1,4 @@
-"""A method is added from outside by one registration: command line, runs, tables and files know it."""
+"""One registration adds a method from outside to the command line, runs, tables and files."""
 
 import json
 from dataclasses import dataclass
@@ -63,4 +63,5 @@ def test_a_registered_method_runs_beside_the_others(tmp_path, capsys):
     assert results["config"]["tuning"]["decay"] == {"lr": 3e-3, "momentum": None, "strength": 0.5}
     assert (tmp_path / "decay.pt").exists()
     decayed, naive = (results["metrics"]["baselines"][m] for m in ("decay", "naive"))
-    assert decayed["drift_held_out"] != naive["drift_held_out"]  # its own steps were taken
+    # The registered method took its own steps.
+    assert decayed["drift_held_out"] != naive["drift_held_out"]

@@ -1,4 +1,4 @@
-"""The cosine of input gradients against its definition, at extremes, and what it leaves alone."""
+"""The cosine of input gradients against its definition, at extreme values, and its side effects."""
 
 import contextlib
 import copy
@@ -14,7 +14,7 @@ from fipoptim.secondary import Diversity
 
 
 def input_gradients(model, x, y):
-    """One input at a time, by the definition."""
+    """Returns the input gradients ``(n, inputs)``, computed one input at a time."""
     rows = []
     for one, label in zip(x, y, strict=True):
         one = one[None].clone().requires_grad_()
@@ -136,7 +136,7 @@ def test_inputs_without_a_gradient_count_as_zero():
 
 @pytest.mark.parametrize("margin", [20.0, 60.0, 80.0, 90.0, 100.0, 110.0])
 def test_gradient_is_finite_however_certain_the_prediction(margin):
-    # The input gradient shrinks with exp(-margin): through the subnormal numbers, of which no inverse exists.
+    # The input gradient shrinks with exp(-margin) down to subnormal numbers, whose inverses overflow.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     x, y = torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)
@@ -230,7 +230,7 @@ def test_a_loss_that_does_not_depend_on_the_inputs_is_refused():
 
 
 def test_references_follow_the_model_to_its_device():
-    # The meta device stands for any other one; there values cannot be read, only the device be seen.
+    # The meta device stands for any other device. It holds no values, so only the device is compared.
     model, reference = small_net(0), small_net(1)
     diversity = Diversity(model, reference, batches_of())
     model.to("meta")

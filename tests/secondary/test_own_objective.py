@@ -1,4 +1,4 @@
-"""An objective that is written outside of the package: a callable is enough, and no file of fipoptim knows of it."""
+"""An objective that is written outside of the package: any callable that returns a loss is enough."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What SparseProjection takes for a sparsity, a weighting and names, and what it refuses."""
+"""The values of sparsity, weighting and names that SparseProjection accepts, and those that it refuses."""
 
 import math
 from fractions import Fraction

@@ -14,7 +14,7 @@ from fipoptim.solver.eigenvalues import largest_eigenvalues
 def found(
     eigenvalues: list[float], k: int, tol: float, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[Tensor | None, int]:
-    """What is found of a matrix with these eigenvalues, and the number of products that took."""
+    """Returns the k largest eigenvalues found of a matrix with these eigenvalues, and the number of products used."""
     n, products = len(eigenvalues), 0
     generator = torch.Generator().manual_seed(seed)
     q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
@@ -84,7 +84,7 @@ def test_too_few_products_give_none() -> None:
         assert (
             largest_eigenvalues(lambda v: matrix @ v, like, k, tol=1e-9, max_products=most) is None
         )
-    # A space that is full before the copies are known gives none either.
+    # The result is None too if the space is full before all copies of an eigenvalue are found.
     equal = torch.diag(torch.tensor([1.0] * 9 + [0.5] + [0.0] * 90))
     like = torch.empty(100)
     for most in range(1, 12):

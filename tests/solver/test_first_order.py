@@ -28,6 +28,6 @@ def test_a_step_without_products_is_finite_if_its_gradient_is(
     geometry = diagonal(weight.to(dtype) if weighted else None)
     expected, gain = first_order_step(c, 0.3, diagonal(weight if weighted else None))
     v, found = first_order_step((c * scale).to(dtype), 0.3, geometry)
-    close = 1e-3 if scale == 1e-40 else 1e-6  # such a gradient has few digits itself
+    close = 1e-3 if scale == 1e-40 else 1e-6  # a gradient this small has few digits itself
     torch.testing.assert_close(v.double(), expected, rtol=0, atol=close)
     assert found == pytest.approx(gain * scale, rel=close)

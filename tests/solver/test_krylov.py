@@ -19,7 +19,7 @@ def test_a_krylov_space_of_two_starts_is_orthonormal_and_invariant() -> None:
     while space.extend():
         pass
     assert space.exhausted
-    assert space.size == 9  # the range, and one null direction of each start
+    assert space.size == 9  # dimensions of the range, and one null direction for each start
     q = torch.stack([space.combine(e) for e in torch.eye(9, dtype=torch.float64)])
     torch.testing.assert_close(q @ q.T, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(q @ a @ q.T, space.T, rtol=0, atol=1e-12)

@@ -150,7 +150,7 @@ def test_products_are_counted_and_stop_on_convergence() -> None:
         return g @ v
 
     solution = solve_on_sphere(matvec, c, 0.1, direction=lambda: c, max_products=50, tol=0.0)
-    assert calls == solution.products == 7  # the six directions of the range, and the rest
+    assert calls == solution.products == 7  # six directions of the range, and one outside it
     calls = 0
     assert (
         solve_on_sphere(matvec, c, 0.1, direction=lambda: c, max_products=3).products == calls == 3
@@ -169,7 +169,7 @@ def test_memory_for_many_products_is_allocated_only_as_needed() -> None:
     )
     assert solution.products <= 5
     g, c = psd(60, 60, 0), vector(60, 1)
-    space = KrylovSpace(lambda v: g @ v, 60)  # beyond the first block of room
+    space = KrylovSpace(lambda v: g @ v, 60)  # more vectors than the first block of memory holds
     space.add_start(c)
     while space.extend():
         pass
@@ -209,7 +209,7 @@ def test_a_restoring_term_alone_does_not_turn_the_step_back(
     last = 0.5 * vector(n, seed + 1) / vector(n, seed + 1).norm()
     solution = solve(
         g,
-        2 * g @ last,  # what the last step changed
+        2 * g @ last,  # the gradient of the drift that the last step caused
         0.5,
         direction=lambda: last.clone(),
         max_products=products,
@@ -224,7 +224,7 @@ def test_a_restoring_term_alone_does_not_turn_the_step_back(
 
 @settings(max_examples=100, deadline=None)
 @given(
-    # The products do not span everything, or the step would be the exact one.
+    # With so few products the space is not the whole one; otherwise the step would be exact.
     n=st.integers(24, 40),
     exponent=st.integers(-12, 0),
     small=st.integers(2, 4),
@@ -234,7 +234,7 @@ def test_a_restoring_term_alone_does_not_turn_the_step_back(
 def test_a_restoring_term_does_not_turn_the_step_back_if_rounding_hides_the_least_curvature(
     n: int, exponent: int, small: int, products: int, seed: int
 ) -> None:
-    # Curvatures far apart, in float32: the last step's own curvature is far below the rounding of the largest.
+    # The curvatures lie far apart: that of the last step is far below the float32 rounding of the largest.
     torch.manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
     eigenvalues = torch.logspace(-small, 4, n, dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_a_restoring_term_does_not_turn_the_step_back_if_rounding_hides_the_leas
         onward=True,
     ).step
     assert float(v.norm()) == pytest.approx(0.5, rel=1e-5)
-    # What restores is half of the squared step at most.
+    # The step points back by less than about 0.71 of its length.
     assert float(v @ last) > -0.71 * 0.5**2
 
 
@@ -261,7 +261,7 @@ def test_a_restoring_term_alone_is_solved_exactly_with_all_products(n: int, seed
     expected = solve(g, g @ c, 0.5)
     found = solve(g, g @ c, 0.5, onward=True)
 
-    # What changes nothing only fills the sphere where c alone does not, and may then point anywhere.
+    # Null directions only fill up the length of the step, and may point anywhere.
     assert torch.allclose(g @ found.step, g @ expected.step, atol=1e-12)
     assert float(found.step.norm()) == pytest.approx(float(expected.step.norm()), rel=1e-12)
     if expected.multiplier > 1e-6:
@@ -276,7 +276,7 @@ def test_a_step_with_products_is_finite_if_its_gradient_is(
 ) -> None:
     c, weight = vector(20, 0).clamp(-3, 3), vector(20, 1).abs() + 0.1
     g = psd(20, 6, 2)
-    # As only ratios matter, g may be as large, but for the range of its own precision.
+    # Only ratios matter, so g is scaled like c, unless that exceeds the range of its precision.
     factor = scale * 10.0**-log_share if 1e-30 < scale < 1e30 else 0.0
     geometry = diagonal(weight.to(dtype) if weighted else None)
     near = (g * factor).to(dtype)
@@ -310,7 +310,7 @@ def test_the_solution_is_exact_if_eigenvalues_repeat(
     onward: bool,
     seed: int,
 ) -> None:
-    """Also where neither the linear term nor the direction has a part in the lowest eigenspace."""
+    """The linear term and the direction may both be orthogonal to the lowest eigenspace."""
     eigenvalues = np.repeat([0.0 if null and i == 0 else 0.5 + i for i in range(len(times))], times)
     n = len(eigenvalues)
 
@@ -324,7 +324,7 @@ def test_the_solution_is_exact_if_eigenvalues_repeat(
             part[: n - times[-1]] = 0.0
         return part
 
-    # Diagonal, so that what is missing is missing to the last digit.
+    # The matrix is diagonal, so that a missing part is missing to the last digit.
     g = torch.diag(torch.from_numpy(eigenvalues))
     c = 10.0**log_c * with_parts(c_misses, seed)
     direction = with_parts(direction_misses, seed + 1)
@@ -333,7 +333,7 @@ def test_the_solution_is_exact_if_eigenvalues_repeat(
     )
     v = solution.step.numpy()
     assert np.linalg.norm(v) == pytest.approx(0.5, rel=1e-9)
-    filling = vector(n, seed + 2).numpy()  # any will do
+    filling = vector(n, seed + 2).numpy()  # any direction will do
     expected, multiplier = oracle.sphere_step(g.numpy(), c.numpy(), 0.5, direction=filling)
     best = oracle.objective(g.numpy(), c.numpy(), expected)
     size = abs(expected @ g.numpy() @ expected) + abs(c.numpy() @ expected)

@@ -1,4 +1,4 @@
-"""Attacks that are not weakened."""
+"""The attacks of ``recipes.diversity`` are as strong as they should be."""
 
 import math
 

@@ -21,7 +21,7 @@ def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
     error = refusal(capsys, "--checkpoint", str(path), "--out", str(tmp_path / "out"))
     assert f"argument --checkpoint: {path} cannot be read as weights" in error
     assert not (tmp_path / "owned").exists()
-    torch.save(digits_mlp().state_dict(), path)  # a state dict that torch saved is taken
+    torch.save(digits_mlp().state_dict(), path)  # a state dict that torch saved is accepted
     out = ["--out", str(tmp_path / "out"), "--objective", "none", "--baseline"]
     assert main(["--checkpoint", str(path), *out, *SHORT]) == 0
 

@@ -1,4 +1,4 @@
-"""Members of ensembles: how many, how far, what they keep and what they withstand."""
+"""Members of ensembles: their number, distances, accuracy and robustness to attacks."""
 
 import json
 
@@ -137,7 +137,7 @@ def test_the_misalign_objective_turns_input_gradients_away_from_the_start_networ
 def test_the_withstand_members_resist_attacks_on_the_start_network(start, task, tmp_path, images):
     x, y = images
     attacked = INFO.normalized(pgd(Pixels(start, INFO).eval(), x, y, 0.15))
-    # So many steps that members settle: with fewer one is an image to either side of the bounds, by rounding.
+    # The members settle with this many steps. With fewer, rounding moves one across the bounds by an image.
     settings = SETTINGS.changed(away=200, between=100)
     ensemble = build_ensemble(
         "withstand", start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0

@@ -1,4 +1,4 @@
-"""Results of ``recipes.diversity``, and resumed runs: what they keep, and what they refuse."""
+"""Results of ``recipes.diversity``, and the files that resumed runs reuse or refuse."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_the_recipe_leaves_results_members_and_plots_and_resumes(tmp_path, capsy
     assert main([*everything, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "seed 0, path, misaligned" in out
-    assert "seed 0, path, L = 0" not in out  # it was finished
+    assert "seed 0, path, L = 0" not in out  # this method was finished
     assert (tmp_path / "seed-0" / "none.json").stat().st_mtime_ns == kept
     found = json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert list(found["ensembles"]) == list(METHODS)
@@ -84,7 +84,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path
         assert str(ours / name) in error
         assert "another configuration (epochs 2 there, 3 asked for)" in error
         (ours / name).write_bytes(own)
-    # Members of an ensemble that was not finished are no others' either.
+    # Members of an unfinished ensemble of another configuration are not reused either.
     (ours / "independent.json").unlink()
     (theirs / "independent").rename(ours / "independent-theirs")
     (ours / "independent").rename(ours / "independent-ours")

@@ -1,4 +1,4 @@
-"""The objective of outputs that do not follow attacks."""
+"""The objective that keeps outputs from following attacks."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_attack_divergence_attacks_the_other_members_too(start, task):
     torch.manual_seed(1)
     alone = divergence(start, start, task)
     more = divergence(start, start, task, others=[digits_mlp()])
-    # An untrained network's attacks hardly move the start network.
+    # Attacks on an untrained network hardly change the outputs of the start network.
     assert sum(more().item() for _ in range(10)) < 0.8 * sum(alone().item() for _ in range(10))
 
 

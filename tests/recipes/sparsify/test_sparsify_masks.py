@@ -1,4 +1,4 @@
-"""Weights held at zero: what the network computes, what an optimizer and the metric see of them."""
+"""Weights held at zero: the outputs of the network, and the view of an optimizer and the metric."""
 
 import torch
 from sparsify_cases import NAMES, some_masks

@@ -1,4 +1,4 @@
-"""The pruning methods: they arrive at exactly the sparsity, and read no more than they say."""
+"""The pruning methods reach exactly the sparsity asked for, and read only the data that they may."""
 
 from dataclasses import replace
 
@@ -80,7 +80,7 @@ def test_the_path_reads_no_label(products, digits, dense):
         for task in (digits, shuffled)
     ]
     assert all(torch.equal(runs[0].state[k], runs[1].state[k]) for k in runs[0].state)
-    assert runs[0].accuracy > 60  # the start network's function, from its outputs alone
+    assert runs[0].accuracy > 60  # the function is learnt from outputs of the dense network alone
 
 
 def test_mirror_images_become_anchors_without_more_steps(digits, dense):
@@ -95,9 +95,7 @@ def test_mirror_images_become_anchors_without_more_steps(digits, dense):
         plain = settings.changed(mirror=False)
         assert steps == total_steps(method, digits, [0.9], plain)
     labelled = METHODS["gradual"](dense, digits, settings, augment=None, seed=0)
-    assert (
-        len(labelled.inputs.images) == n
-    )  # those that follow labels are augmented as they always were
+    assert len(labelled.inputs.images) == n  # training with labels adds no mirror images
 
 
 def test_the_path_with_labels_reads_them(digits, dense):

@@ -1,4 +1,4 @@
-"""A pruning method is added from outside by one registration; the recipe knows the rest of it from its class."""
+"""One registration adds a pruning method from outside; the recipe reads all else from its class."""
 
 import json
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class PowerOptions:
 
 
 class PowerOfMagnitude(Gradual):
-    """Gradual pruning by a power of the magnitude, whatever the layer."""
+    """Gradual pruning by a power of the magnitude, the same in all layers."""
 
     title = "power, labels"
     option_kinds = (*Gradual.option_kinds, PowerOptions)
     used: ClassVar[list[float]] = []
 
     def score(self, weight):
-        """A power of the magnitude."""
+        """Returns a power of the magnitude, in the shape of ``weight``."""
         power = self.settings.of(PowerOptions).power
         self.used.append(power)
         return weight.abs() ** power

@@ -25,12 +25,13 @@ def test_the_title_of_a_column_names_the_method_that_ran():
     assert of("fip", products=2) == of("fip", products="adaptive") == "invariant path"
     assert of("fip", products="adaptive", labels=True) == "invariant path + labels"
     assert of("lottery-ticket") == "lottery ticket"
-    assert of("lottery-ticket", rewinds=False) == "iterative, labels"  # nothing to go back to
+    # There are no initial weights to go back to.
+    assert of("lottery-ticket", rewinds=False) == "iterative, labels"
     assert of("gradual-distillation", products=0) == "gradual, distilled"
 
 
 def legends(monkeypatch):
-    """The labels of what is drawn, by file."""
+    """Returns the labels of the curves in each plot, by file name."""
     found = {}
 
     def save(figure, path, **keywords):

@@ -1,4 +1,4 @@
-"""The sparsities that methods visit on the way to those asked for, and their epochs."""
+"""Stages: the sparsities that methods visit before those asked for, and the epochs of each."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def test_a_lottery_ticket_round_prunes_no_more_than_its_share():
 )
 def test_the_stages_are_short_enough_and_as_few_as_possible(asked):
     parts = stages(asked)
-    assert [part[-1] for part in parts] == asked  # exactly, and reported from there
+    assert [part[-1] for part in parts] == asked  # each part ends exactly at a sparsity asked for
     visited = [sparsity for part in parts for sparsity in part]
     assert visited == sorted(set(visited))
     here = 0.0
@@ -39,7 +39,7 @@ def test_the_stages_are_short_enough_and_as_few_as_possible(asked):
         share = (sparsity - here) / (1 - here)
         assert sparsity <= 0.93 + 1e-9 or share <= 0.6 + 1e-9
         here = sparsity
-    # As few as there can be: with one less some stage would be longer.
+    # There are as few stages as possible: with one less, some stage would be too long.
     begun = 0.0
     for part, wanted in zip(parts, asked, strict=True):
         least = max(
@@ -70,7 +70,7 @@ def test_a_single_sparsity_is_reached_through_stages(products, digits, dense):
             ([0.98], settings.changed(waypoints=False), lambda n, text: None),
         )
     )
-    assert [n.sparsity for n in alone.networks] == [0.98]  # waypoints are visited, not reported
+    assert [n.sparsity for n in alone.networks] == [0.98]  # waypoints are not reported
     assert all(
         torch.equal(t, told.networks[-1].state[k]) for k, t in alone.networks[0].state.items()
     )
