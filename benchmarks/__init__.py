@@ -1,1 +1,1 @@
-"""Side-by-side measurements against other libraries; results are JSON with the environment."""
+"""Measurements of fipoptim beside other libraries; each result is a JSON file that names the machine and versions."""

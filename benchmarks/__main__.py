@@ -1,4 +1,4 @@
-"""All benchmarks: ``make bench``, or ``python -m benchmarks --device cuda`` on a GPU."""
+"""Runs all benchmarks: ``make bench``, or ``python -m benchmarks --device cuda`` on a GPU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from benchmarks.cases import CASES
 from recipes.common.options import SEED, whole
 
 SUITES = ("products", "steps", "growth")
-# On a CPU to compile a large network's derivative takes minutes.
+# The cases measured with torch.compile. Compiling the derivative of a larger network takes minutes on a CPU.
 COMPILED = ("LeNet-300-100", "CNN", "ResNet-20")
 
 
 def main() -> None:
-    """Measure, and write JSON, the plot and the tables."""
+    """Runs the chosen suites, prints their tables, and writes JSON, tables and a plot into the results folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
@@ -27,11 +27,13 @@ def main() -> None:
         "--rounds",
         type=whole(1),
         default=7,
-        help="timings of each product; of a step half as many, and three at least",
+        help="timings of each product [%(default)s]; each step is timed half as often, at least three times",
     )
     parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--compile-all", action="store_true", help="torch.compile on every case")
-    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results)")
+    parser.add_argument(
+        "--compile-all", action="store_true", help="measure torch.compile on every case"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the results [benchmarks/results]")
     arguments = parser.parse_args()
     device, seed, rounds = arguments.device, arguments.seed, arguments.rounds
     out = arguments.out or record.RESULTS
@@ -52,13 +54,13 @@ def main() -> None:
             text = growth.table(results)
             growth.plot(results, out / f"growth{suffix}.png")
         seconds = time.perf_counter() - start
-        found = {
+        measurements = {
             "command": f"python -m benchmarks --suites {suite} --device {device} "
             f"--rounds {rounds} --seed {seed}",
             "seconds": seconds,
             "results": results,
         }
-        record.write(out / f"{suite}{suffix}.json", suite, device, found)
+        record.write(out / f"{suite}{suffix}.json", suite, device, measurements)
         (out / f"{suite}{suffix}.md").write_text(text)
         print(f"\n{suite} ({seconds:.0f} s)\n\n{text}", flush=True)
 

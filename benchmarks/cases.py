@@ -14,14 +14,14 @@ from recipes.common.networks import lenet_300_100, narrow_resnet18, paper_cnn, r
 
 @dataclass(frozen=True)
 class Case:
-    """A network with inputs for it.
+    """A network and random inputs for it.
 
     Attributes:
-        name: What tables call it.
-        build: Makes the network; parameters that require no gradient are not optimized.
-        draw: Draws n inputs.
-        batch: Anchors, and inputs of the new task, in one step.
-        classes: Outputs of the network.
+        name: The name of the case in tables.
+        build: Returns a new network; its parameters that require no gradient are not optimized.
+        draw: Returns ``n`` random inputs, shape ``(n, ...)``.
+        batch: The number of anchors in one step, and also the number of inputs of the new task.
+        classes: The number of outputs of the network.
     """
 
     name: str
@@ -31,7 +31,16 @@ class Case:
     classes: int
 
     def make(self, seed: int, device: torch.device) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-        """The seeded network in eval mode, anchors, new inputs and new labels."""
+        """Builds the network and draws its data, all from one seed.
+
+        Args:
+            seed: The seed of the weights, inputs and labels.
+            device: The device of everything returned.
+
+        Returns:
+            The network in eval mode; the anchors ``(batch, ...)``; the inputs of the new task ``(batch, ...)``; and
+            the labels of these inputs ``(batch,)``.
+        """
         torch.manual_seed(seed)
         model = self.build().eval()
         anchors, new = self.draw(self.batch), self.draw(self.batch)
@@ -40,7 +49,7 @@ class Case:
 
 
 class Transformer(nn.Module):
-    """A text classifier for tokens ``(n, 32)``: six encoder layers, 11 million parameters."""
+    """A text classifier for tokens ``(n, 32)``, with six encoder layers and 11 million parameters."""
 
     def __init__(self, classes: int = 10, width: int = 384, vocabulary: int = 1000) -> None:
         super().__init__()
@@ -52,13 +61,13 @@ class Transformer(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(n, classes)``."""
+        """Returns the logits ``(n, classes)`` of tokens ``(n, length)``."""
         logits: Tensor = self.head(self.encoder(self.embedding(tokens)).mean(dim=1))
         return logits
 
 
 class LowRank(nn.Module):
-    """Adds a product of rank r to a weight (Hu et al., LoRA)."""
+    """A parametrization that adds a trainable matrix of rank ``rank`` to a frozen weight (Hu et al., LoRA)."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -66,12 +75,12 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The adapted weight."""
+        """Returns the adapted weight, in the shape of ``weight``."""
         return weight + self.b @ self.a
 
 
 def adapted_transformer(rank: int = 8) -> Transformer:
-    """The transformer with adapters on all its linear layers, and only those to be optimized."""
+    """Returns the transformer with low-rank adapters on its linear encoder layers; only the adapters are optimized."""
     model = Transformer().requires_grad_(False)
     for module in model.encoder.modules():
         if isinstance(module, nn.Linear):
@@ -82,12 +91,12 @@ def adapted_transformer(rank: int = 8) -> Transformer:
 
 
 def tokens(n: int) -> Tensor:
-    """Random tokens ``(n, 32)``."""
+    """Returns random tokens ``(n, 32)``."""
     return torch.randint(1000, (n, 32))
 
 
 def images(*shape: int) -> Callable[[int], Tensor]:
-    """Draws random images of ``shape``."""
+    """Returns a function of n that draws random images ``(n, *shape)``."""
     return lambda n: torch.randn(n, *shape)
 
 

@@ -1,4 +1,4 @@
-"""How the cost of a step grows: with anchors, parameters, classes and products."""
+"""Time and memory of one step against the number of anchors, parameters, classes and products."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from recipes.common.networks import lenet_300_100, paper_cnn
 from recipes.common.training import synchronize
 
-CHUNK = 500
+CHUNK = 500  # anchors evaluated at once if a step has more than this
 
 
 def mlp(parameters: int, inputs: int = 64, classes: int = 10) -> nn.Sequential:
-    """Two hidden layers of equal width, with about so many parameters."""
+    """Returns a network of two hidden layers of equal width with about ``parameters`` parameters."""
     half = inputs + classes
     width = max(1, round((-half + (half**2 + 4 * parameters) ** 0.5) / 2))
     return nn.Sequential(
@@ -39,7 +39,20 @@ def mlp(parameters: int, inputs: int = 64, classes: int = 10) -> nn.Sequential:
 def cost(
     model: nn.Module, anchors: Tensor, new: Tensor, *, classes: int, products: int, repeats: int
 ) -> dict[str, float]:
-    """Seconds (the least of ``repeats``) and peak memory of one step."""
+    """Measures one optimizer step.
+
+    Args:
+        model: The network.
+        anchors: The anchors ``(n, ...)``.
+        new: The inputs of the new task ``(m, ...)``; their labels are drawn here.
+        classes: The number of the network's outputs.
+        products: The number of metric products in the step.
+        repeats: The number of timed steps.
+
+    Returns:
+        The number of ``parameters``; ``seconds``, the time of the fastest of the timed steps without the forward and
+        backward pass of the new inputs; and ``peak_bytes``, the peak memory of one step with that pass.
+    """
     chunk = CHUNK if len(anchors) > CHUNK else None
     batch = AnchorBatch(model, anchors, chunk_size=chunk)
     solver = Solver(products=products, tol=0.0)
@@ -54,7 +67,7 @@ def cost(
         synchronize(new.device)
         return time.perf_counter() - start
 
-    step()  # makes the trace
+    step()  # the first step traces the network and is not measured
     with LiveMemory() as live:
         step()
     return {
@@ -65,14 +78,14 @@ def cost(
 
 
 def run(*, seed: int, device: torch.device) -> dict[str, Any]:
-    """All four sweeps."""
+    """Returns, for each of the four quantities, the cost of a step at each of its values."""
     torch.manual_seed(seed)
     results: dict[str, Any] = {}
 
-    def sweep(name: str, values: list[int], one: Any) -> None:
+    def sweep(name: str, values: list[int], measure: Any) -> None:
         results[name] = {}
         for value in tqdm(values, desc=f"growth with {name}", leave=False):
-            results[name][str(value)] = one(value)
+            results[name][str(value)] = measure(value)
 
     def draw(n: int, *shape: int) -> Tensor:
         return torch.randn(n, *shape, device=device)
@@ -112,7 +125,7 @@ def run(*, seed: int, device: torch.device) -> dict[str, Any]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Time and memory of a step against each quantity."""
+    """Draws the time and memory of a step against each quantity, on logarithmic axes."""
     figure, axes = plt.subplots(2, 4, figsize=(12, 5), sharex="col", layout="constrained")
     for column, (name, rows) in enumerate(results.items()):
         values = [row["parameters"] if name == "parameters" else int(v) for v, row in rows.items()]
@@ -129,7 +142,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The sweeps as Markdown lists."""
+    """Returns a Markdown list with one line for each quantity: its values, each with seconds and peak MiB."""
     lines = []
     for name, rows in results.items():
         points = ", ".join(

@@ -1,4 +1,4 @@
-"""How much memory is alive at once: exact on every device, as it counts storages and not the allocator's pools."""
+"""Peak memory of tensors. The count is exact on every device: it counts tensors and not the pools of an allocator."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside the ``with`` block that are alive at the same time.
+    """Counts the bytes of the tensors that were made inside the ``with`` block and are still alive.
 
-    What an operation uses for itself while it runs is not seen.
+    Memory that an operation allocates and frees while it runs is not counted.
 
     Attributes:
-        peak: The most bytes alive after an operation.
+        peak: The largest number of bytes alive after any operation.
     """
 
     def __init__(self) -> None:

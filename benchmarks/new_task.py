@@ -1,7 +1,8 @@
-"""What a step costs over a whole run: ``python -m benchmarks.new_task --data-root DIR``.
+"""Mean time of a step over a whole run: ``python -m benchmarks.new_task --data-root DIR``.
 
-Trains a CNN on MNIST and then, on copies of it, on Fashion-MNIST by several methods at once, as ``new_task`` does,
-a step of each in turn on the same batch: so all meet the same machine, and their times can be compared.
+A CNN is trained on MNIST, and copies of it are then trained on Fashion-MNIST as the ``new_task`` recipe does, one copy
+for each method. The methods take turns step by step on the same batches, so that a slow phase of the machine slows all
+of them and their times can be compared.
 """
 
 from __future__ import annotations
@@ -38,13 +39,22 @@ COMPARED = ("fip", "distillation", "naive")
 def stepper(
     learner: Learner, steps: int, products: Counter[int]
 ) -> Callable[[Tensor, Tensor], float]:
-    """Takes a step of the learner's on a batch, says how many seconds that took, and counts its products."""
+    """Returns a function that trains the learner for one step.
+
+    Args:
+        learner: The learner; its model is trained in place.
+        steps: The number of steps of the whole run, over which the learning rate is scheduled.
+        products: A counter. For each step of a ``FIPOptimizer`` the count of that step's number of products is raised.
+
+    Returns:
+        A function of inputs ``(n, ...)`` and labels ``(n,)`` that takes the step and returns its seconds.
+    """
     assert isinstance(learner, InvariantPath | Plain)
     optimizer, scheduler = learner.optimizer(steps)
     loss = learner.objective() if isinstance(learner, Plain) else learner.loss
 
     def step(x: Tensor, y: Tensor) -> float:
-        passed = train(
+        seconds = train(
             learner.model,
             iter([(x, y)]),
             optimizer,
@@ -54,23 +64,23 @@ def stepper(
         )
         if isinstance(optimizer, FIPOptimizer) and optimizer.last_step is not None:
             products[optimizer.last_step.iterations] += 1
-        return passed
+        return seconds
 
     return step
 
 
 def main() -> None:
-    """Run, print the means, write the JSON."""
+    """Runs the benchmark, and prints and writes the mean time of a step of each method."""
     settings = DEFAULTS["mnist"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--download", action="store_true", help="fetch what is missing")
+    parser.add_argument("--download", action="store_true", help="download missing data")
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument(
         "--epochs",
         type=positive,
         default=settings.epochs,
-        help="of each method, on a cycle of that length [%(default)g]",
+        help="epochs of each method; the learning rate schedule has the same length [%(default)g]",
     )
     parser.add_argument("--out", type=Path, default=record.RESULTS / "new_task_steps.json")
     arguments = parser.parse_args()
@@ -109,7 +119,7 @@ def main() -> None:
     for x, y in tqdm(batches, total=steps, unit="step"):
         for name, step in steppers.items():
             seconds[name] += step(x, y)
-    found = {
+    measurements = {
         "command": f"python -m benchmarks.new_task --data-root DIR --seed {seed} --epochs {epochs:g}",
         "steps": steps,
         "milliseconds_a_step": {name: 1000 * s / steps for name, s in seconds.items()},
@@ -117,8 +127,8 @@ def main() -> None:
         "ratio_to_plain": seconds["fip"] / seconds["naive"],
         "steps_by_products": dict(sorted(products.items())),
     }
-    print(json.dumps(found, indent=1))
-    record.write(arguments.out, "new_task_steps", torch.device("cpu"), found)
+    print(json.dumps(measurements, indent=1))
+    record.write(arguments.out, "new_task_steps", torch.device("cpu"), measurements)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What one metric product costs, beside other ways to the same product.
+"""Time of one metric product ``g v``, beside other ways to compute the same product.
 
-Everything is given as the ratio to one forward and backward pass over the same anchors in the same round. Before
+Each time is given as its ratio to one forward and backward pass over the same anchors in the same round. Before
 anything is timed, all ways are checked to compute the same product.
 """
 
@@ -36,14 +36,29 @@ WAYS = (
     "double-VJP form",
     "dense Jacobian (jacrev), with J kept",
 )
-# The largest dense Jacobian to build.
-DENSE_BYTES = 2**28
+DENSE_BYTES = 2**28  # a larger dense Jacobian is not built
 
 
 def measure(
     case: Case, *, rounds: int, seed: int, device: torch.device, compiled: bool
 ) -> dict[str, Any]:
-    """Times every way on one case."""
+    """Times all ways to compute a product on one case.
+
+    Args:
+        case: The network and its anchors.
+        rounds: The number of timings of each way.
+        seed: The seed of the weights, anchors and the vector.
+        device: The device that computes.
+        compiled: Whether to time the product under ``torch.compile`` as well.
+
+    Returns:
+        The timings of each way in ``rows``, the reason for each way that is missing in ``left_out``, the size of the
+        case, and the seconds to trace and to compile the network.
+
+    Raises:
+        RuntimeError: If the network could not be traced.
+        AssertionError: If two ways compute different products.
+    """
     model, inputs, _, _ = case.make(seed, device)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     params = list(named.values())
@@ -53,7 +68,7 @@ def measure(
     traced = AnchorMetric(anchors, form="forward")
     trace_seconds = time.perf_counter() - start
     if not traced.traced:
-        raise RuntimeError(f"{case.name}: could not be traced")
+        raise RuntimeError(f"{case.name}: the network could not be traced")
     count = len(inputs)
     ways: dict[str, Callable[[], Any]] = {
         BASE: lambda: torch.autograd.grad(model(inputs).square().sum(), params),
@@ -93,7 +108,7 @@ def measure(
             ways[WAYS[7]] = lambda: jacobian.T @ (jacobian @ v) / count
         else:
             left_out[WAYS[7]] = f"J takes {size / 2**30:.0f} GiB"
-        _check(ways, v)
+        _check(ways)
         rows = side_by_side(ways, base=BASE, rounds=rounds, device=device, title=case.name)
     return {
         "parameters": v.numel(),
@@ -112,7 +127,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 def _by_hand(
     model: nn.Module, named: dict[str, nn.Parameter], inputs: Tensor, tangents: Sequence[Tensor]
 ) -> Tensor:
-    """What one would write with torch.func."""
+    """Returns the product as a user of torch.func would write it."""
 
     def function(weights: dict[str, Tensor]) -> Tensor:
         result: Tensor = torch.func.functional_call(model, weights, (inputs,))
@@ -127,6 +142,7 @@ def _by_hand(
 
 
 def _dense(model: nn.Module, named: dict[str, nn.Parameter], inputs: Tensor) -> Tensor:
+    """Returns the Jacobian of all outputs, shape ``(anchors * outputs, parameters)``."""
     weights = {name: p.detach() for name, p in named.items()}
     jacobian = torch.func.jacrev(
         lambda w: torch.func.functional_call(model, w, (inputs,)).reshape(-1), chunk_size=64
@@ -134,7 +150,8 @@ def _dense(model: nn.Module, named: dict[str, nn.Parameter], inputs: Tensor) -> 
     return torch.cat([jacobian[name].flatten(1) for name in named], dim=1)
 
 
-def _check(ways: dict[str, Callable[[], Any]], v: Tensor) -> None:
+def _check(ways: dict[str, Callable[[], Any]]) -> None:
+    """Raises an AssertionError with the name of a way that computes another product than the first way."""
     expected = ways[WAYS[0]]()
     for name, run in ways.items():
         if name != BASE:
@@ -144,7 +161,7 @@ def _check(ways: dict[str, Callable[[], Any]], v: Tensor) -> None:
 
 
 def run(*, rounds: int, seed: int, device: torch.device, compiled: Sequence[str]) -> dict[str, Any]:
-    """All cases; ``compiled`` names those to measure with ``torch.compile`` as well."""
+    """Measures all cases; ``compiled`` names the cases to measure under ``torch.compile`` as well."""
     return {
         case.name: measure(
             case, rounds=rounds, seed=seed, device=device, compiled=case.name in compiled
@@ -154,7 +171,7 @@ def run(*, rounds: int, seed: int, device: torch.device, compiled: Sequence[str]
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Returns the results as a Markdown table with one column for each case."""
     names = list(results)
     rows: list[list[Any]] = [
         ["weights optimized", *(f"{results[n]['parameters']:,}" for n in names)],

@@ -1,7 +1,8 @@
-"""What one optimizer step costs, beside Adam and beside distillation with Adam.
+"""Time and memory of one optimizer step, beside Adam and beside distillation with Adam.
 
-Every step sees one batch of the new task, and as many anchors where it has any. Distillation adds to the loss the mean
-squared distance of the anchors' outputs from the reference, as ``FIPOptimizer`` does to first order without products.
+Every step sees one batch of the new task. The steps of fipoptim and of distillation see as many anchors as this batch
+has inputs. Distillation adds to the loss the mean squared distance of the anchors' outputs from the reference; a step
+of ``FIPOptimizer`` without products does the same to first order.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fipoptim.anchors.output_space import squared_distance
 ADAM, DISTILLATION, DEFAULT = "Adam", "Adam with distillation", "fipoptim, default"
 PRODUCTS = (1, 3, 8)
 NAMES = (ADAM, DISTILLATION, DEFAULT, *(f"fipoptim, {k} products" for k in PRODUCTS))
+# The parts of a step: the class and the method that are timed.
 PARTS = {
     "linearize the anchors": (AnchorMetric, "__init__"),
     "restoring term": (FIPOptimizer, "_restoring_term"),
@@ -40,7 +42,16 @@ PARTS = {
 
 
 class Loop:
-    """One way of training, on its own copy of the network."""
+    """One way of training, on its own copy of the network.
+
+    Args:
+        name: One of ``NAMES``.
+        model: The network; it is copied.
+        anchors: The anchors ``(n, ...)``.
+        new: The inputs of the new task ``(n, ...)``.
+        labels: The labels of ``new``, shape ``(n,)``.
+        bf16: Whether the pass over ``new`` runs under bfloat16 autocast.
+    """
 
     def __init__(
         self, name: str, model: nn.Module, anchors: Tensor, new: Tensor, labels: Tensor, bf16: bool
@@ -51,7 +62,7 @@ class Loop:
         params = [p for p in self.model.parameters() if p.requires_grad]
         self.distils = name == DISTILLATION
         self.optimizer: torch.optim.Optimizer
-        # Steps so short that every round does the same work; a large beta, at which no product is needed.
+        # The steps are so short that every round does the same work. At so large a beta the default takes no products.
         if name in (ADAM, DISTILLATION):
             self.optimizer = torch.optim.Adam(params, lr=1e-6)
         else:
@@ -66,7 +77,7 @@ class Loop:
             )
 
     def step(self) -> None:
-        """The forward and backward pass of the new batch, and the step."""
+        """Takes the forward and backward pass over the new batch, and the optimizer step."""
         self.optimizer.zero_grad()
         with torch.autocast(self.new.device.type, torch.bfloat16, enabled=self.bf16):
             loss = F.cross_entropy(self.model(self.new), self.labels)
@@ -80,7 +91,19 @@ class Loop:
 def measure(
     case: Case, *, rounds: int, seed: int, device: torch.device, bf16: bool = False
 ) -> dict[str, Any]:
-    """Times all ways side by side, then the memory of one step of each, then the parts of a step."""
+    """Measures one case.
+
+    Args:
+        case: The network and its inputs.
+        rounds: The number of timings of each way of training.
+        seed: The seed of the weights and inputs.
+        device: The device that computes.
+        bf16: Whether the pass over the new batch runs under bfloat16 autocast.
+
+    Returns:
+        The timings of the ways in ``rows``, the peak memory of one step of each way in ``peak_bytes``, the seconds of
+        each part of two kinds of step in ``parts``, and the size of the case.
+    """
     made = case.make(seed, device)
     loops = {name: Loop(name, *made, bf16) for name in NAMES}
     ways: dict[str, Callable[[], object]] = {name: loop.step for name, loop in loops.items()}
@@ -103,7 +126,7 @@ def measure(
 
 
 def _parts(loop: Loop, rounds: int) -> dict[str, float]:
-    """Seconds of each part of a step; parts contain each other."""
+    """Returns the mean seconds of each part of a step. Some parts contain others, so the seconds overlap."""
     seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -133,7 +156,7 @@ def _parts(loop: Loop, rounds: int) -> dict[str, float]:
 
 
 def run(*, rounds: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """All cases in float32, and the larger ones with the new batch in bfloat16."""
+    """Measures each network once in float32, and ResNet-20 and the transformer with a bfloat16 batch as well."""
     results = {
         case.name: measure(case, rounds=rounds, seed=seed, device=device)
         for case in CASES
@@ -148,7 +171,7 @@ def run(*, rounds: int, seed: int, device: torch.device) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Time, memory and the parts of a step as Markdown."""
+    """Returns three Markdown tables: the time, the memory and the parts of a step."""
     names = list(results)
     time_rows: list[list[Any]] = [
         ["inputs, and anchors", *(results[n]["inputs"] for n in names)],
@@ -177,5 +200,6 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _vectors(result: dict[str, Any], way: str) -> float:
+    """Returns the peak memory of a way less that of Adam, in vectors of all optimized parameters."""
     over = result["peak_bytes"][way] - result["peak_bytes"][ADAM]
     return float(over / result["parameter_vector_bytes"])

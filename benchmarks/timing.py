@@ -1,4 +1,4 @@
-"""Side-by-side timing: every way in turn, round after round, so that all see the same machine."""
+"""Side-by-side timing. All ways take turns, round after round, so that a slow phase of the machine slows them all."""
 
 from __future__ import annotations
 
@@ -23,9 +23,20 @@ def side_by_side(
     device: torch.device,
     title: str,
 ) -> dict[str, Row]:
-    """Seconds of each way (median over rounds), and its ratio to ``base`` in the same round.
+    """Times several ways to do the same work, in turn.
 
-    The first round warms up and is not counted.
+    A first round warms up and is not counted.
+
+    Args:
+        ways: Functions to time, by name.
+        base: The name of the way that the others are compared with.
+        rounds: The number of rounds counted; each way runs once in a round.
+        device: The device that computes; it is synchronized around each run.
+        title: The title of the progress bar.
+
+    Returns:
+        For each way ``seconds``, the median over the rounds, and ``ratio``, ``ratio_min`` and ``ratio_max``: the
+        median, least and largest ratio of its time to that of ``base`` in the same round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for i in tqdm(range(rounds + 1), desc=title, unit="round", leave=False):
@@ -49,13 +60,13 @@ def side_by_side(
 
 
 def markdown(columns: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table with the titles ``columns`` and the cells ``rows``."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
 def ratio(row: Row | None) -> str:
-    """A ratio with its range over rounds, or a dash where there is none."""
+    """Returns the median ratio with its range over the rounds as text; a dash if ``row`` is None."""
     if row is None:
         return "–"
     return f"{row['ratio']:.2f} ({row['ratio_min']:.2f}–{row['ratio_max']:.2f})"

@@ -1,10 +1,10 @@
-"""What is learnt against what is lost, at equal time: ``python -m benchmarks.trade_off --data-root DIR``.
+"""Accuracy on a new task against loss of the old, at equal time: ``python -m benchmarks.trade_off --data-root DIR``.
 
-From one network trained on MNIST, Fashion-MNIST is learnt for a short while along the invariant path and by tuned
-distillation, from the same anchors: for as long as the path takes for 10, 30, 100 and 300 steps, over a grid of step
-lengths (learning rates) and strengths that has as many points for each. What is printed and drawn is the whole curve:
-for each accuracy on the new task the least drift on test inputs of the first, and the highest accuracy of the worst
-network on the way.
+A network trained on MNIST learns Fashion-MNIST for a short time, once along the invariant path and once by tuned
+distillation, with the same anchors. Both methods get the time that the path takes for 10, 30, 100 and 300 steps. Both
+are run on a grid of step lengths (learning rates) and strengths, with equally many points for each method. The table
+and the plot show the whole curve: for each accuracy on the new task the least drift on test inputs of the old one, and
+the highest accuracy on the old task of the worst network along the way.
 """
 
 from __future__ import annotations
@@ -42,85 +42,95 @@ from recipes.continual.remembered import draw_remembered
 from recipes.new_task.learning import learn_first_task
 from recipes.new_task.settings import DEFAULTS, NewTaskSettings
 
-STEPS = (10, 30, 100, 300)  # of the path; distillation takes as many as fit into their time
-# Chosen on held-out images for each length; the recipes' are too much for so few steps. Of distillation it is Adam's
-# first beta.
+# Steps of the path. Distillation takes as many steps as fit into the same time.
+STEPS = (10, 30, 100, 300)
+# Momentum for each number of steps; for distillation it is Adam's first beta. The values were chosen on held-out
+# images, because the momentum of the recipes is too high for so few steps.
 MOMENTUM = {
     "fip": {10: 0.5, 30: 0.5, 100: 0.7, 300: 0.7},
     "distillation": {10: 0.5, 30: 0.5, 100: 0.5, 300: 0.5},
 }
-# The paths' (eps, beta), and distillation's (learning rate, strength).
+# The values of eps and of beta for the path, and of the learning rate and of the strength for distillation.
 GRID = {
     "fip": ((1.0, 2.0, 4.0), (20.0, 80.0)),
     "distillation": ((1e-3, 3e-3, 6e-3), (0.005, 0.02)),
 }
-ON_THE_WAY = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # networks tested, and the last one
-# Anchors of a step: with the recipe's 25 the path drifts farther in runs this short.
+# The network is tested after these steps, and after the last one.
+TESTED_STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200)
+# Anchors in one step. With the 25 anchors of the recipe the path drifts farther in runs this short.
 ANCHOR_BATCH = 50
-# Long steps would take products and twice the time; without them they are shortened to the recipe's radius.
+# Long steps would take products, and twice the time. Without products they are shortened to the radius of the recipe.
 PRODUCTS = 0
-TIMED_ROUNDS, TIMED_STEPS = 9, 24  # by which the two methods' steps are timed
-TESTED, HELD_OUT = 1000, 2000  # test inputs on the way, and those on which drift is measured
+# The time of a step is compared over this many rounds, with this many steps of each method in a round.
+TIMED_ROUNDS, TIMED_STEPS = 9, 24
+# Test inputs of the old task: for the accuracy along the way, and for the drift at the end.
+ACCURACY_INPUTS, DRIFT_INPUTS = 1000, 2000
 Point = dict[str, Any]
 
 
 def points(
     tasks: tuple[Task, Task], settings: NewTaskSettings, *, ratio: float, seed: int, progress: bool
 ) -> list[Point]:
-    """Every method at every length, rate and strength, from one network.
+    """Runs both methods with every number of steps, rate and strength, each time from the same network.
 
     Args:
-        tasks: The first, and the new one.
-        settings: The recipe's; the momentum, step length (learning rate) and weight of both methods are overridden.
-        ratio: Seconds of a step of the path over those of a step of distillation.
-        seed: Of the weights, batches and anchors.
-        progress: Whether to show a bar.
+        tasks: The old task, and the new one.
+        settings: The settings of the recipe; momentum, step length (learning rate) and strength are replaced.
+        ratio: The seconds of a step of the path, divided by those of a step of distillation.
+        seed: The seed of the weights, batches and anchors.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        One point for each run: its setting, its seconds, the drift on test inputs of the old task, and accuracies (%)
+        on the test inputs of both tasks.
     """
     seed_everything(seed)
     task1, task2 = tasks
     model = network_for("mnist", task1.classes + task2.classes)
     learn_first_task(model, task1, settings, seed=seed, progress=progress)
-    kept = draw_remembered(task1, settings.anchors, seed)
-    found = []
-    todo = [
+    remembered = draw_remembered(task1, settings.anchors, seed)
+    results = []
+    runs = [
         (method, steps, rate, strength)
         for steps in STEPS
         for method, grid in GRID.items()
         for rate, strength in itertools.product(*grid)
     ]
-    for method, steps, rate, strength in tqdm(todo, desc=f"seed {seed}", disable=not progress):
-        taken = steps if method == "fip" else round(steps * ratio)
+    for method, steps, rate, strength in tqdm(runs, desc=f"seed {seed}", disable=not progress):
+        steps_taken = steps if method == "fip" else round(steps * ratio)
         net = copy.deepcopy(model)
         momentum = MOMENTUM[method][steps]
         learner = _learner(method, net, task1.name, settings, momentum, rate, strength, seed=seed)
-        learner.remember(*kept)
-        measured = _Measured(net, task1, taken)
+        learner.remember(*remembered)
+        old_task = _OldTask(net, task1, steps_taken)
         batches = minibatches(task2, batch_size=settings.batch_size, epochs=1, seed=seed + 1)
         seconds = learner.learn(
-            itertools.islice(batches, taken), steps=taken, after_step=measured.after_step
+            itertools.islice(batches, steps_taken),
+            steps=steps_taken,
+            after_step=old_task.after_step,
         )
-        found.append(
+        results.append(
             {
                 "method": method,
                 "time": steps,
-                "steps": taken,
+                "steps": steps_taken,
                 "momentum": momentum,
                 "rate": rate,
                 "strength": strength,
                 "seconds": seconds,
-                "drift": measured.held_out.drift(),
+                "drift": old_task.anchors.drift(),
                 "task1": accuracy(net, task1.test_inputs, task1.test_labels),
-                "task1_worst": measured.worst,
+                "task1_worst": old_task.worst_accuracy,
                 "task2": accuracy(net, task2.test_inputs, task2.test_labels),
             }
         )
-    return found
+    return results
 
 
 def _learner(
     method: str,
     model: nn.Module,
-    remembered_data: str,
+    old_data: str,
     settings: NewTaskSettings,
     momentum: float,
     rate: float,
@@ -128,6 +138,7 @@ def _learner(
     *,
     seed: int,
 ) -> Learner:
+    """Returns the recipe's learner of ``method`` with another momentum, rate and strength."""
     changes = (
         {"momentum": momentum, "eps": rate, "beta": strength}
         if method == "fip"
@@ -139,16 +150,17 @@ def _learner(
         method,
         model,
         chosen,
-        augment=many(remembered_data, settings.views) if settings.augment else None,
+        augment=many(old_data, settings.views) if settings.augment else None,
         seed=seed,
         freeze_batch_norm=True,
     )
 
 
 def step_ratio(tasks: tuple[Task, Task], settings: NewTaskSettings, *, seed: int) -> float:
-    """Seconds of a step of the path over those of a step of distillation, timed in turn: the median of the rounds.
+    """Returns the seconds of a step of the path, divided by those of a step of distillation.
 
-    Each round has a ratio of its own, as a machine shared with others may be slower in one round than in the next.
+    The methods take turns. Each round gives a ratio, because a shared machine may be slower in one round than in the
+    next; the median of these ratios is returned.
     """
     ratios = []
     for _ in range(TIMED_ROUNDS):
@@ -162,7 +174,11 @@ def step_ratio(tasks: tuple[Task, Task], settings: NewTaskSettings, *, seed: int
 def _step_seconds(
     method: str, tasks: tuple[Task, Task], settings: NewTaskSettings, *, seed: int
 ) -> list[float]:
-    """Of single steps in the middle of the method's grid; the first half, in which traces are made, is left out."""
+    """Returns the seconds of single steps of a method.
+
+    The rate and strength are from the middle of the method's grid. The first half of the steps is left out, because
+    the network is traced there.
+    """
     task1, task2 = tasks
     rate, strength = (values[len(values) // 2] for values in GRID[method])
     momentum = MOMENTUM[method][STEPS[-1]]
@@ -176,22 +192,35 @@ def _step_seconds(
         steps=TIMED_STEPS,
         after_step=lambda step: ends.append(time.perf_counter()),
     )
-    passed = [b - a for a, b in itertools.pairwise(ends)]
-    return passed[len(passed) // 2 :]
+    seconds = [b - a for a, b in itertools.pairwise(ends)]
+    return seconds[len(seconds) // 2 :]
 
 
-class _Measured:
-    """The worst network on the way, on some test inputs of the first task."""
+class _OldTask:
+    """Measures a network on test inputs of the old task while it learns the new one.
+
+    Args:
+        model: The network.
+        task: The old task.
+        steps: The number of the last step.
+
+    Attributes:
+        anchors: The test inputs on which drift is measured, with the outputs of the network before the first step.
+        worst_accuracy: The lowest accuracy (%) after any of the tested steps.
+    """
 
     def __init__(self, model: nn.Module, task: Task, steps: int) -> None:
         self.model, self.task, self.steps = model, task, steps
-        self.held_out = AnchorBatch(model, task.test_inputs[:HELD_OUT])
-        self.worst = 100.0
+        self.anchors = AnchorBatch(model, task.test_inputs[:DRIFT_INPUTS])
+        self.worst_accuracy = 100.0
 
     def after_step(self, step: int) -> None:
-        if step in ON_THE_WAY or step == self.steps:
-            x, y = self.task.test_inputs[:TESTED], self.task.test_labels[:TESTED]
-            self.worst = min(self.worst, accuracy(self.model, x, y, batch_size=500))
+        """Tests the network if ``step`` is one of the tested steps or the last."""
+        if step in TESTED_STEPS or step == self.steps:
+            x = self.task.test_inputs[:ACCURACY_INPUTS]
+            y = self.task.test_labels[:ACCURACY_INPUTS]
+            now = accuracy(self.model, x, y, batch_size=500)
+            self.worst_accuracy = min(self.worst_accuracy, now)
 
 
 def seed_by_seed(
@@ -204,27 +233,31 @@ def seed_by_seed(
     resume: bool,
     progress: bool,
 ) -> list[list[Point]]:
-    """The points of each seed; ``out`` has those that are done.
+    """Runs :func:`points` for each seed, and writes the points to a file after each.
 
     Args:
-        tasks: The first, and the new one.
-        settings: See :func:`points`.
-        seeds: In this order.
-        config: What tells one run from another.
+        tasks: The old task, and the new one.
+        settings: The settings of the recipe.
+        seeds: The seeds, in the order in which they are run.
+        config: The configuration of the run; it is stored in ``out``.
         out: A JSON file, written after each seed.
-        resume: Whether seeds that ``out`` has are taken from there; so is the ratio of the steps' times, on which the
-            number of distillation's steps depends.
-        progress: Whether to show a bar.
+        resume: Whether to take finished seeds from ``out``. The ratio of the times of a step is taken from there too,
+            because the number of distillation's steps depends on it.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The points of each seed.
 
     Raises:
-        DataError: If ``out`` is of another configuration.
+        DataError: If ``out`` belongs to another configuration.
     """
-    found = stored.load_record(out, config) if resume else None
-    if found is None:
-        found = {"config": config, "by_seed": {}}
-        found["step_ratio"] = step_ratio(tasks, settings, seed=seeds[0])
-    ratio, by_seed = found["step_ratio"], found["by_seed"]
-    print(f"a step of the path takes {ratio:.2f} times one of distillation", flush=True)
+    earlier = stored.load_record(out, config) if resume else None
+    by_seed: dict[str, list[Point]]
+    if earlier is None:
+        ratio, by_seed = step_ratio(tasks, settings, seed=seeds[0]), {}
+    else:
+        ratio, by_seed = earlier["step_ratio"], earlier["by_seed"]
+    print(f"a step of the path takes {ratio:.2f} times as long as one of distillation", flush=True)
     for seed in seeds:
         if str(seed) not in by_seed:
             by_seed[str(seed)] = points(tasks, settings, ratio=ratio, seed=seed, progress=progress)
@@ -234,7 +267,7 @@ def seed_by_seed(
 
 
 def means(runs: Sequence[Sequence[Point]]) -> list[Point]:
-    """The points of all seeds, averaged setting by setting."""
+    """Returns one point for each setting, averaged over the runs (one for each seed)."""
     averaged = ("seconds", "drift", "task1", "task1_worst", "task2")
     return [
         {**same[0], **{key: statistics.fmean(p[key] for p in same) for key in averaged}}
@@ -242,42 +275,55 @@ def means(runs: Sequence[Sequence[Point]]) -> list[Point]:
     ]
 
 
-def front(found: Iterable[Point], key: str, *, least: bool) -> list[Point]:
-    """The points that no other beats in both the new task's accuracy and ``key``, by rising accuracy."""
+def front(candidates: Iterable[Point], key: str, *, least: bool) -> list[Point]:
+    """Returns the Pareto front: the points that no other beats in both the new task's accuracy and ``key``.
+
+    Args:
+        candidates: The points to choose from.
+        key: ``"drift"`` or ``"task1_worst"``.
+        least: Whether a small value of ``key`` is better than a large one.
+
+    Returns:
+        The points of the front by rising accuracy.
+    """
     sign = 1 if least else -1
-    kept: list[Point] = []
-    for point in sorted(found, key=lambda p: (-p["task2"], sign * p[key])):
-        if not kept or sign * point[key] < sign * kept[-1][key]:
-            kept.append(point)
-    return kept[::-1]
+    best: list[Point] = []
+    for point in sorted(candidates, key=lambda p: (-p["task2"], sign * p[key])):
+        if not best or sign * point[key] < sign * best[-1][key]:
+            best.append(point)
+    return best[::-1]
 
 
 def reached(averages: Sequence[Point], accuracy: float, key: str, *, least: bool) -> int | None:
-    """Which of the points that learnt the new task at least to ``accuracy`` has the best ``key``."""
+    """Finds the best point that reaches an accuracy on the new task.
+
+    Args:
+        averages: The points to choose from.
+        accuracy: The accuracy (%) on the new task that the point must reach.
+        key: ``"drift"`` or ``"task1_worst"``.
+        least: Whether a small value of ``key`` is better than a large one.
+
+    Returns:
+        The index of the point; None if no point reaches the accuracy.
+    """
     enough = [k for k, p in enumerate(averages) if p["task2"] >= accuracy]
     if not enough:
         return None
     return (min if least else max)(enough, key=lambda k: averages[k][key])
 
 
-LEVELS = (
-    60.0,
-    70.0,
-    75.0,
-    80.0,
-    82.0,
-    84.0,
-    86.0,
-    88.0,
-)  # of the new task, that the table asks for
+# The rows of the table: accuracies on the new task (%).
+LEVELS = (60.0, 70.0, 75.0, 80.0, 82.0, 84.0, 86.0, 88.0)
+# The measures of the old task: the label on the axis, and whether the least value is the best.
 KINDS = {"drift": ("drift on test inputs", True), "task1_worst": ("worst on the way (%)", False)}
 
 
 def table(runs: Sequence[Sequence[Point]]) -> str:
-    """For each time and accuracy on the new task, the least drift and the best worst network of each method.
+    """Returns a text table: for each time and accuracy on the new task, how well each method keeps the old task.
 
-    A setting is chosen by its means over the seeds and printed as mean ± standard deviation; of several seeds also what
-    the path has less what distillation has, as the mean of the paired differences ± its standard error.
+    The columns are the least drift, and the highest accuracy of the worst network along the way. Each cell shows the
+    setting with the best mean over the seeds, as mean ± standard deviation. If there are several seeds, a further
+    column has the path's value less distillation's: the mean of the paired differences ± its standard error.
 
     Args:
         runs: The points of each seed.
@@ -307,18 +353,21 @@ def _chosen(
     *,
     least: bool,
 ) -> list[Point]:
-    """The points, one a seed, of a method's best setting that reaches ``level``; none if there is none."""
-    its = [[p for p in points if (p["method"], p["time"]) == (method, steps)] for points in runs]
-    best = reached(means(its), level, key, least=least)
-    return [] if best is None else [points[best] for points in its]
+    """Returns the points (one for each seed) of a method's best setting; an empty list if none reaches ``level``."""
+    candidates = [
+        [p for p in points if (p["method"], p["time"]) == (method, steps)] for points in runs
+    ]
+    best = reached(means(candidates), level, key, least=least)
+    return [] if best is None else [points[best] for points in candidates]
 
 
 def _cell(values: Sequence[float], form: str) -> str:
+    """Returns mean ± standard deviation as text; a dash if there are no values."""
     return report.mean_and_deviation(values, form) if values else "–"
 
 
 def _difference(chosen: Sequence[Sequence[Point]], key: str, form: str) -> str:
-    """Of the points of two methods, one a seed; there may be none."""
+    """Returns the mean paired difference of two methods ± its standard error; a dash if either has no points."""
     if not all(chosen):
         return "–"
     path, other = ([{key: float(p[key])} for p in points] for points in chosen)
@@ -326,7 +375,7 @@ def _difference(chosen: Sequence[Sequence[Point]], key: str, form: str) -> str:
 
 
 def draw(path: Path, averages: Sequence[Point]) -> None:
-    """One column a length of time; all points, and the best of each method joined."""
+    """Draws all points, and a line through the best points of each method; each length of time has a column."""
     figure, axes = plt.subplots(
         2, len(STEPS), figsize=(3.1 * len(STEPS), 5.6), sharex="col", sharey="row"
     )
@@ -335,9 +384,9 @@ def draw(path: Path, averages: Sequence[Point]) -> None:
         for row, (key, (label, least)) in enumerate(KINDS.items()):
             axis = axes[row, column]
             for method, colour in colours.items():
-                of = [p for p in averages if p["method"] == method and p["time"] == steps]
-                best = front(of, key, least=least)
-                axis.plot(*_xy(of, key), ".", color=colour, alpha=0.35, markersize=4)
+                own = [p for p in averages if p["method"] == method and p["time"] == steps]
+                best = front(own, key, least=least)
+                axis.plot(*_xy(own, key), ".", color=colour, alpha=0.35, markersize=4)
                 axis.plot(*_xy(best, key), "o-", color=colour, label=METHODS[method].title, ms=4)
             if least:
                 axis.set_yscale("log")
@@ -352,16 +401,17 @@ def draw(path: Path, averages: Sequence[Point]) -> None:
     plt.close(figure)
 
 
-def _xy(found: Iterable[Point], key: str) -> tuple[list[float], list[float]]:
-    pairs = [(p["task2"], p[key]) for p in found]
+def _xy(chosen: Iterable[Point], key: str) -> tuple[list[float], list[float]]:
+    """Returns the new task's accuracy and ``key`` of each point, as two lists."""
+    pairs = [(p["task2"], p[key]) for p in chosen]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def main() -> None:
-    """Run, print the curve, draw it, write the JSON."""
+    """Runs the benchmark, prints and draws the curve, and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--download", action="store_true", help="fetch what is missing")
+    parser.add_argument("--download", action="store_true", help="download missing data")
     parser.add_argument("--seeds", type=SEED, nargs="+", action=Distinct, default=[0])
     parser.add_argument("--anchors", type=whole(1), default=DEFAULTS["mnist"].anchors)
     parser.add_argument("--anchor-batch", type=whole(1), default=ANCHOR_BATCH)
@@ -369,11 +419,18 @@ def main() -> None:
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=DEFAULTS["mnist"].augment,
-        help="make the anchors many",
+        help="make many views of each anchor",
     )
-    parser.add_argument("--validation", type=fraction, default=0.0, help="part held out to test on")
+    parser.add_argument(
+        "--validation",
+        type=fraction,
+        default=0.0,
+        help="share of the training inputs to test on instead of the test inputs [%(default)g]",
+    )
     parser.add_argument("--no-progress", dest="progress", action="store_false")
-    parser.add_argument("--resume", action="store_true", help="keep the seeds that --out has")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the finished seeds of the file --out"
+    )
     parser.add_argument("--out", type=Path, default=record.RESULTS / "trade_off.json")
     arguments = parser.parse_args()
     base = DEFAULTS["mnist"]
@@ -400,12 +457,12 @@ def main() -> None:
         parser.error(str(error))
     if arguments.validation > 0:
         tasks = tasks[0].held_out(arguments.validation), tasks[1].held_out(arguments.validation)
-    # Momentum, lengths of step and learning rates are the grid's.
+    # Momentum, step lengths, learning rates and strengths come from the grid and not from the settings.
     config = {
         **config_of(settings),
         "validation": arguments.validation,
         "steps": STEPS,
-        "momentum": {method: list(of.values()) for method, of in MOMENTUM.items()},
+        "momentum": {method: list(values.values()) for method, values in MOMENTUM.items()},
         "grid": GRID,
     }
     try:

@@ -86,7 +86,7 @@ class Case:
     groups: Callable[[nn.Module], Any] = lambda model: model.parameters()
 
 
-# Where the outputs of an anchor depend on the other anchors: in chunks it is another function.
+# In these cases the outputs of an anchor depend on the other anchors, so chunks would change the function.
 TOGETHER = {"batch-statistics"}
 
 
@@ -120,7 +120,7 @@ def _cnn() -> Case:
 
 
 def _batch_statistics() -> Case:
-    # Normalised by the statistics of the anchors themselves, as in training: they are one function together.
+    # Batch norm uses the statistics of the anchors themselves, as in training, so all anchors are one function.
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3),
         nn.BatchNorm2d(3, track_running_stats=False),
@@ -188,7 +188,7 @@ BUILDERS: dict[str, Callable[[], Case]] = {
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> Case:
-    """The case of this name, the same at every call, in train mode, with running statistics that matter."""
+    """Returns the case of this name: the same at every call, in train mode, with non-trivial statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(sum(map(ord, name)))
         case = BUILDERS[name]()
@@ -214,7 +214,7 @@ def all_cases(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def cases_in_chunks(function: Callable[..., None]) -> Callable[..., None]:
-    """Run a test for every case whose anchors can be taken apart."""
+    """Run a test for every case whose anchors can be evaluated in chunks."""
     return pytest.mark.parametrize("name", sorted(BUILDERS.keys() - TOGETHER))(function)
 
 

@@ -5,7 +5,7 @@ import os
 import torch
 from hypothesis import settings
 
-# The first example of a property pays for what torch sets up on first use.
+# There is no deadline, because the first example of a property pays for what torch sets up on first use.
 # CI tries the same examples each time; elsewhere every run tries new ones.
 settings.register_profile("fipoptim", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("fipoptim")

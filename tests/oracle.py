@@ -1,4 +1,4 @@
-"""Eq. 4 solved densely in float64, written apart from the package: jacrev, eigendecomposition, brentq."""
+"""Eq. 4 solved densely in float64, independently of the package: by jacrev, eigendecomposition and brentq."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def metric(jac: np.ndarray) -> np.ndarray:
 
 
 def roots(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The root of P and its inverse, dense; of P or its diagonal."""
+    """Returns the dense root of P and its inverse; ``weight`` is P or its diagonal."""
     if weight.ndim == 1:
         return np.diag(np.sqrt(weight)), np.diag(1 / np.sqrt(weight))
     values, vectors = scipy.linalg.eigh(weight)
@@ -68,7 +68,7 @@ def roots(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_matrix(c: np.ndarray) -> np.ndarray:
-    """P of Muon's geometry for one matrix, in which its polar factor is 5 times as long as Adam's step."""
+    """Returns P of Muon's geometry for one matrix. The polar factor is 5 times as long in it as Adam's step."""
     rows, columns = c.shape
     u, s, vt = np.linalg.svd(c, full_matrices=False)
     if rows <= columns:
@@ -77,7 +77,7 @@ def of_matrix(c: np.ndarray) -> np.ndarray:
 
 
 def damped(geometry: np.ndarray) -> np.ndarray:
-    """P with a mean of 1 on its diagonal, of which a hundredth part is the identity's."""
+    """Returns P scaled to a mean diagonal of 1, of which one hundredth comes from the identity."""
     return (geometry / geometry.diagonal().mean() + 0.01 * np.eye(len(geometry))) / 1.01
 
 
@@ -98,7 +98,7 @@ def sphere_step(
     null = eigenvalues - lowest < 1e-11 * max(eigenvalues[-1], 1e-300)
     gap = np.where(null, 0.0, eigenvalues - lowest)
     pole = np.linalg.norm(alpha[null])
-    # What the sphere holds at the pole mu = -lambda_min, without the lowest eigenspace.
+    # The length of the step at the pole mu = -lambda_min, without its part in the lowest eigenspace.
     rest = np.zeros_like(alpha)
     rest[~null] = -alpha[~null] / gap[~null]
     if pole < 1e-13 * max(np.linalg.norm(alpha), 1e-300):
@@ -122,5 +122,5 @@ def sphere_step(
 
 
 def objective(g: np.ndarray, c: np.ndarray, v: np.ndarray) -> float:
-    """``v g v + c v``, what Eq. 4 minimises."""
+    """Returns ``v g v + c v``, which Eq. 4 minimises."""
     return float(v @ g @ v + c @ v)

@@ -63,7 +63,7 @@ def test_the_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def readers_own_names() -> dict[str, Any]:
-    """A network and its data: what the reader of the README has already."""
+    """Returns a network and its data, which a reader of the README has already."""
     return {
         "F": F,
         "model": nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)),
@@ -73,7 +73,7 @@ def readers_own_names() -> dict[str, Any]:
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub and MyST give to a heading."""
+    """Returns the anchor that GitHub and MyST give to a heading."""
     words = re.sub(r"[`*]|\[|\]\(.*?\)", "", heading.strip().lower())
     return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
 
@@ -84,7 +84,7 @@ def test_every_link_and_image_exists(page: Path) -> None:
     missing = []
     for target in re.findall(r"\]\(<?([^)\s>]+)>?\)", text):
         if re.match(r"[a-z]+:", target):
-            continue  # of the web
+            continue  # links to the web are not checked
         name, _, anchor = target.partition("#")
         file = (page.parent / name).resolve() if name else page
         if not file.exists():
@@ -97,7 +97,7 @@ def test_every_link_and_image_exists(page: Path) -> None:
 
 
 def test_every_result_is_linked() -> None:
-    """A file that no page speaks of is not kept."""
+    """Every result file is mentioned on some page; others should be deleted."""
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     files = {file.name for file in (ROOT / "benchmarks" / "results").iterdir()}
     assert not {name for name in files if name not in text}
@@ -120,7 +120,7 @@ def test_every_command_and_option_exists(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with warnings.catch_warnings(), pytest.raises(SystemExit, match="0"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # that it was imported before
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module was imported before
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert commands()[module] <= known
@@ -132,7 +132,7 @@ def test_the_readme_is_short() -> None:
     assert max(map(len, lines)) <= 120
 
 
-# The figures of the README's table: file, where the mapping is that holds it, its name, decimals, its deviation's name.
+# The figures of the README's table: file, place and name of the figure, decimals, and name of its deviation.
 MEAN, WITHIN, TRANSFER = "mean_after", "within_task", "transfer_mean_0.06"
 FIGURES = [
     ("new_task_mnist_fashion", ("metrics",), MEAN, 2),

@@ -34,7 +34,7 @@ def modules(package: str) -> dict[str, ast.Module]:
 
 
 def imports(tree: ast.Module, package: str) -> dict[str, list[str]]:
-    """The modules of the package that a module imports, and the names that it takes from each; wherever that is."""
+    """Returns the modules of the package that a module imports anywhere, and the names that it takes from each."""
     found: dict[str, list[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -48,7 +48,7 @@ def imports(tree: ast.Module, package: str) -> dict[str, list[str]]:
 
 
 def imported_modules(tree: ast.Module, package: str) -> set[str]:
-    """The names under which a module knows whole modules of the package."""
+    """Returns the names in a module that refer to whole modules of the package."""
     return {
         name
         for target, names in imports(tree, package).items()

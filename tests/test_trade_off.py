@@ -1,4 +1,4 @@
-"""The benchmark of what is learnt against what is lost: its curve, and that both methods get the same."""
+"""The trade-off benchmark: its curve, its table, equal conditions for both methods, and resuming."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ POINTS = [
 ]
 
 
-def test_the_front_is_what_nothing_beats_in_both():
+def test_the_front_holds_the_points_that_no_other_beats_in_both_measures():
     assert trade_off.front(POINTS, "drift", least=True) == [POINTS[0], POINTS[1]]
     assert trade_off.front(POINTS, "task1_worst", least=False) == [POINTS[2], POINTS[1]]
 
@@ -34,7 +34,7 @@ def test_a_setting_is_chosen_by_its_means_and_compared_seed_by_seed():
         fip = [{"method": "fip", "drift": d, "task1_worst": 100 - d, **at} for d in path]
         return [*fip, {"method": "distillation", "drift": other, "task1_worst": 90.0, **at}]
 
-    # The first setting of the path has the least drift of all, on the first seed, and the second the lower mean.
+    # The first setting of the path has the least drift of one seed, and the second the lower mean.
     runs = [seed((1.0, 3.0), 5.0), seed((8.0, 4.0), 8.0)]
 
     def last_row(runs):
@@ -83,7 +83,7 @@ def test_both_methods_get_the_same_time_and_as_many_settings(monkeypatch, tmp_pa
     assert "distillation" in trade_off.table([found])
 
 
-def test_an_interrupted_run_loses_the_seed_in_hand_alone(monkeypatch, tmp_path):
+def test_an_interrupted_run_loses_only_the_unfinished_seed(monkeypatch, tmp_path):
     out = tmp_path / "trade_off.json"
     config = {"anchors": 5}
     done, interrupted = [], [2]
@@ -95,7 +95,8 @@ def test_an_interrupted_run_loses_the_seed_in_hand_alone(monkeypatch, tmp_path):
         done.append(seed)
         return [{"method": "fip", "drift": seed * ratio}]
 
-    ratios = iter([1.5])  # timed once: all seeds give distillation as many steps
+    # The ratio is timed once, so that distillation takes equally many steps with every seed.
+    ratios = iter([1.5])
     monkeypatch.setattr(trade_off, "points", points)
     monkeypatch.setattr(trade_off, "step_ratio", lambda *args, **keywords: next(ratios))
 

@@ -23,7 +23,7 @@ def shift(model: nn.Module, by: float = 0.1) -> None:
 
 
 @pytest.mark.parametrize("augment", [None, torch.neg])
-def test_state_goes_on_where_it_was(augment: object) -> None:
+def test_anchors_that_load_a_state_continue_from_it(augment: object) -> None:
     model, x = mlp(), torch.randn(10, 4)
     anchors = AnchorBatch(
         model, x, batch_size=3, augment=augment, generator=torch.Generator().manual_seed(7)
@@ -40,7 +40,7 @@ def test_state_goes_on_where_it_was(augment: object) -> None:
             assert torch.equal(a, b)
 
 
-def test_a_snapshot_is_of_its_moment() -> None:
+def test_a_saved_state_does_not_follow_later_changes() -> None:
     model, x = mlp(), torch.randn(6, 4)
     anchors = AnchorBatch(model, x, augment=torch.neg, generator=torch.Generator().manual_seed(7))
     shift(model)

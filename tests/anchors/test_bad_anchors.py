@@ -1,4 +1,4 @@
-"""What anchors refuse, by name."""
+"""Anchors refuse bad arguments, and the error names the argument."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_refresh_or_an_extension_that_fails_changes_nothing() -> None:
         assert torch.equal(before[key], anchors.state_dict()[key])
 
 
-def test_a_head_that_grew_is_named() -> None:
+def test_the_error_about_a_head_with_more_outputs_says_so() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     anchors = AnchorBatch(model, torch.randn(5, 4))
     old, model[1] = model[1], nn.Linear(6, 5)
@@ -165,7 +165,7 @@ def test_a_head_that_grew_is_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             fails()
-    # What the message advises.
+    # The message advises a refresh, or an output space of the first columns; both work.
     anchors.refresh()
     assert anchors.drift() == 0.0
     held = AnchorBatch(model, anchors.inputs, output=lambda z: z[:, :3])

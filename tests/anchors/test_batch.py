@@ -52,7 +52,7 @@ def test_drift_is_the_mean_squared_distance_from_the_reference(name: str) -> Non
     assert anchors.drift() == 0.0
 
 
-def test_the_probability_space_is_the_hellinger_distance() -> None:
+def test_drift_in_the_probability_space_is_the_hellinger_distance() -> None:
     model = mlp()
     x = torch.randn(5, 4)
     anchors = AnchorBatch(model, x, output="probabilities")
@@ -76,7 +76,7 @@ def test_the_probability_space_has_a_derivative_where_a_class_is_impossible() ->
     assert torch.isfinite(AnchorMetric(anchors).matvec(torch.ones(1))).all()
 
 
-def test_extended_anchors_refer_to_the_outputs_of_their_day() -> None:
+def test_anchors_added_later_refer_to_the_outputs_at_that_time() -> None:
     model = mlp()
     x, y = torch.randn(5, 4), torch.randn(3, 4)
     anchors = AnchorBatch(model, x)
@@ -111,7 +111,7 @@ def test_draws_are_without_replacement_and_a_function_of_the_step() -> None:
     assert not torch.equal(draws[0].inputs, make(2).sample(0).inputs)
     for sample in draws:
         torch.testing.assert_close(anchors.outputs(sample.inputs), sample.reference)
-    # Every anchor has its turn.
+    # Every anchor is drawn at some step.
     assert len(torch.unique(torch.cat([s.inputs for s in draws]), dim=0)) == 20
 
 
@@ -136,7 +136,7 @@ def test_augmented_anchors_get_the_reference_networks_outputs() -> None:
     assert anchors.drift() == pytest.approx(
         float((model(x) - frozen(x)).square().sum(1).mean()), rel=1e-5
     )
-    # Anchors added later belong to the network of that day, also where they are augmented.
+    # Anchors added later refer to the network at that time, also if they are augmented.
     later = mlp()
     shift(later)
     anchors.extend(torch.randn(10, 4) + 100)
@@ -148,7 +148,7 @@ def test_augmented_anchors_get_the_reference_networks_outputs() -> None:
         torch.testing.assert_close(sample.reference[~late], frozen(sample.inputs[~late]).detach())
 
 
-def test_an_augmentation_may_be_an_empty_container() -> None:
+def test_an_empty_sequential_is_a_valid_augmentation() -> None:
     anchors = AnchorBatch(mlp(), torch.randn(5, 4), augment=nn.Sequential())
     anchors.extend(torch.randn(2, 4))
     assert torch.equal(anchors.sample(0).inputs, anchors.inputs)

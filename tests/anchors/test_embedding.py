@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
 from fipoptim.anchors.embedding import PureLookups
 
-# Padding comes in the ninth anchor only.
+# Only the ninth anchor holds padding.
 TOKENS = torch.tensor([[1, 2]] * 3 + [[2, 1]] * 3 + [[2, 2], [1, 1], [0, 1], [2, 1], [1, 2]])
 
 
@@ -60,7 +60,7 @@ def model_of(kind: str, dtype: torch.dtype = torch.float64, **sizes: int) -> Mod
     torch.manual_seed(3)
     model = Model(kind, **sizes).to(dtype)
     with torch.no_grad():
-        model.table.weight.normal_()  # the padding row too: what it holds is kept
+        model.table.weight.normal_()  # the padding row gets values too, and keeps them
     return model
 
 
@@ -82,7 +82,7 @@ KINDS = (
 
 
 def jacobian(model: Model, x: Tensor) -> np.ndarray:
-    """In reverse mode from indexing alone, as the documentation of the lookups has it."""
+    """The Jacobian in reverse mode, with each lookup written as indexing, as torch documents it."""
     padded = model.table.padding_idx is not None
     mode = model.table.mode if isinstance(model.table, nn.EmbeddingBag) else "sum"
     limit, names = model.table.max_norm, [name for name, _ in model.named_parameters()]
@@ -113,7 +113,7 @@ def jacobian(model: Model, x: Tensor) -> np.ndarray:
     return torch.cat([j.reshape(*j.shape[:2], -1) for j in jacobians], dim=2).numpy()
 
 
-@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")  # of checkpointed parts
+@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")  # the checkpointed case
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_are_those_of_the_dense_jacobian(kind: str) -> None:
     model = model_of(kind)
@@ -135,7 +135,7 @@ def test_products_are_those_of_the_dense_jacobian(kind: str) -> None:
     assert anchors.drift() == 0.0
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     model.eval()
-    # Beside the products, the function is the model's own, which may now write to its table.
+    # The anchors' outputs come from the model itself, which may write to its table.
     torch.testing.assert_close(model(TOKENS).detach(), anchors.reference, rtol=1e-12, atol=1e-12)
 
 
@@ -147,7 +147,7 @@ def test_a_padding_row_never_moves(
 ) -> None:
     for loss in (False, True):
         model = model_of(kind, torch.float32, **sizes)
-        model(TOKENS)  # which rescales the rows, where there is a max_norm
+        model(TOKENS)  # with max_norm the model rescales the rows
         row = model.table.weight[0].detach().clone()
         others = model.table.weight[1:].detach().clone()
         anchors = AnchorBatch(model, TOKENS)
@@ -173,7 +173,7 @@ def test_a_tied_padding_row_moves_by_its_other_use() -> None:
 
 
 class Tables(nn.Module):
-    """Reads a table of each kind, with its padding row among the anchors or not."""
+    """Reads tables of every kind. Some of their padding rows are among the anchors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Tables(nn.Module):
         return rows.sum(1) + self.last(x) + F.embedding(x[:, 0], self.own, padding_idx=2)
 
 
-def test_padding_rows_by_name() -> None:
+def test_padding_rows_are_listed_by_parameter_name() -> None:
     anchors = AnchorBatch(Tables(), TOKENS)
     assert anchors.padding_rows() == {
         "first.weight": [0],
@@ -196,13 +196,15 @@ def test_padding_rows_by_name() -> None:
         "one.weight": [1],
         "own": [2],
     }
-    AnchorMetric(anchors)  # whose products are right
+    AnchorMetric(anchors)  # the probe accepts the products
 
 
 @pytest.mark.parametrize("offsets", [None, [0, 3, 3], [0, 3, 3, 9]])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("padding", [None, 0, -2])
-def test_bags_are_torchs(padding: int | None, mode: str, offsets: list[int] | None) -> None:
+def test_embedding_bags_equal_those_of_torch(
+    padding: int | None, mode: str, offsets: list[int] | None
+) -> None:
     table = torch.randn(4, 5, dtype=torch.float64)
     x = torch.tensor([[0, 1, 1], [2, 0, 3], [0, 0, 0]])
     options: dict[str, Any] = {"padding_idx": padding, "mode": mode}
@@ -225,14 +227,14 @@ def test_bags_are_torchs(padding: int | None, mode: str, offsets: list[int] | No
     torch.testing.assert_close(found, bags(table))
 
 
-def test_wrong_bags_are_refused_in_torchs_words() -> None:
+def test_bad_embedding_bags_raise_the_error_of_torch() -> None:
     with PureLookups(), pytest.raises(ValueError, match="offsets has to be a 1D Tensor"):
         F.embedding_bag(torch.tensor([0, 1]), torch.randn(3, 2))
 
 
 @pytest.mark.parametrize("limit", [1.0, 2.0])
 def test_rescaled_rows_at_the_norm_and_at_zero_have_a_derivative(limit: float) -> None:
-    # A row that the model has rescaled lies on the sphere or a rounding beside it: a step inwards changes the outputs.
+    # A rescaled row lies on the sphere up to rounding, and a step inwards changes the outputs.
     table = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.3, -0.4]])
     x = torch.tensor([0, 1, 2])
     F.embedding(x, table, max_norm=limit)  # in place

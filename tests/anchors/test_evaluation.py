@@ -1,4 +1,4 @@
-"""The function that is kept is what the model computes in eval mode, whatever the model does and whoever is calling."""
+"""Anchors hold what the model computes in eval mode, whatever the model does and wherever it is called."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def test_a_model_that_writes_to_its_buffers_starts_each_evaluation_from_the_same
     assert float(model.calls) == 0.0
     metric = AnchorMetric(anchors)
     torch.testing.assert_close(metric.outputs, anchors.reference)
-    # The outputs are twice those of the layer: one call from zero.
+    # The outputs are twice those of the layer, because each evaluation is the first call.
     torch.testing.assert_close(anchors.reference, 2 * model.layer(anchors.inputs))
 
 
-# --- where it is called ---------------------------------------------------------------------------------------
+# --- contexts of the call ---------------------------------------------------------------------------------------
 
 
 class Bounded(nn.Module):
@@ -119,7 +119,7 @@ def test_the_drift_of_a_step_inside_cached_parametrizations_is_the_true_one() ->
         model(torch.randn(8, 4)).square().sum().backward()
         cached = model[0].weight
         optimizer.step()
-        assert model[0].weight is cached  # the cache is the caller's, and left alone
+        assert model[0].weight is cached  # the cache belongs to the caller and is not changed
         inside = anchors.drift()
     assert inside == anchors.drift() > 0
     assert optimizer.last_step.drift == pytest.approx(inside, rel=1e-5)
@@ -173,7 +173,7 @@ def test_another_default_device_changes_nothing(precondition: str | None) -> Non
         return [*(p.detach().clone() for p in model.parameters()), metric.spectrum(2)]
 
     results = []
-    for device in ("cpu", "meta"):  # as cuda would be
+    for device in ("cpu", "meta"):  # meta stands for a GPU
         made = network(), torch.linspace(-1, 1, 20).reshape(5, 4), torch.tensor(0.1)
         with torch.device(device):
             results.append(run())

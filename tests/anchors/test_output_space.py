@@ -1,4 +1,4 @@
-"""The space of probabilities against closed forms, one logit as two classes, and what counts as a prediction."""
+"""The probability space against closed forms, one logit as two classes, and the definition of a prediction."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_the_derivative_is_exact_where_a_class_is_nearly_certain(
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 4, 3), (5, 3, 2, 2), (5, 3, 2, 2, 2)])
-def test_classes_are_where_torchs_losses_and_tokens_have_them(shape: tuple[int, ...]) -> None:
+def test_the_class_dimension_is_second_for_images_and_last_for_tokens(
+    shape: tuple[int, ...],
+) -> None:
     torch.manual_seed(0)
     logits = torch.randn(shape, dtype=torch.float64)
     dim = 1 if len(shape) > 3 else -1
@@ -112,7 +114,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 
 
 @pytest.mark.parametrize("output", [torch.arange(5), torch.tensor(1.0)])
-def test_what_is_no_row_of_floats_an_anchor_is_refused_in_both_spaces(output: Tensor) -> None:
+def test_outputs_that_are_not_one_row_of_floats_per_anchor_are_refused(output: Tensor) -> None:
     model = Shaped(1, 1)
     model.forward = lambda x: output  # type: ignore[method-assign]
     for space in ("logits", "probabilities"):
@@ -120,11 +122,11 @@ def test_what_is_no_row_of_floats_an_anchor_is_refused_in_both_spaces(output: Te
             AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64), output=space)
 
 
-# --- what counts as a prediction ----------------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
 class Fixed(nn.Module):
-    """Its weight is its output."""
+    """A model whose weight is its output."""
 
     def __init__(self, z: Tensor) -> None:
         super().__init__()
@@ -141,13 +143,13 @@ class Fixed(nn.Module):
     [
         ([[1.0], [-1.0], [2.0], [-2.0]], [[0.1], [0.1], [-0.1], [-3.0]], 0.5),
         ([1.0, -1.0, 2.0, -2.0], [0.1, 0.1, -0.1, -3.0], 0.5),
-        # Two positions each: one prediction of the last anchor has changed, though not where its largest output is.
+        # Each anchor has two positions. The last anchor changes its prediction with the smaller output.
         (
             [[[9.0, 0.0], [0.0, 1.0]]] * 4,
             [[[9.0, 0.0], [0.0, 1.0]]] * 3 + [[[9.0, 0.0], [1.0, 0.0]]],
             3 / 4,
         ),
-        # Equal scores: the first, and so where all are equal.
+        # The first class is predicted if scores are equal.
         ([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]], [[2.0, 2.0]] * 4, 3 / 4),
         ([[0.0]] * 4, [[0.0], [-1.0], [-2.0], [1.0]], 3 / 4),
         # Maps of two classes and two pixels.
@@ -158,7 +160,7 @@ class Fixed(nn.Module):
         ),
     ],
 )
-def test_predictions_kept(
+def test_predictions_kept_is_the_share_of_anchors_with_unchanged_predictions(
     before: list[Any], after: list[Any], kept: float, output: Any, chunk_size: int | None
 ) -> None:
     model = Fixed(torch.tensor(before))

@@ -1,4 +1,4 @@
-"""The geometries of the step: P from its roots, and Muon's against singular value decompositions and torch's own."""
+"""The geometries of the step: P against its roots, and Muon's geometry against the SVD and torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gaussian(*shape: int, seed: int) -> Tensor:
     stretch=st.sampled_from([None, (1.0, 8.0)]),
     seed=st.integers(0, 1000),
 )
-def test_the_roots_are_those_of_one_matrix(
+def test_root_inverse_root_and_inverse_belong_to_the_same_matrix_p(
     rows: int, columns: int, log_scale: int, stretch: tuple[float, float] | None, seed: int
 ) -> None:
     c, biases = gaussian(rows, columns, seed=seed) * 10.0**log_scale, gaussian(3, seed=seed + 1)
@@ -61,7 +61,7 @@ def test_damping_is_as_precise_as_the_weights() -> None:
     np.testing.assert_allclose(geometry.root(ones).numpy(), np.sqrt(expected), rtol=1e-14)
 
 
-def test_what_it_is_given_may_be_written_over() -> None:
+def test_a_geometry_can_write_its_result_over_its_input() -> None:
     c = gaussian(3, 4, seed=0)
     geometry = Layers([c.shape], {}, orthogonalizing({0: c}), c)
     v = gaussian(12, seed=1)
@@ -70,7 +70,7 @@ def test_what_it_is_given_may_be_written_over() -> None:
     assert torch.equal(v, expected)
 
 
-def test_without_a_linear_term_it_is_euclidean() -> None:
+def test_a_geometry_without_a_linear_term_is_euclidean() -> None:
     c, biases = torch.zeros(2, 3), torch.zeros(2)
     geometry = Layers([c.shape, biases.shape], {1: biases}, orthogonalizing({0: c}), c)
     v = torch.arange(8.0)
@@ -81,7 +81,7 @@ def test_without_a_linear_term_it_is_euclidean() -> None:
 @pytest.mark.parametrize(
     "shape", [(), (0,), (3,), (0, 6), (6, 0), (0, 0), (1, 6), (6, 1), (4, 0, 2), (4, 3, 0), (1, 1)]
 )
-def test_what_has_no_two_sides_is_no_matrix(shape: tuple[int, ...]) -> None:
+def test_a_tensor_without_two_sides_longer_than_one_is_not_a_matrix(shape: tuple[int, ...]) -> None:
     weights = torch.ones(shape)
     assert not is_matrix(weights)
     if len(shape) >= 2:
@@ -118,7 +118,7 @@ class Wide(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that nothing is initialised
+            warnings.simplefilter("ignore")  # torch warns that there is nothing to initialise
             self.empty = nn.Linear(inputs, outputs)
         self.scale, self.full = nn.Parameter(torch.ones(())), nn.Linear(6, 3)
 
@@ -169,7 +169,7 @@ def test_matrices_whose_squares_overflow_or_vanish_are_decomposed(
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e25, 1e38])
-def test_a_geometry_of_very_large_or_small_terms_is_that_of_their_ratios(scale: float) -> None:
+def test_a_geometry_of_very_large_or_small_terms_depends_only_on_their_ratios(scale: float) -> None:
     c, biases = gaussian(3, 4, seed=0).clamp(-3, 3), gaussian(2, seed=1)
     near = (c * scale).float()
     shapes = [c.shape, biases.shape]
@@ -183,7 +183,7 @@ def test_a_geometry_of_very_large_or_small_terms_is_that_of_their_ratios(scale: 
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (5, 5)])
-def test_a_step_without_products_is_orthogonal_as_that_of_torch_s_muon(
+def test_a_muon_step_without_products_is_orthogonal_like_a_step_of_torchs_muon(
     shape: tuple[int, int],
 ) -> None:
     def network() -> nn.Linear:
@@ -218,7 +218,7 @@ def test_a_step_without_products_is_orthogonal_as_that_of_torch_s_muon(
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_several_steps_are_those_worked_out_by_hand(momentum: float) -> None:
-    """Momentum over all of c with Nesterov's look-ahead, P of matrices from it, of biases from the squares of c."""
+    """All of c has Nesterov momentum. P of a matrix comes from that mean, P of a bias from the mean of c squared."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     x, y = torch.randn(8, 4).double(), torch.randn(8, 3).double()
@@ -266,7 +266,7 @@ def test_several_steps_are_those_worked_out_by_hand(momentum: float) -> None:
 def test_the_running_mean_of_a_dead_unit_becomes_zero_and_not_subnormal(
     precondition: str | None,
 ) -> None:
-    """A CPU computes with subnormal numbers many times slower."""
+    """A CPU computes many times slower with subnormal numbers."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
@@ -289,7 +289,7 @@ def test_the_running_mean_of_a_dead_unit_becomes_zero_and_not_subnormal(
     assert not optimizer.state[model[0].weight]["exp_avg"][0].any()
 
 
-def test_a_matrix_with_a_long_shorter_side_is_measured_as_adam_does() -> None:
+def test_a_matrix_with_a_long_shorter_side_gets_the_geometry_of_adam() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, 280, bias=False), nn.Linear(280, 2, bias=False))
     anchors = AnchorBatch(model, torch.randn(3, 300))
@@ -305,7 +305,7 @@ def test_a_matrix_with_a_long_shorter_side_is_measured_as_adam_does() -> None:
 
 @pytest.mark.parametrize("precondition", ["adam", "muon"])
 def test_convolutions_in_channels_last_take_the_same_step(precondition: str) -> None:
-    """Also the one whose shorter side is too long to be orthogonalised, whose running means are in its layout."""
+    """One layer is too large to be orthogonalised; its running means have the memory layout of its weight."""
 
     def moved(memory_format: torch.memory_format) -> Tensor:
         torch.manual_seed(0)

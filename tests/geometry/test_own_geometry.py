@@ -56,7 +56,7 @@ def step(opt: FIPOptimizer, model: nn.Module) -> None:
     opt.step()
 
 
-def test_its_step_is_the_dense_solution() -> None:
+def test_the_step_in_a_registered_geometry_equals_the_dense_solution() -> None:
     model, inputs = network()
     opt = optimizer(model, inputs, solver=Solver(products=100, tol=1e-13))
     sums = 0.0
@@ -78,7 +78,7 @@ def test_its_step_is_the_dense_solution() -> None:
         np.testing.assert_allclose(after - before, expected, atol=1e-8)
 
 
-def test_a_resumed_run_goes_on_bit_for_bit() -> None:
+def test_a_resumed_run_in_a_registered_geometry_continues_bit_for_bit() -> None:
     model, inputs = network()
     opt = optimizer(model, inputs)
     step(opt, model)
@@ -95,7 +95,7 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
     assert all("sum" in entries for entries in resumed.state.values())
 
 
-def test_without_a_linear_term_it_is_the_identity() -> None:
+def test_a_registered_geometry_without_a_linear_term_is_the_identity() -> None:
     model, inputs = network()
     opt = optimizer(model, inputs)
     opt.step()  # no gradient and no drift: L = 0
@@ -112,7 +112,7 @@ def test_without_a_linear_term_it_is_the_identity() -> None:
         (lambda c: torch.ones(2), r"shape \(26,\); got shape \(2,\)"),
     ],
 )
-def test_a_diagonal_that_is_no_norm_moves_nothing(
+def test_a_diagonal_that_is_not_a_norm_raises_and_moves_no_weight(
     diagonal: object, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AdaGrad, "diagonal", lambda self, c: diagonal(c))  # type: ignore[operator]
@@ -126,7 +126,7 @@ def test_a_diagonal_that_is_no_norm_moves_nothing(
 
 
 def test_a_name_is_taken_once_and_by_a_geometry() -> None:
-    fipoptim.geometry.register("adagrad", AdaGrad)  # again: nothing happens
+    fipoptim.geometry.register("adagrad", AdaGrad)  # registering the same class again does nothing
     with pytest.raises(ValueError, match="^name: 'adagrad' is the name of AdaGrad already"):
         fipoptim.geometry.register("adagrad", type("Other", (AdaGrad,), {}))
     with pytest.raises(

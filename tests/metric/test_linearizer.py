@@ -1,4 +1,4 @@
-"""A trace is used only where it gives what the model gives now, and where a resumed run would use it as well."""
+"""A trace is used only if it gives what the model gives now, and only if a resumed run would use it too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fipoptim.anchors.batch import Sample
 
 
 class Switched(nn.Module):
-    """Two heads on one body; what it does is decided by attributes, of which no trace knows."""
+    """A body with two heads. Attributes decide what the model computes, and a trace does not see them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Switched(nn.Module):
 
 
 def change_of_products(anchors: AnchorBatch, **options: Any) -> float:
-    """How far products of the metric are from those that the model gives as it runs."""
+    """Returns the relative difference between traced products and those of the running model."""
     metric, run = (
         AnchorMetric(anchors, form="forward", trace=trace, **options) for trace in (True, False)
     )
@@ -69,7 +69,7 @@ def test_every_trace_that_a_step_uses_is_compared_with_the_model(
 
 
 def cut(model: Switched) -> None:
-    model.cut = True  # the same outputs, another derivative
+    model.cut = True  # the outputs stay the same, the derivative changes
 
 
 def scaled(model: Switched) -> None:
@@ -97,7 +97,7 @@ def test_a_model_that_is_changed_is_traced_anew(change: Any) -> None:
     assert change_of_products(anchors) < 1e-5
 
 
-def test_a_trace_that_rests_while_the_model_changes_is_compared_when_it_is_used_again() -> None:
+def test_an_unused_trace_is_compared_with_the_model_when_it_is_used_again() -> None:
     model = Switched()
     anchors = AnchorBatch(model, torch.randn(10, 4))
     few = Sample(anchors.inputs[:6], anchors.reference[:6])
@@ -107,7 +107,7 @@ def test_a_trace_that_rests_while_the_model_changes_is_compared_when_it_is_used_
     assert change_of_products(anchors) < 1e-5
 
 
-def test_that_two_anchors_do_not_mix_says_nothing_of_more() -> None:
+def test_a_model_that_mixes_anchors_added_later_is_not_traced() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten()
@@ -134,7 +134,7 @@ def test_a_model_that_became_random_is_refused(before: bool, trace: bool) -> Non
 
 
 @pytest.mark.parametrize("draw", [lambda: random.random(), lambda: float(np.random.rand())])
-def test_it_may_draw_from_others_than_torch(draw: Callable[[], float]) -> None:
+def test_a_model_that_draws_from_python_or_numpy_is_refused(draw: Callable[[], float]) -> None:
     model = Switched()
     anchors = AnchorBatch(model, torch.randn(10, 4))
     AnchorMetric(anchors, form="forward")
@@ -159,7 +159,7 @@ def test_a_step_of_a_model_that_became_random_moves_nothing(products: int | str)
     assert all(torch.equal(start[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_model_that_draws_and_does_not_use_it_is_a_function() -> None:
+def test_a_model_whose_random_draws_do_not_change_its_outputs_is_accepted() -> None:
     class Drawing(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + 0 * torch.rand(())
@@ -174,7 +174,7 @@ def test_a_model_that_draws_and_does_not_use_it_is_a_function() -> None:
 
 
 class Routed(nn.Module):
-    """Sends each row to one of two experts, of as many rows as happen to choose it."""
+    """Sends each row to one of two experts, so that the number of rows of an expert depends on the inputs."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class Routed(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["nonzero", "mask", "select"])
-def test_a_routed_model_is_run(how: str) -> None:
+def test_a_model_with_value_dependent_shapes_is_run_and_not_traced(how: str) -> None:
     model = Routed(how)
     anchors = AnchorBatch(model, torch.randn(30, 4, dtype=torch.float64))
     optimizer = FIPOptimizer(
@@ -238,11 +238,11 @@ def test_a_trace_that_fails_while_it_runs_is_replaced_by_the_model(monkeypatch) 
             torch.testing.assert_close(metric.matvec(v), run.matvec(v))
 
 
-# --- the way that a run takes is saved ------------------------------------------------------------------------
+# --- a resumed run uses the same traces ------------------------------------------------------------------------
 
 
 def run(steps: int, parts: dict[str, Any] | None = None) -> tuple[Any, ...]:
-    """A run on anchors of another number of rows in each step, which is more shapes than are traced."""
+    """A run whose anchors have another number of rows in each step: more shapes than are traced."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     anchors = AnchorBatch(

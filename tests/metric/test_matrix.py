@@ -20,7 +20,7 @@ def params_of(model: nn.Module) -> list[Tensor]:
 
 
 @all_cases
-def test_the_matrix_its_diagonal_and_its_spectrum(name: str) -> None:
+def test_the_matrix_its_diagonal_and_its_spectrum_equal_the_dense_ones(name: str) -> None:
     case = build(name)
     g = oracle.metric(oracle.jacobian(case.model, case.inputs, "logits", params_of(case.model)))
     metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
@@ -72,7 +72,7 @@ def test_a_linear_layer_has_each_eigenvalue_once_for_each_output(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_head_of_a_network_has_equal_eigenvalues_too(dtype: torch.dtype) -> None:
+def test_the_metric_of_a_networks_head_has_repeated_eigenvalues(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(dtype)
     inputs = torch.randn(20, 4, dtype=dtype)
@@ -106,7 +106,7 @@ def test_the_estimated_diagonal_is_the_mean_of_squared_pullbacks(name: str) -> N
     np.testing.assert_allclose(estimate.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_estimated_diagonal_is_unbiased_and_as_noisy_as_it_says() -> None:
+def test_the_estimated_diagonal_is_unbiased_and_has_the_documented_noise() -> None:
     case = build("mlp")
     metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
     exact = metric.diagonal()
@@ -115,7 +115,7 @@ def test_the_estimated_diagonal_is_unbiased_and_as_noisy_as_it_says() -> None:
     moved = exact > 1e-6 * exact.max()
     relative = estimates[:, moved] / exact[moved]
     assert relative.mean(dim=0).sub(1).abs().max() < 5 * math.sqrt(2 / 8 / 400)
-    # Signs, unlike Gaussian noise, have no variance where a single output depends on a weight.
+    # Random signs, unlike Gaussian noise, have no variance if only one output depends on a weight.
     assert 0 < relative.std(dim=0).mean() < 1.2 * math.sqrt(2 / 8)
 
 

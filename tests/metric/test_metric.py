@@ -37,7 +37,7 @@ def test_the_outputs_after_a_step_are_told_before_any_weight_moves(name: str) ->
 
 
 def test_a_step_is_measured_in_the_layout_of_the_weights() -> None:
-    # PyTorch sums this weight and a contiguous step into a third layout, in which pooling took six times as long.
+    # PyTorch would sum this weight and a contiguous step into a third layout, which made pooling six times slower.
     model = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
     anchors, layouts = AnchorBatch(model, torch.randn(2, 1, 5, 5)), []
     model.register_forward_pre_hook(lambda module, _: layouts.append(module.weight.stride()))
@@ -58,14 +58,14 @@ def test_products_are_those_of_the_dense_jacobian(
     jac = oracle.jacobian(case.model, case.inputs, space, params_of(case.model))
     anchors = AnchorBatch(case.model, case.inputs, output=oracle.SPACES[space][0])
     metric = AnchorMetric(anchors, form=form, trace=trace)
-    # Where outputs depend on the other anchors no trace can be checked on a few, and none is used.
+    # If outputs depend on the other anchors, a trace cannot be checked on a few anchors, and none is used.
     assert metric.traced == (trace and name not in TOGETHER)
     v, u = (
         torch.randn(metric.size, dtype=torch.float64),
         torch.randn(jac.shape[:2], dtype=torch.float64),
     )
     expected = oracle.metric(jac) @ v.numpy()
-    for _ in range(2):  # products leave what they need as it was
+    for _ in range(2):  # the second product must give the same result
         np.testing.assert_allclose(metric.jvp(v).numpy(), jac @ v.numpy(), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(metric.matvec(v).numpy(), expected, rtol=1e-9, atol=1e-12)
     expected = np.einsum("ikn,ik->n", jac, u.numpy())

@@ -124,7 +124,9 @@ def test_pruned_and_freshly_initialised_networks_are_accepted(build: Any) -> Non
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("output", ["logits", "probabilities"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_a_cut_is_found_among_kinks(activation: Any, output: str, scale: float) -> None:
+def test_a_detached_part_is_found_in_a_network_with_kinks(
+    activation: Any, output: str, scale: float
+) -> None:
     for seed in range(4):
         torch.manual_seed(seed)
         model = nn.Sequential(
@@ -231,7 +233,7 @@ def test_precision_lost_inside_the_model_is_allowed_for(build: Any) -> None:
         assert verdict(*build()) == "forward"
 
 
-def test_a_cut_is_found_through_half_precision() -> None:
+def test_a_detached_part_is_found_in_a_half_precision_network() -> None:
     for seed in range(4):
         torch.manual_seed(seed)
         base = nn.Linear(8, 16).half().requires_grad_(False)
@@ -255,10 +257,10 @@ def test_probabilities_are_accepted_at_all_scales_of_the_weights(
         assert verdict(model, inputs, output="probabilities") == "forward"
 
 
-# --- where and when it is built --------------------------------------------------------------------------------
+# --- where and when the probe runs --------------------------------------------------------------------------------
 
 
-def test_it_works_under_a_default_device_and_in_inference_mode() -> None:
+def test_the_probe_works_under_a_default_device_and_in_inference_mode() -> None:
     model = mlp()
     anchors, params = AnchorBatch(model, torch.randn(9, 8)), list(model.parameters())
     with torch.device("meta"):  # stands for a GPU
@@ -289,9 +291,10 @@ def test_the_anchors_looked_at_are_spread_over_all() -> None:
 # --- the verdict ------------------------------------------------------------------------------------------------
 
 
-def test_the_verdict_says_what_was_seen_and_how_to_go_on() -> None:
+def test_the_error_says_what_the_probe_saw_and_how_to_continue() -> None:
     torch.manual_seed(0)
-    rounding = Applied(lambda x: x + ((4 * x).round() / 4 - x).detach())  # straight through
+    # A straight-through estimator.
+    rounding = Applied(lambda x: x + ((4 * x).round() / 4 - x).detach())
     model = nn.Sequential(nn.Linear(8, 16), rounding, nn.Linear(16, 3))
     anchors = AnchorBatch(model, torch.randn(9, 8))
     with pytest.raises(RuntimeError) as caught:
@@ -360,7 +363,7 @@ def test_a_model_that_writes_to_its_weights_is_refused_by_name() -> None:
 
 
 class Cube(torch.autograd.Function):
-    """A function of the old style: backward only, but differentiable."""
+    """An old-style function: it has only a backward, which is differentiable."""
 
     @staticmethod
     def forward(ctx, x):  # type: ignore[no-untyped-def]
@@ -383,7 +386,7 @@ class Wrapped(nn.Module):
         return self.last(self.middle(self, torch.tanh(self.first(x))))
 
 
-def test_without_forward_mode_it_falls_back_and_says_so() -> None:
+def test_a_model_without_forward_mode_gets_the_double_vjp_form_with_a_warning() -> None:
     model = Wrapped(lambda self, h: Cube.apply(h))
     inputs = torch.randn(5, 4, dtype=torch.float64)
     with pytest.warns(UserWarning, match="double-VJP form"):
@@ -399,7 +402,7 @@ def test_without_forward_mode_it_falls_back_and_says_so() -> None:
     with pytest.warns(UserWarning, match="double-VJP form"):
         opt = FIPOptimizer(model.parameters(), AnchorBatch(model, inputs))
     assert opt.form == "double-vjp"
-    opt.step()  # and warns no more
+    opt.step()  # a second warning would be an error
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
@@ -411,8 +414,9 @@ def test_reentrant_checkpointing_is_found_by_the_finite_difference() -> None:
         AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
 
 
-@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")  # torch 2.11 has none here
-def test_other_checkpointing_is_right() -> None:
+# torch 2.11 has no forward mode for this checkpointing.
+@pytest.mark.filterwarnings("ignore:fipoptim. forward-mode products")
+def test_products_of_a_model_with_non_reentrant_checkpointing_are_right() -> None:
     model = Wrapped(lambda self, h: checkpoint(torch.tanh, h, use_reentrant=False))
     plain = Wrapped(lambda self, h: torch.tanh(h))
     plain.load_state_dict(model.state_dict())

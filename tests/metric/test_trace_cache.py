@@ -1,4 +1,4 @@
-"""Traces: one for each shape, for all weights and inputs; what is traced, compiled and forgotten."""
+"""Traces: one serves all weights and inputs of a shape; when models are traced and compiled, and traces freed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def params_of(model: nn.Module) -> list[Tensor]:
 
 
 class Scaled(nn.Module):
-    """A model that does what its attributes say: neither is a weight, so a trace does not see them change."""
+    """A model whose attributes decide what it computes. They are no weights, so a trace does not see them change."""
 
     def __init__(self, branch: bool = False) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def test_a_trace_serves_all_weights_and_inputs_of_its_shape() -> None:
     assert anchors.route.stale == 0
 
 
-def test_a_model_that_behaves_otherwise_is_traced_anew_and_in_the_end_run() -> None:
+def test_a_model_that_keeps_changing_is_retraced_a_few_times_and_then_run() -> None:
     model = Scaled()
     anchors = AnchorBatch(model, INPUTS)
     for i in range(MOST_STALE + 2):
@@ -81,7 +81,7 @@ def test_a_model_that_cannot_be_traced_is_run() -> None:
     np.testing.assert_allclose(metric.matvec(v).numpy(), oracle.metric(jac) @ v.numpy(), rtol=1e-9)
 
 
-def test_inputs_of_ever_new_shapes_are_not_all_traced() -> None:
+def test_the_number_of_traced_input_shapes_is_limited() -> None:
     model = Scaled()
     anchors = AnchorBatch(model, INPUTS)
     for count in range(3, MOST_TRACES + 6):
@@ -137,8 +137,8 @@ def test_images_are_traced_channels_last_where_the_model_allows_it(view: bool) -
 
 
 @all_cases
-def test_the_parts_compile_without_a_graph_break(name: str, monkeypatch) -> None:
-    # What is generated is torch's affair, and takes a C++ compiler; that nothing is left to Python is ours.
+def test_the_parts_of_a_trace_compile_without_a_graph_break(name: str, monkeypatch) -> None:
+    # Only the absence of graph breaks is tested. The generated code is tested by torch, and needs a C++ compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     case = build(name)
     metric = AnchorMetric(AnchorBatch(case.model, case.inputs), form="forward", compile=True)
@@ -149,7 +149,7 @@ def test_the_parts_compile_without_a_graph_break(name: str, monkeypatch) -> None
     torch._dynamo.reset()
 
 
-def test_a_compiled_trace_is_for_those_who_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_trace_is_used_only_if_compile_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 
     def compile_part(part: Any, **options: Any) -> Any:
@@ -165,7 +165,7 @@ def test_a_compiled_trace_is_for_those_who_ask_for_it(monkeypatch: pytest.Monkey
     assert len(anchors.route.traced) == 1  # one shape, whether compiled or not
 
 
-def test_traces_go_with_their_anchors() -> None:
+def test_traces_are_freed_with_their_anchors() -> None:
     gc.collect()
     before = len(CACHES)
     anchors = AnchorBatch(Scaled(), INPUTS)

@@ -34,7 +34,7 @@ class BareModel(nn.Module):
         for tensor in tensors:
             self._adopt(tensor)
         floating = [p for p in self.parameters() if p.is_floating_point()]
-        if not floating:  # the optimizer should be what complains, not the anchors
+        if not floating:  # the optimizer should raise the error, and not the anchors
             self.spare = nn.Parameter(torch.ones(1))
             floating = [self.spare]
         dtype = torch.float32
@@ -44,13 +44,13 @@ class BareModel(nn.Module):
         self.compute_device = floating[0].device
 
     def _adopt(self, tensor: Tensor) -> str:
-        # Past register_parameter, which takes no plain leaf tensor; torch.optim does.
+        # The tensor bypasses register_parameter, which refuses a plain leaf tensor that torch.optim accepts.
         name = f"p{len(self._parameters)}"
         self._parameters[name] = tensor  # type: ignore[assignment]
         return name
 
     def adopt_without_changing_the_function(self, tensor: Tensor) -> None:
-        """Own one more tensor, whose contribution is counted from its value of now."""
+        """Own one more tensor. Its contribution is measured from its present value, so the function does not change."""
         name = self._adopt(tensor)
         self.register_buffer(f"{name}_start", tensor.detach().clone())
 
@@ -78,7 +78,7 @@ class BareModel(nn.Module):
 
 
 def _materialize(params: Any) -> Any:
-    """`params` with generators turned into lists, so that they can be read twice; the rest as is."""
+    """`params` with generators turned into lists, so that they can be read twice; all else unchanged."""
     if isinstance(params, (Tensor, set)) or params is None:
         return params
     listed = list(params)
@@ -89,7 +89,7 @@ def _materialize(params: Any) -> Any:
 
 
 def _tensors(params: Any) -> Iterator[Tensor]:
-    """Every tensor in `params`, in whatever way torch.optim lets them be given."""
+    """Every tensor in `params`, in any form that torch.optim accepts."""
     if isinstance(params, Tensor):
         yield params
     elif isinstance(params, dict):

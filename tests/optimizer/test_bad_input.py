@@ -1,4 +1,4 @@
-"""What the optimizer refuses, by name, before any weight has changed."""
+"""The optimizer refuses bad input before any weight has changed, and the error names the argument."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def setup(**options: Any) -> tuple[nn.Module, FIPOptimizer]:
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["beta", "eps", "max_drift", "momentum"])
-def test_numbers_out_of_range(name: str, value: float) -> None:
+def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name}: must be .* got {value}"):
         setup(**{name: value})
 
@@ -40,20 +40,20 @@ def test_numbers_out_of_range(name: str, value: float) -> None:
         ({"secondary": 3.0}, TypeError, "^secondary: must be callable"),
     ],
 )
-def test_options_of_the_wrong_kind(
+def test_bad_options_are_refused(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         setup(**options)
 
 
-def test_anchors_of_the_wrong_type() -> None:
+def test_anchors_of_the_wrong_type_are_refused() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(TypeError, match="^anchors: must be an AnchorBatch, got Tensor; build one"):
         FIPOptimizer(model.parameters(), torch.randn(3, 2))  # type: ignore[arg-type]
 
 
-def test_parameters_of_another_model() -> None:
+def test_parameters_of_another_model_are_refused() -> None:
     model, other = nn.Linear(2, 2), nn.Linear(2, 2)
     anchors = AnchorBatch(model, torch.randn(3, 2))
     with pytest.raises(ValueError, match=r"^params: parameter 0 of shape \(2, 2\) does not belong"):
@@ -73,7 +73,7 @@ def test_parameters_of_another_model() -> None:
         (lambda: torch.zeros(3, 3).to_sparse(), "sparse"),
     ],
 )
-def test_parameters_without_a_metric(make: Any, what: str) -> None:
+def test_parameters_without_a_metric_are_refused(make: Any, what: str) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -87,7 +87,8 @@ def test_parameters_without_a_metric(make: Any, what: str) -> None:
     anchors = AnchorBatch(model, torch.randn(3, 2))
     with pytest.raises(TypeError, match=f"^params: .*{what}"):
         FIPOptimizer(model.parameters(), anchors)
-    FIPOptimizer(model.layer.parameters(), anchors).step()  # leaving it out is fine
+    # The optimizer accepts the other parameters.
+    FIPOptimizer(model.layer.parameters(), anchors).step()
 
 
 def unchanged_after(model: nn.Module, opt: FIPOptimizer, message: str, closure: Any = None) -> None:
@@ -101,7 +102,7 @@ def unchanged_after(model: nn.Module, opt: FIPOptimizer, message: str, closure: 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("solver", [None, Solver(products=3), Solver(products=0)])
 @pytest.mark.parametrize("precondition", [None, "adam", "muon"])
-def test_a_gradient_that_is_not_finite(
+def test_a_gradient_that_is_not_finite_is_refused(
     value: float, solver: Solver, precondition: str | None
 ) -> None:
     model, opt = setup(solver=solver, precondition=precondition, momentum=0.9)
@@ -111,7 +112,7 @@ def test_a_gradient_that_is_not_finite(
     unchanged_after(model, opt, "^gradient: holds NaN or infinite values; no weight was changed")
 
 
-def test_outputs_that_are_not_finite_before_the_step() -> None:
+def test_outputs_that_are_not_finite_before_the_step_are_refused() -> None:
     class Fragile(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -128,7 +129,7 @@ def test_outputs_that_are_not_finite_before_the_step() -> None:
     )
 
 
-def test_outputs_that_are_not_finite_after_the_step() -> None:
+def test_a_step_to_outputs_that_are_not_finite_is_refused() -> None:
     class Root(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -143,11 +144,11 @@ def test_outputs_that_are_not_finite_after_the_step() -> None:
     unchanged_after(model, opt, "not finite after the step; the weights are as they were")
 
 
-def test_a_closure_that_does_not_call_backward() -> None:
+def test_a_closure_that_does_not_call_backward_is_refused() -> None:
     model, opt = setup()
     x = torch.randn(2, 4)
     unchanged_after(model, opt, "^closure: it left no new gradient", lambda: model(x).sum())
-    model(x).sum().backward()  # a gradient of before does not count
+    model(x).sum().backward()  # an earlier gradient does not count
     unchanged_after(model, opt, "^closure: it left no new gradient", lambda: model(x).sum())
 
 
@@ -160,12 +161,12 @@ def test_a_closure_that_does_not_call_backward() -> None:
         (lambda: torch.ones((), requires_grad=True) * 2, "^secondary: its loss depends on none of"),
     ],
 )
-def test_a_secondary_objective_that_is_none(secondary: Any, message: str) -> None:
+def test_a_secondary_that_is_not_an_objective_is_refused(secondary: Any, message: str) -> None:
     model, opt = setup(secondary=secondary)
     unchanged_after(model, opt, message)
 
 
-def test_a_grad_scaler() -> None:
+def test_a_grad_scaler_is_refused() -> None:
     model, opt = setup()
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(torch.randn(2, 4)).sum()).backward()
@@ -173,10 +174,10 @@ def test_a_grad_scaler() -> None:
     with pytest.raises(RuntimeError, match="^GradScaler: FIPOptimizer cannot be stepped by one"):
         scaler.step(opt)
     assert all(torch.equal(t, weights[k]) for k, t in model.state_dict().items())
-    opt.step()  # and it is not remembered against the plain loop
+    opt.step()  # the plain loop still works afterwards
 
 
-def test_sparse_gradients() -> None:
+def test_sparse_gradients_are_refused() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2))
     x = torch.randint(5, (4, 2))

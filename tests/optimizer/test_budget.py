@@ -1,4 +1,4 @@
-"""max_drift is a promise about what drift() says, whatever else happens in a step."""
+"""max_drift bounds the value of drift() after every step, whatever else happens in the step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def by_the_batch() -> nn.Sequential:
 
 
 def by_class(count: int) -> Tensor:
-    """Images sorted by class, so that statistics of a part are not those of the whole."""
+    """Images sorted by class, so that a chunk has other statistics than all images."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, 1, 6, 6, generator=generator)
     return images + torch.arange(count).div(count / 4).floor().view(-1, 1, 1, 1)
@@ -34,7 +34,7 @@ def by_class(count: int) -> Tensor:
 
 @pytest.mark.parametrize("chunk_size", [None, 150])
 @pytest.mark.parametrize("products", [0, 2, "adaptive"])
-def test_anchors_that_depend_on_each_other_are_judged_as_drift_judges_them(
+def test_max_drift_bounds_the_drift_of_anchors_that_depend_on_each_other(
     products: int | str, chunk_size: int | None
 ) -> None:
     model = by_the_batch()
@@ -98,7 +98,7 @@ def frozen(model: nn.Module, optimizer: FIPOptimizer) -> None:
 
 
 @pytest.mark.parametrize("rest", [no_rate, no_gradient_of_the_closure, frozen])
-def test_the_promise_is_checked_although_nothing_moves(
+def test_max_drift_is_checked_in_a_step_that_moves_no_weight(
     rest: Callable[[nn.Module, FIPOptimizer], None],
 ) -> None:
     torch.manual_seed(0)
@@ -113,10 +113,10 @@ def test_the_promise_is_checked_although_nothing_moves(
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
     model.eval()
     anchors.refresh()
-    rest(model, optimizer)  # within the budget there is nothing to say
+    rest(model, optimizer)  # nothing is raised within the budget
 
 
-def test_beside_another_optimizer_the_last_to_step_knows_the_drift() -> None:
+def test_max_drift_holds_beside_another_optimizer_that_steps_first() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     anchors = AnchorBatch(model, torch.randn(9, 4))
@@ -126,6 +126,6 @@ def test_beside_another_optimizer_the_last_to_step_knows_the_drift() -> None:
         for optimizer in (ours, theirs):
             optimizer.zero_grad()
         model(torch.randn(8, 4)).square().sum().backward()
-        theirs.step()  # the documented order
+        theirs.step()  # the documented order: the other optimizer steps first
         ours.step()
         assert ours.last_step.drift == anchors.drift() <= 0.05

@@ -1,6 +1,6 @@
 """FIPOptimizer under torch's own optimizer cases.
 
-What pytorch's ``test/test_optim.py`` (class ``TestOptimRenewed``) asks of each optimizer, through the
+These are the cases of pytorch's ``test/test_optim.py`` (class ``TestOptimRenewed``), run through the
 machinery in the wheel (``OptimizerInfo``, ``optims``, ``instantiate_device_type_tests``). A method
 here has the name of the case it answers to; `NOT_OURS` lists the cases without one, with the reason.
 
@@ -53,12 +53,12 @@ from fipoptim import Solver
 # Every case of TestOptimRenewed that has no method of its name in TestDropIn, and why.
 NO_SUCH_OPTION = "FIPOptimizer has no foreach, fused, capturable or differentiable implementation"
 NOT_OURS = {
-    # They ask for what the design excludes.
+    # The design excludes what these cases test.
     "test_complex": "complex parameters raise: see test_errors",
     "test_complex_2d": "complex parameters raise: see test_errors",
     "test_rosenbrock_sparse": "sparse parameters and gradients raise: see test_errors",
     "test_param_groups_weight_decay": "there is no weight_decay; an objective of its own is the way",
-    # They compare implementations of one optimizer with each other.
+    # These cases compare several implementations of one optimizer.
     "test_foreach_matches_forloop": NO_SUCH_OPTION,
     "test_mixed_device_dtype": NO_SUCH_OPTION,
     "test_set_default_dtype_works_with_foreach": NO_SUCH_OPTION,
@@ -151,7 +151,7 @@ def optim_error_inputs(device: Any, dtype: Any) -> list[ErrorOptimizerInput]:
 
     errors = []
     for error in get_error_inputs_for_all_optims(device, dtype):
-        # Our constructor's argument is eps, so the message names that; the rest is torch's.
+        # The message names eps, which is the argument of our constructor. The rest of the case is torch's.
         if error.error_regex == "Tensor lr must be 1-element":
             error.error_regex = r"eps.*(1-element|one element|number)"
             error.optimizer_error_input.params = [parameter()]
@@ -378,7 +378,7 @@ class TestDropIn(TestCase):
 
     @optims([FIP])
     def test_param_groups_lr(self, device, dtype, optim_info):
-        # 1e-28 squared is below the smallest float32, and so is its inverse above the largest.
+        # 1e-28 squared is below the smallest float32, and its inverse is above the largest.
         for case, outer in itertools.product(all_inputs(device, dtype, optim_info), (1e-28, 0.0)):
             kwargs = {**case.kwargs}
             shared = {k: kwargs.pop(k) for k in list(kwargs) if k not in ("lr", "beta", "momentum")}
@@ -446,7 +446,7 @@ class TestDropIn(TestCase):
 
     @optims([FIP])
     def test_can_load_older_state_dict(self, device, dtype, optim_info):
-        # This is the first version: nothing is missing from its own state.
+        # There is no older version, so no entry of the state can be missing.
         for case in all_inputs(device, dtype, optim_info):
             model, x = self._conv(device, dtype)
             optimizer = optim_info.optim_cls(model.parameters(), **case.kwargs)
@@ -467,7 +467,7 @@ class TestDropIn(TestCase):
             self._conv_steps(optimizer, model, x, 3)
             second = model.named_parameters() if is_named_optim1 else model.parameters()
             optimizer2 = optim_info.optim_cls(second, **case.kwargs)
-            # The anchors come first: these were made on the network as it is by now.
+            # The state of the anchors is loaded first, because they were made on the network as it is now.
             optimizer2.anchors.load_state_dict(optimizer.anchors.state_dict())
             optimizer2.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             self._conv_steps(optimizer2, model, x, 1)
@@ -493,7 +493,7 @@ class TestDropIn(TestCase):
                 file.seek(0)
                 loaded = torch.load(file, weights_only=weights_only)
                 self.assertEqual(loaded, state)
-            # Loading casts what is not protected from it; nothing may change by it.
+            # Loading casts entries that are not protected from it, and must not change any.
             optimizer.load_state_dict(loaded)
             self.assertEqual(optimizer.state_dict(), loaded, rtol=0, atol=0)
 
@@ -700,7 +700,7 @@ class TestDropIn(TestCase):
                 optimizer.step()
                 self.assertEqual(params, before, rtol=0, atol=0)
 
-    # Where torch's cases contradict the definition, what holds instead.
+    # Cases of torch that contradict our definition: these tests assert our definition.
 
     @optims([FIP], dtypes=[torch.float64])
     def test_no_gradient_at_all_is_the_free_path(self, device, dtype, optim_info):

@@ -106,7 +106,7 @@ def test_saved_run_goes_on_along_the_same_path(options, steps):
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    resumed = Run(seed=17, **options)  # other seeds: the states must carry what was drawn from
+    resumed = Run(seed=17, **options)  # the seeds differ, so the loaded states must bring their own
     resumed.model.load_state_dict(saved["model"])
     resumed.optimizer.anchors.load_state_dict(saved["anchors"])
     resumed.optimizer.load_state_dict(saved["optimizer"])
@@ -130,7 +130,7 @@ def test_loading_brings_back_an_earlier_moment(options):
 
 @configurations
 @pytest.mark.parametrize("steps", [0, 3])
-def test_deepcopy_in_the_middle_of_a_run(options, steps):
+def test_a_deepcopy_in_the_middle_of_a_run_continues_along_the_same_path(options, steps):
     run = Run(**options)
     run.advance(steps)
     model, optimizer = copy.deepcopy((run.model, run.optimizer))
@@ -150,7 +150,7 @@ def test_deepcopy_in_the_middle_of_a_run(options, steps):
     assert run.optimizer.last_step == optimizer.last_step
 
 
-def test_copy_whose_secondary_stays_with_the_original_says_so():
+def test_a_copy_whose_secondary_uses_the_original_model_raises():
     """A lambda is not copied with what it closes over: it is the loss of the original's model."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), lambda: task.loss())
@@ -164,7 +164,7 @@ def test_copy_whose_secondary_stays_with_the_original_says_so():
 
 @configurations
 @pytest.mark.parametrize("steps", [0, 3])
-def test_pickle_in_the_middle_of_a_run(options, steps):
+def test_a_pickle_in_the_middle_of_a_run_continues_along_the_same_path(options, steps):
     run = Run(**options)
     run.advance(steps)
     optimizer = pickle.loads(pickle.dumps(run.optimizer))
@@ -206,7 +206,7 @@ def test_copies_are_free_of_schedulers_and_hooks(duplicate):
     assert torch.equal(flat(task.model), before)
     assert float(flat(model).dist(other_before)) == pytest.approx(0.025, rel=1e-6)
     assert len(calls) == 1
-    again = lr_scheduler.ExponentialLR(other, 0.5)  # from the lr it started with
+    again = lr_scheduler.ExponentialLR(other, 0.5)  # this starts from the initial lr
     other.step(task.closure(other, model))
     again.step()
     assert optimizer.param_groups[0]["lr"] == 0.025
@@ -228,7 +228,7 @@ def test_copies_can_be_taken_while_recording(duplicate):
 @configurations
 @pytest.mark.parametrize("flatten", [False, True])
 def test_distributed_checkpoint_goes_on_along_the_same_path(options, flatten, tmp_path):
-    """torch makes the state to load into by a step with lr = 0 and zero gradients, where there is none."""
+    """torch makes a missing state by a step with lr = 0 and zero gradients, and then loads into it."""
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint import state_dict as torchs
 
@@ -240,11 +240,11 @@ def test_distributed_checkpoint_goes_on_along_the_same_path(options, flatten, tm
 
     run.advance(3)
     state = torchs.get_optimizer_state_dict(run.model, run.optimizer, options=asked)
-    with warnings.catch_warnings():  # torch, of a single process
+    with warnings.catch_warnings():  # torch warns about a single process
         warnings.simplefilter("ignore")
         checkpoint.save({"optimizer": state}, checkpoint_id=tmp_path)
 
-    # In memory, and from a file into the state that torch has made.
+    # The checkpoint is loaded from memory, and from a file into the state that torch makes.
     for other, loaded in ((resumed, copy.deepcopy(state)), (fresh, None)):
         other.model.load_state_dict(run.model.state_dict())
         other.optimizer.anchors.load_state_dict(run.optimizer.anchors.state_dict())
@@ -276,7 +276,7 @@ def test_a_state_has_the_keys_of_its_options_and_a_velocity_takes_no_memory():
         assert state["velocity"].untyped_storage().nbytes() == state["velocity"].element_size()
 
 
-def test_a_step_that_rests_begins_a_state_and_nothing_else():
+def test_a_step_of_length_zero_only_initialises_the_state():
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), momentum=0.9, eps=0.0)
     optimizer.step(task.closure(optimizer))
@@ -352,7 +352,7 @@ def assert_same_state(a, b):
 
 @configurations
 def test_a_reference_taken_from_the_resumed_network_is_refused(options):
-    """As Lightning's configure_optimizers would, and from_pretrained(checkpoint)."""
+    """Lightning's configure_optimizers and from_pretrained(checkpoint) would take the reference from that network."""
     run = Run(**options)
     run.advance(3)
     saved = {"model": run.model.state_dict(), "anchors": run.optimizer.anchors.state_dict()}
@@ -362,7 +362,7 @@ def test_a_reference_taken_from_the_resumed_network_is_refused(options):
 
     other = Run(**options)
     other.model.load_state_dict(saved["model"])
-    other.optimizer.anchors.refresh()  # what anchors are that are built only now
+    other.optimizer.anchors.refresh()  # these are the anchors that would be built now
     before = copy.deepcopy(other.optimizer.state_dict())
     with pytest.raises(
         ValueError, match=r"^state_dict: .*other reference .*anchors.load_state_dict"
@@ -375,7 +375,7 @@ def test_a_reference_taken_from_the_resumed_network_is_refused(options):
     assert other.optimizer.anchors.drift() == drift
 
 
-def test_a_reference_that_grew_is_the_one_that_is_saved():
+def test_the_saved_reference_includes_anchors_added_later():
     run = Run()
     run.advance(1)
     run.optimizer.anchors.extend(run.task.x)
@@ -399,7 +399,7 @@ def test_state_of_another_shape_is_refused():
 
 
 def test_optimizer_is_freed_without_the_collector():
-    """It holds the anchors; in a notebook, `del optimizer` should give them back."""
+    """The optimizer holds the anchors; in a notebook, `del optimizer` should free their memory."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
     for _ in range(2):

@@ -22,7 +22,7 @@ T = 12  # steps
 SCHEDULERS: dict[type[LRScheduler], list[Callable[[Any], LRScheduler]]] = {
     lr_scheduler.LambdaLR: [
         lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch),
-        # A linear warm-up: the first step has lr = 0.
+        # The first step of this linear warm-up has lr = 0.
         lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: min(1.0, epoch / 4)),
     ],
     lr_scheduler.MultiplicativeLR: [
@@ -146,7 +146,7 @@ def test_scheduler_resumes_with_the_optimizer(make):
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
-def test_cycled_momentum_is_ours(name):
+def test_a_scheduler_that_cycles_momentum_sets_the_momentum_of_the_steps(name):
     make = SCHEDULERS[getattr(lr_scheduler, name)][1]
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
@@ -171,8 +171,8 @@ def test_cycled_momentum_is_ours(name):
     assert not same(task.model, plain.model)
 
 
-def test_warm_up_from_zero_leaves_no_trace():
-    """Steps with lr = 0 move nothing, and what follows is what it would have been without them."""
+def test_warm_up_steps_of_length_zero_do_not_change_later_steps():
+    """Steps with lr = 0 move no weight, and later steps are the same as without them."""
     runs = []
     for rests in (0, 3):
         task = Task()
@@ -190,7 +190,7 @@ def test_warm_up_from_zero_leaves_no_trace():
 
 
 @pytest.mark.parametrize("lr", [1, np.float64(0.1), np.float32(0.1), torch.tensor(0.1)])
-def test_lr_types(lr):
+def test_a_groups_lr_may_be_any_kind_of_number(lr):
     task = Task()
     params = [{"params": task.model.parameters(), "lr": lr}]
     optimizer = FIPOptimizer(params, task.anchors(), eps=0.3)
@@ -205,7 +205,7 @@ BAD_OPTIONS += [("momentum", value) for value in (-0.1, 1.0, math.nan)]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_OPTIONS)
-def test_what_a_schedule_sets_is_checked_before_anything_moves(name, value):
+def test_a_bad_value_set_by_a_scheduler_is_refused_before_any_weight_moves(name, value):
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
     start = flat(task.model)

@@ -118,7 +118,7 @@ def test_parameters_can_be_frozen_and_thawed_on_the_way():
         assert torch.equal(weight, before) is frozen
         optimizer.zero_grad()
         before = weight.detach().clone()
-        optimizer.step()  # L = 0 leaves frozen parameters alone too
+        optimizer.step()  # a step with L = 0 does not move frozen parameters either
         assert torch.equal(weight, before) is frozen
 
 
@@ -137,7 +137,7 @@ def test_parameters_are_read_from_the_groups_at_every_step():
     assert step_length(optimizer, before) == pytest.approx(1, rel=1e-6)
 
 
-def test_the_order_of_parameters_is_free():
+def test_the_order_of_parameters_does_not_change_the_step():
     ends = []
     for order in (list, reversed):
         task = Task()
@@ -182,7 +182,8 @@ def test_named_parameters():
     unnamed.step(plain.closure(unnamed))
     assert same(task.model, plain.model)
     renamed = [(f"other.{name}", p) for name, p in task.model.named_parameters()]
-    other = FIPOptimizer(renamed, task.anchors())  # names are labels; identity is what counts
+    # Parameters are matched by identity and not by name.
+    other = FIPOptimizer(renamed, task.anchors())
     other.step(task.closure(other))
 
 
@@ -259,7 +260,8 @@ def test_closure_may_return_nothing_or_fail():
         optimizer.step(failing)
     assert torch.equal(flat(task.model), start)
     assert not optimizer.state
-    assert optimizer.step(lambda: inner() and None) is None  # Lightning's may return None
+    # A closure of Lightning may return None.
+    assert optimizer.step(lambda: inner() and None) is None
     assert not torch.equal(flat(task.model), start)
 
 
@@ -278,7 +280,7 @@ def left_old(optimizer):
 @pytest.mark.parametrize("leave", [left_none, left_zero, left_old])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "precondition": "adam"}])
 def test_closure_that_returns_none_without_backward_skips_its_batch(leave, options):
-    """As Lightning's does where training_step returns None, and many a loop's for a broken batch."""
+    """Lightning has such a closure if training_step returns None, and many loops have one for a broken batch."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), **options)
     for _ in range(2):
@@ -356,11 +358,11 @@ def test_grad_scaler_is_refused(how):
     with pytest.raises((RuntimeError, TypeError), match="GradScaler"):
         scaler.step(optimizer, *args)
     assert torch.equal(flat(task.model), start)
-    copy.deepcopy(optimizer)  # refusing must not get in the way of looking at the optimizer
+    copy.deepcopy(optimizer)  # the optimizer can still be copied and inspected after the refusal
     assert "lr" in repr(optimizer)
 
 
-def test_disabled_grad_scaler_is_no_scaler():
+def test_a_disabled_grad_scaler_is_accepted():
     """The usual mixed-precision loop carries GradScaler(enabled=False) when it runs in bfloat16."""
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors())
@@ -404,7 +406,7 @@ def adamw_loop(model: nn.Module, x: Tensor, y: Tensor, make: Callable[[nn.Module
         scheduler.step()
 
 
-def test_averaged_model():
+def test_an_averaged_model_is_the_mean_of_the_visited_weights():
     task = Task()
     optimizer = FIPOptimizer(task.model.parameters(), task.anchors(), eps=0.05)
     averaged = swa_utils.AveragedModel(task.model)

@@ -19,7 +19,7 @@ EXACT = Solver(products=10_000, tol=1e-14)
 def dense_geometry(
     opt: FIPOptimizer, params: list[Tensor], linear: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """P, dense, and the radius, from the definition in the documentation, at the first step."""
+    """Returns dense P and the radius of its ball at the first step, as the documentation defines them."""
     group_of = {p: g for g in opt.param_groups for p in g["params"]}
     rate = np.concatenate([np.full(p.numel(), group_of[p]["lr"]) for p in params])
     # After one step the running mean of c^2, corrected for its start, is c^2.
@@ -43,7 +43,7 @@ def test_the_step_is_the_dense_solution(name: str, space: str, precondition: str
     case = build(name)
     model = case.model
     anchors = AnchorBatch(model, case.inputs, output=oracle.SPACES[space][0])
-    # Away from the reference, so that the drift correction has something to do.
+    # The network is away from the reference, so that there is a drift to correct.
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
             if p.requires_grad:
@@ -71,7 +71,7 @@ def test_the_step_is_the_dense_solution(name: str, space: str, precondition: str
     opt.step()
     v = oracle.flat(params) - start
 
-    # Singular values that come from a Gram matrix are known to the root of rounding.
+    # Singular values from a Gram matrix are accurate to the square root of the rounding error.
     assert np.sqrt(v @ weight @ v) == pytest.approx(
         length, rel=1e-7 if precondition == "muon" else 1e-9
     )
@@ -84,7 +84,7 @@ def test_the_step_is_the_dense_solution(name: str, space: str, precondition: str
     low = np.linalg.eigvalsh(scaled)[0]
     null_free = np.linalg.norm(np.linalg.pinv(scaled, rcond=1e-12) @ inverse @ c) / 2
     if null_free < length and low < 1e-9:
-        # The hard case: any filling from the null space is a solution; compare what the equation fixes.
+        # In the hard case any filling from the null space solves Eq. 4; only the parts that it fixes are compared.
         expected, multiplier = oracle.sphere_step(g, c, length, weight, direction=v)
         assert oracle.objective(g, c, v) == pytest.approx(
             oracle.objective(g, c, expected), rel=1e-6
@@ -155,7 +155,7 @@ def test_a_small_beta_leaves_the_outputs_alone_to_first_order() -> None:
         predicted.append(opt.last_step.output_change_predicted)
         assert np.linalg.norm(v) == pytest.approx(eps, rel=1e-9)
     assert max(predicted) < 1e-6 * max(changes) + 1e-6
-    # What is left is the curvature of the path: second order in the length.
+    # The remaining change is the curvature of the path, which is of second order in the length.
     assert changes[0] / changes[1] == pytest.approx(4, rel=0.1)
 
 
@@ -199,7 +199,7 @@ def test_without_an_objective_the_path_does_not_stand_still(beta: float) -> None
     for _ in range(20):
         steps.append(moved(case.model, opt))
         assert np.linalg.norm(steps[-1]) == pytest.approx(0.05, rel=1e-9)
-    # Twenty steps of 0.05 as straight as the function allows, not a walk on the spot.
+    # Twenty steps of 0.05 go as straight as the function allows.
     assert np.linalg.norm(oracle.flat(list(case.model.parameters())) - start) > 0.5
     cosines = [a @ b / 0.05**2 for a, b in zip(steps, steps[1:], strict=False)]
     assert min(cosines) > 0.9
@@ -208,10 +208,10 @@ def test_without_an_objective_the_path_does_not_stand_still(beta: float) -> None
 
 @pytest.mark.parametrize("products", [1, 2, 4, 8])
 @pytest.mark.parametrize("precondition", [None, "adam", "muon"])
-def test_without_an_objective_few_products_lead_on_and_not_back(
+def test_a_path_without_an_objective_does_not_turn_back_with_few_products(
     products: int, precondition: str | None
 ) -> None:
-    # Back where the last step came from, the function is best restored: a walk on the spot.
+    # A step back to where the last one came from restores the function best, but the path would stand still.
     case = build("mlp")
     anchors = AnchorBatch(case.model, case.inputs)
     opt = FIPOptimizer(
@@ -228,14 +228,14 @@ def test_without_an_objective_few_products_lead_on_and_not_back(
     assert anchors.drift() < 0.5
 
 
-def test_a_gradient_of_zero_is_a_minimum() -> None:
+def test_a_gradient_of_zero_moves_no_weight() -> None:
     model, _, opt, _ = small(beta=1.0, eps=0.1)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     assert np.linalg.norm(moved(model, opt)) == 0
 
 
-def test_a_switched_off_drift_correction_is_the_equation_to_the_letter() -> None:
+def test_the_step_without_drift_correction_solves_the_uncorrected_equation() -> None:
     case = build("mlp")
     model = case.model
     anchors = AnchorBatch(model, case.inputs)
@@ -260,7 +260,7 @@ def test_adaptive_products_reach_the_exact_solution_when_asked_to() -> None:
     g = oracle.metric(oracle.jacobian(model, inputs, "logits", params))
     expected, _ = oracle.sphere_step(g, 0.5 * oracle.flat([p.grad for p in params]), 0.01)
     v = moved(model, opt)
-    # The radius cannot be had with the full length, so the exact direction comes shortened.
+    # The full length exceeds the radius, so the step has the exact direction and is shortened.
     np.testing.assert_allclose(v / np.linalg.norm(v), expected / 0.01, atol=1e-6)
     assert opt.last_step is not None
     assert opt.last_step.output_change_predicted == pytest.approx(1e-6, rel=1e-9)
@@ -283,7 +283,7 @@ def test_a_fixed_number_of_products_is_kept_and_the_step_shortened_to_the_radius
         )
         assert info.iterations == products
         assert info.step_norm == pytest.approx(np.linalg.norm(short), rel=1e-9)
-        # The step is in proportion to what the whole one does, from which the curvature makes it differ a little.
+        # The output change is proportional to that of the full step, up to a small effect of curvature.
         assert info.output_change == pytest.approx(share * change, rel=0.05)
         assert info.output_change == pytest.approx(math.sqrt(anchors.drift()), rel=1e-9)
 
@@ -299,7 +299,7 @@ def test_adaptive_steps_take_no_products_while_the_outputs_stay_within_the_radiu
     assert (info.iterations, info.output_change_predicted) == (0, None)
     assert info.output_change == pytest.approx(math.sqrt(anchors.drift()), rel=1e-9)
 
-    # Just below what that step did, another one is taken.
+    # With a radius just below the change of that step, the solver takes another step.
     model, _, opt, _ = small(beta=0.5, eps=0.01)
     opt.solver = Solver(products="adaptive", radius=0.99 * info.output_change)
     assert np.abs(moved(model, opt) - first).max() > 1e-6

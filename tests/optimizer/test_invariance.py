@@ -1,4 +1,4 @@
-"""What is promised of every run, as properties of random networks, anchors, settings and closures."""
+"""Promises that hold for every run, as properties of random networks, anchors, settings and closures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 class Run:
-    """A model and an optimizer in the middle of doing something; copies and pickles as a whole."""
+    """A model and an optimizer in the middle of a run; a run is copied and pickled as a whole."""
 
     def __init__(
         self, run: dict[str, Any], dtype: torch.dtype = torch.float64, **options: Any
@@ -65,7 +65,7 @@ class Run:
         self.optimize(**(run["options"] | options))
 
     def optimize(self, **options: Any) -> None:
-        """Begin with a new optimizer; derivatives that were traced for the anchors serve it, too."""
+        """Begin with a new optimizer; it uses the traces of the anchors that exist already."""
         secondary = self.loss if self.mode == "secondary" else None
         self.opt = FIPOptimizer(self.model.parameters(), self.anchors, secondary, **options)
 
@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_path_bit_for_bit(run: dict[str, Any]) -> N
     a, b = Run(run), Run(run)
     for _ in range(3):
         a.step()
-        torch.randn(3)  # what else draws random numbers does not matter
+        torch.randn(3)  # other random draws do not change the path
         b.step()
         assert same(a, b)
 
@@ -220,8 +220,8 @@ def test_a_copy_in_the_middle_of_a_run_goes_on_along_the_same_path(
         assert same(a, b)
 
 
-def test_the_budget_is_used_and_not_only_kept() -> None:
-    # A long run against its budget still gets somewhere: each time it is restored and goes on.
+def test_a_run_at_its_drift_budget_still_makes_progress() -> None:
+    # A long run at its budget still makes progress: the drift is corrected each time, and the run continues.
     run = {
         "widths": [4, 16, 2], "activation": nn.Tanh, "anchors": 5, "seed": 0, "output": "logits",
         "mode": "closure", "share": None, "options": {"beta": 10.0, "eps": 0.1},
@@ -240,7 +240,7 @@ def test_a_budget_that_cannot_be_held_raises_and_leaves_the_weights() -> None:
     anchors = AnchorBatch(model, torch.randn(8, 3))
     opt = FIPOptimizer(list(model[3].parameters())[1:], anchors, eps=1e-3, max_drift=1e-9)
     with torch.no_grad():
-        model[1].running_mean.add_(5.0)  # what batch norm in train mode does
+        model[1].running_mean.add_(5.0)  # batch norm in train mode does this
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(RuntimeError, match=r"max_drift: the drift is .* batch norm"):
         opt.step()

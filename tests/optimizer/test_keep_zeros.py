@@ -1,4 +1,4 @@
-"""A network that was pruned stays pruned where it is asked to."""
+"""A pruned network stays pruned if keep_zeros is set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRECONDITIONS = [None, "adam", "muon"]
 
 
 def pruned() -> tuple[nn.Sequential, Tensor]:
-    """A network of which half of the first layer's weights are zero, and where these are."""
+    """Returns a network with half of its first layer's weights at zero, and the mask of these weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 15), nn.Tanh(), nn.Linear(15, 3))
     zeros = torch.rand(15, 10) < 0.5
@@ -48,7 +48,7 @@ def test_zeros_stay_and_all_else_moves(
         keep_zeros=True,
     )
     start = copy.deepcopy(model)
-    for gradient in (True, True, True, False):  # and at last a step without an objective
+    for gradient in (True, True, True, False):  # the last step has no objective
         optimizer.zero_grad()
         if gradient:
             model(torch.randn(8, 10)).square().sum().backward()
@@ -58,8 +58,8 @@ def test_zeros_stay_and_all_else_moves(
     assert bool((model[2].weight != start[2].weight).all())
 
 
-def test_without_it_a_masked_gradient_does_not_keep_them() -> None:
-    # What restores the function is no part of .grad, so a hook on the gradient does not see it.
+def test_masking_the_gradient_does_not_keep_zeros_without_keep_zeros() -> None:
+    # The restoring term is not part of .grad, so a hook on the gradient does not see it.
     model, zeros = pruned()
     optimizer = optimizer_of(model)
     model[0].weight.register_hook(lambda gradient: gradient * ~zeros)
@@ -84,7 +84,7 @@ def test_masks_of_torch_prune_hold_by_themselves(precondition: str | None) -> No
     assert not model[0].weight[zeros].any()
 
 
-def test_a_group_may_have_its_own_and_zeros_may_be_chosen_on_the_way() -> None:
+def test_keep_zeros_may_be_set_for_one_group_and_zeros_may_be_added_later() -> None:
     model, zeros = pruned()
     anchors = AnchorBatch(model, torch.randn(30, 10))
     optimizer = FIPOptimizer(
@@ -109,7 +109,7 @@ def test_a_group_may_have_its_own_and_zeros_may_be_chosen_on_the_way() -> None:
     assert not model[0].weight[3].any()
 
 
-def test_the_metric_and_the_step_are_those_of_the_weights_that_move() -> None:
+def test_the_metric_and_the_step_are_restricted_to_the_weights_that_move() -> None:
     model, zeros = pruned()
     model = model.double()
     x = torch.randn(30, 10, dtype=torch.float64)
@@ -141,7 +141,7 @@ def test_the_metric_and_the_step_are_those_of_the_weights_that_move() -> None:
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
-def test_it_is_true_or_false(value: object) -> None:
+def test_keep_zeros_must_be_true_or_false(value: object) -> None:
     model, _ = pruned()
     with pytest.raises(TypeError, match="^keep_zeros: must be True or False"):
         optimizer_of(model, keep_zeros=value)

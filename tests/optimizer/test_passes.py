@@ -1,4 +1,4 @@
-"""What a step costs, counted in passes through the network and in waits for numbers rather than in seconds."""
+"""The cost of a step, counted in passes through the network and in reads of numbers rather than in seconds."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Passes(TorchDispatchMode):
                 self.passes["check" if rows == 2 else "forward"] += 1
             if name == "aten::mm" and b.shape == (IN, HIDDEN):
                 self.passes["tangent"] += 1
-            # On a gradient's shorter side P of Muon's geometry is multiplied too.
+            # P of Muon's geometry is also multiplied on the shorter side of a gradient.
             if name == "aten::mm" and tuple(result.shape) == (HIDDEN, IN) and a.shape[1] != IN:
                 self.passes["pullback"] += 1
         return result
@@ -66,7 +66,7 @@ def new_gradients(model: nn.Sequential, opt: FIPOptimizer) -> None:
 
 
 def before_a_step(model: nn.Sequential, anchors: AnchorBatch, **options: Any) -> FIPOptimizer:
-    """An optimizer about to take its second step, which has a drift to correct and no trace to make."""
+    """Returns an optimizer before its second step, which has a drift to correct and needs no new trace."""
     opt = FIPOptimizer(model.parameters(), anchors, **options)
     new_gradients(model, opt)
     opt.step()
@@ -75,7 +75,7 @@ def before_a_step(model: nn.Sequential, anchors: AnchorBatch, **options: Any) ->
 
 
 def before_a_step_of_a_deep_network(depth: int, precondition: str | None) -> FIPOptimizer:
-    """The same with momentum, for ``depth`` small layers."""
+    """Returns an optimizer with momentum before its second step, for a network of ``depth`` small layers."""
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)])
     anchors = AnchorBatch(model, torch.randn(6, 4))
@@ -85,7 +85,7 @@ def before_a_step_of_a_deep_network(depth: int, precondition: str | None) -> FIP
 def count_of_a_step(
     batch: dict[str, int] | None = None, anchors: int = ANCHORS, **options: Any
 ) -> Passes:
-    """The passes of one step, the forward and backward pass of the new batch left out."""
+    """Counts the passes of one step, without the forward and backward pass over the new batch."""
     model = network()
     opt = before_a_step(
         model, AnchorBatch(model, torch.randn(anchors, IN), **(batch or {})), **options
@@ -113,8 +113,8 @@ def test_no_derivative_is_traced_before_a_step_takes_products() -> None:
         assert (anchors in CACHES and len(CACHES[anchors].by_shape)) == traces
 
 
-def test_a_step_that_is_not_good_enough_costs_two_forward_passes_over_its_products() -> None:
-    # Those before and after the step without products; then the trace is evaluated, which products need.
+def test_an_adaptive_step_that_needs_products_takes_two_forward_passes_besides_them() -> None:
+    # Two passes are before and after the step without products. The trace, which products need, takes another.
     passes = count_of_a_step(
         beta=1e-6, solver=Solver(max_products=3, tol=0.0, radius=1e-12), drift_correction=False
     ).passes
@@ -149,28 +149,30 @@ def test_a_geometry_and_momentum_take_no_further_pass(precondition: str) -> None
 
 
 def test_max_drift_that_holds_takes_one_evaluation_of_all_anchors() -> None:
-    # It measures the step as well where all anchors are in every step.
+    # That evaluation also measures the step if every step sees all anchors.
     passes = count_of_a_step(beta=1e6, max_drift=1e9).passes
     assert passes == {"forward": 2, "pullback": 1}
     passes = count_of_a_step(beta=1e6, max_drift=1e9, batch={"batch_size": 15}).passes
     assert passes == {"forward": 3, "pullback": 1}
 
 
-def test_a_product_reads_few_numbers_from_its_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_further_product_of_a_step_reads_few_numbers_from_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     small = sphere.small_problem
 
     def uncounted(*args: Any, **kwargs: Any) -> Any:
-        with _disable_current_modes():  # on the CPU wherever the network is
+        with _disable_current_modes():  # the small problem is on the CPU even if the network is not
             return small(*args, **kwargs)
 
     monkeypatch.setattr(sphere, "small_problem", uncounted)
     one = count_of_a_step(solver=Solver(products=1, tol=0.0)).reads
     many = count_of_a_step(solver=Solver(products=11, tol=0.0)).reads
-    # The norm of what is new, and three numbers of the projection, which is on the CPU.
+    # The numbers are the norm of the new vector, and three of the projection, which is on the CPU.
     assert many - one <= 10 * 4
 
 
-def test_a_product_itself_reads_none() -> None:
+def test_a_metric_product_reads_no_number_from_a_tensor() -> None:
     model = network()
     metric = AnchorMetric(AnchorBatch(model, torch.randn(ANCHORS, IN)))
     with Passes() as counter:
@@ -180,7 +182,7 @@ def test_a_product_itself_reads_none() -> None:
 
 @pytest.mark.parametrize(("precondition", "further"), [(None, 4), ("adam", 8), ("muon", 8)])
 @pytest.mark.parametrize("products", [1, 3, 8])
-def test_a_step_needs_a_vector_a_product_and_few_more(
+def test_a_step_needs_memory_for_one_vector_per_product_and_a_few_more(
     products: int, precondition: str | None, further: int
 ) -> None:
     torch.manual_seed(0)
@@ -190,7 +192,7 @@ def test_a_step_needs_a_vector_a_product_and_few_more(
     anchors = AnchorBatch(model, torch.randn(24, 64), chunk_size=8)
 
     def peak(optimizer: torch.optim.Optimizer) -> int:
-        for _ in range(3):  # the last step has its trace, its state and a drift to correct
+        for _ in range(3):  # the last step has a trace and a state already, and a drift to correct
             optimizer.zero_grad()
             model(torch.randn(8, 64)).square().sum().backward()
             with LiveMemory() as memory:
@@ -223,12 +225,12 @@ def test_a_product_reads_its_vector_in_place() -> None:
 
 
 @pytest.mark.parametrize("precondition", ["adam", "muon"])
-def test_momentum_and_a_geometry_read_nothing_a_parameter_but_what_is_kept_on_the_cpu(
+def test_momentum_and_a_geometry_read_no_number_per_parameter_except_those_kept_on_the_cpu(
     precondition: str,
 ) -> None:
     def reads(depth: int) -> int:
         optimizer = before_a_step_of_a_deep_network(depth, precondition)
-        # Where the parameters are on a GPU these are not: see what is read of everything else.
+        # These numbers stay on the CPU even if the parameters are on a GPU, so reading them does not count.
         kept = {
             state[name].data_ptr()
             for state in optimizer.state.values()
@@ -247,13 +249,13 @@ def test_momentum_and_a_geometry_read_nothing_a_parameter_but_what_is_kept_on_th
 
 @pytest.mark.parametrize(
     ("precondition", "further"),
-    # Muon's: to float64 and squared; and multiplied by the inverse of P.
+    # Muon converts a matrix to float64, squares it, and multiplies it by the inverse of P.
     [(None, 0), ("adam", 0), ("muon", 3)],
 )
-def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices(
+def test_a_step_launches_only_its_passes_and_matrix_products_per_layer(
     precondition: str | None, further: int
 ) -> None:
-    """A deep, narrow network waits for launches on a GPU; there an operation on a list of tensors is one launch."""
+    """A deep, narrow network waits for launches on a GPU, where an operation on a list of tensors is one launch."""
 
     def launches(depth: int) -> Counter[str]:
         optimizer = before_a_step_of_a_deep_network(depth, precondition)
@@ -265,7 +267,7 @@ def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices
         return counter.names
 
     few, many = launches(2), launches(9)
-    # Of two forward passes one product each; of the backward pass two, and a sum for the bias.
+    # Each of the two forward passes has one product; the backward pass has two, and a sum for the bias.
     assert (many.total() - few.total()) / (9 - 2) == 5 + further, many - few
 
 
@@ -274,14 +276,14 @@ def test_a_step_launches_nothing_a_layer_but_its_passes_and_products_of_matrices
     [
         (None, 400, 28),
         ("adam", 400, 45),
-        ("muon", 400, 51),  # too large a matrix to be orthogonalised
+        ("muon", 400, 51),  # this matrix is too large to be orthogonalised
         ("muon", 40, 46),
     ],
 )
 def test_a_step_reads_and_writes_few_vectors(
     precondition: str | None, rows: int, most: int
 ) -> None:
-    """Where passes are short, a CPU's step is as long as the vectors of all weights that go through its memory."""
+    """If passes are short, the time of a step on a CPU is that of reading and writing vectors of all weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, rows))
     size = sum(p.numel() for p in model.parameters())
@@ -305,18 +307,19 @@ class _Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ not in _Launches.FREE:
-            written = args[0] if result is None else result  # by what works in place on lists
+            # Operations in place on lists return None.
+            written = args[0] if result is None else result
             for tensor in tree_flatten((args, kwargs, written))[0]:
                 self.numbers += tensor.numel() if isinstance(tensor, Tensor) else 0
         return result
 
 
 class _Launches(TorchDispatchMode):
-    """Counts operations that compute something on the network's device, were it a GPU."""
+    """Counts operations that would be launched on a GPU if the network were on one."""
 
     VIEWS = frozenset(("t", "permute", "view", "detach", "slice", "select", "split", "unbind"))
     FREE = VIEWS | {"split_with_sizes", "empty_like", "new_empty"}
-    # The steps and the weights of means are numbers kept on the CPU; there alone something is done about subnormals.
+    # The step counts and the weights of means are kept on the CPU. Subnormal numbers are handled only there.
     ON_THE_CPU = frozenset(("_local_scalar_dense", "lift_fresh", "hardshrink"))
 
     def __init__(self) -> None:
@@ -332,7 +335,7 @@ class _Launches(TorchDispatchMode):
 
 
 class _Read(TorchDispatchMode):
-    """Where the numbers are that were read from tensors."""
+    """Records the addresses of the numbers that were read from tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -348,10 +351,10 @@ class _Read(TorchDispatchMode):
 @pytest.mark.parametrize(
     "options", [{"solver": Solver(products=0)}, {"solver": Solver(products=2)}, {"max_drift": 1e-9}]
 )
-def test_a_step_gives_its_evaluation_back_without_the_garbage_collector(
+def test_a_step_frees_its_linearization_without_the_garbage_collector(
     monkeypatch: pytest.MonkeyPatch, traced: bool, options: dict[str, Any]
 ) -> None:
-    # It holds what every layer computed: a gigabyte for a few hundred images, until cycles are next looked for.
+    # The linearization holds the outputs of every layer: a gigabyte for a few hundred images.
     model = nn.Sequential(
         nn.Linear(IN, HIDDEN),
         nn.BatchNorm1d(HIDDEN, track_running_stats=traced),

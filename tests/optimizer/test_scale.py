@@ -27,22 +27,22 @@ def steps(scale: float, count: int = 3, **options: object) -> tuple[Tensor, FIPO
     return torch.cat([p.detach().flatten() for p in model.parameters()]), optimizer
 
 
-# Powers of two, by which float32 scales exactly. With 2^83, about 1e25, squares are beyond float32.
+# float32 scales exactly by powers of two. The squares of 2^83, about 1e25, are beyond float32.
 @pytest.mark.parametrize("products", [0, 3])
 @pytest.mark.parametrize("precondition", [None, "adam", "muon"])
 @pytest.mark.parametrize("exponent", [40, 83, 110])
-def test_a_large_gradient_is_no_infinite_one(
+def test_a_very_large_gradient_gives_the_same_step_as_a_moderate_one(
     exponent: int, precondition: str | None, products: int
 ) -> None:
     options = {"precondition": precondition, "solver": Solver(products=products)}
-    if products:  # with products only beta / eps turns the step: the weight takes the scale back
+    if products:  # with products only beta / eps turns the step, so beta cancels the scale
         expected, _ = steps(1.0, beta=2.0**20, **options)
         found, optimizer = steps(2.0**exponent, beta=2.0 ** (20 - exponent), **options)
     else:
         expected, _ = steps(1.0, **options)
         found, optimizer = steps(2.0**exponent, **options)
     assert torch.isfinite(found).all()
-    # From the second step on the running means of squares may have been cut at the largest number of float32.
+    # After the first step the running means of squares may have been cut at the largest float32 number.
     one_expected, one = (
         steps(s, 1, beta=b, **options)[0]
         for s, b in ((1.0, 2.0**20), (2.0**exponent, 2.0 ** (20 - exponent)))
@@ -56,8 +56,10 @@ def test_a_large_gradient_is_no_infinite_one(
 
 @pytest.mark.parametrize("precondition", [None, "adam", "muon"])
 @pytest.mark.parametrize("exponent", [-40, -83, -95])
-def test_a_small_gradient_is_no_zero(exponent: int, precondition: str | None) -> None:
-    # Without momentum, whose running mean takes what is below 1e-31 for zero.
+def test_a_very_small_gradient_gives_the_same_step_as_a_moderate_one(
+    exponent: int, precondition: str | None
+) -> None:
+    # There is no momentum, because its running mean treats numbers below 1e-31 as zero.
     options = {"precondition": precondition, "solver": Solver(products=0), "momentum": 0.0}
     expected, _ = steps(1.0, 1, **options)
     found, optimizer = steps(2.0**exponent, 1, **options)
@@ -65,7 +67,7 @@ def test_a_small_gradient_is_no_zero(exponent: int, precondition: str | None) ->
 
 
 @pytest.mark.parametrize("precondition", ["adam", "muon"])
-def test_one_large_gradient_among_others_does_no_harm(precondition: str) -> None:
+def test_a_run_with_some_extreme_gradients_stays_finite(precondition: str) -> None:
     _, optimizer = steps(1.0, 2, precondition=precondition)
     model = optimizer.anchors.model
     for scale in (2.0**83, 2.0**-100, 1.0):
@@ -80,7 +82,9 @@ def test_one_large_gradient_among_others_does_no_harm(precondition: str) -> None
 
 @pytest.mark.parametrize("precondition", [None, "adam", "muon"])
 @pytest.mark.parametrize("exponent", [-540, 540])
-def test_float64_has_its_own_limits(exponent: int, precondition: str | None) -> None:
+def test_float64_gradients_whose_squares_overflow_or_underflow_give_the_same_step(
+    exponent: int, precondition: str | None
+) -> None:
     options = {
         "precondition": precondition,
         "solver": Solver(products=0),

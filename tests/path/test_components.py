@@ -42,7 +42,7 @@ def test_blocks_stay_within_their_width(recorded):
     torch.testing.assert_close(joined - joined.mean(0), centred_weights(states, model))
 
 
-def test_more_components_than_networks():
+def test_more_components_than_networks_are_padded_with_zeros():
     _, optimizer = make()
     with FIPPath(optimizer) as path:
         pass
@@ -68,7 +68,7 @@ def test_plot(recorded):
     plt.close("all")
 
 
-def test_nothing_recorded_yet():
+def test_pca_of_a_path_without_networks_raises():
     with pytest.raises(ValueError, match="holds no network yet"):
         FIPPath(make()[1]).pca()
 
@@ -98,7 +98,7 @@ def test_components_must_be_a_count(recorded, components):
         recorded[1].pca(components)
 
 
-def test_colours(recorded):
+def test_colours_of_a_plot_must_be_one_number_for_each_network(recorded):
     import matplotlib.pyplot as plt
 
     _, path, _ = recorded

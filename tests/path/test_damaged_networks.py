@@ -41,7 +41,7 @@ def assert_refused(folder, file, error=ValueError, match=""):
 
 @given(st.data())
 @settings(max_examples=40)
-def test_a_flipped_bit(undamaged, data):
+def test_a_file_with_a_flipped_bit_is_refused(undamaged, data):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(shutil.copytree(undamaged[0], Path(place) / "damaged"))
         file = folder / "network-00001.safetensors"
@@ -53,13 +53,13 @@ def test_a_flipped_bit(undamaged, data):
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
-def test_a_truncated_file(damaged, kept):
+def test_a_truncated_file_is_refused(damaged, kept):
     file = damaged / "network-00001.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     assert_refused(damaged, r"network-00001\.safetensors")
 
 
-def test_a_file_that_is_gone_after_opening(damaged):
+def test_a_file_that_is_deleted_after_opening_is_an_error(damaged):
     path = FIPPath.open(damaged)
     (damaged / "network-00001.safetensors").unlink()
     for name in ("item", "load_into", "forward", "pca"):
@@ -67,7 +67,7 @@ def test_a_file_that_is_gone_after_opening(damaged):
             READS[name](path)
 
 
-def test_a_network_of_another_path_or_place(damaged, tmp_path):
+def test_a_network_of_another_path_or_position_is_refused(damaged, tmp_path):
     model, optimizer = make(seed=7)
     with FIPPath(optimizer, folder=tmp_path / "other"):
         walk(model, optimizer, 1)
@@ -76,7 +76,7 @@ def test_a_network_of_another_path_or_place(damaged, tmp_path):
         assert_refused(damaged, r"network-00001\.safetensors", match="SHA-256")
 
 
-def test_damage_after_the_first_read(damaged):
+def test_damage_after_the_first_read_is_found(damaged):
     path = FIPPath.open(damaged)
     state = path[1]
     before = copy.deepcopy(state)
@@ -100,7 +100,7 @@ def test_damage_after_the_first_read(damaged):
         (lambda s: {k: s[k] for k in s if k != "embed.weight"}, r"embed\.weight missing"),
     ],
 )
-def test_a_network_that_the_index_vouches_for_and_does_not_fit(damaged, change, match):
+def test_a_network_with_a_valid_checksum_that_does_not_fit_is_refused(damaged, change, match):
     files = PathFolder(damaged)
     index = files.read_index()
     state = change(files.read_network(1, index))
@@ -110,7 +110,7 @@ def test_a_network_that_the_index_vouches_for_and_does_not_fit(damaged, change, 
     assert_refused(damaged, r"network-00001\.safetensors", match=match)
 
 
-def test_a_file_that_the_index_vouches_for_and_is_none_of_safetensors(damaged):
+def test_a_file_with_a_valid_checksum_that_is_not_safetensors_is_refused(damaged):
     files = PathFolder(damaged)
     index = files.read_index()
     files.network_file(1).write_bytes(b"no network")

@@ -1,4 +1,4 @@
-"""Networks that the disk does not take: the run goes on, and the user is told what is missing."""
+"""Networks that could not be written: the run continues, and an error says at the end which ones are missing."""
 
 import contextlib
 import errno
@@ -15,7 +15,9 @@ from fipoptim.path.record import FIPPath
 
 
 @pytest.mark.parametrize(("call", "file"), WRITES)
-def test_the_step_stands(tmp_path, disk, call, file):
+def test_an_optimizer_step_counts_although_its_network_could_not_be_written(
+    tmp_path, disk, call, file
+):
     model, optimizer = make()
     plain, plainly = make()
     expected = walk(plain, plainly, 4)
@@ -25,14 +27,14 @@ def test_the_step_stands(tmp_path, disk, call, file):
     with full as raised, FIPPath(optimizer, folder=tmp_path) as path:
         states = walk(model, optimizer, 2)
         disk.fail(call, file)
-        # Warnings are errors in these tests, and yet none comes out of a step.
+        # The path gives a warning, which is an error in these tests. It must not come out of the step.
         states += walk(model, optimizer, 2)[1:]
     for state, twin in zip(states, expected, strict=True):
         assert_same(state, twin)
     assert raised.value.errno == errno.ENOSPC
     assert len(list(tmp_path.glob("*.partial"))) == 0
     if file == "index.json":
-        assert path.steps == [0, 1, 2, 3, 4]  # in this process all are there
+        assert path.steps == [0, 1, 2, 3, 4]  # this process has all networks
         assert_same(path[4], states[4])
         assert "the last 2 networks could not be listed" in str(raised.value)
     else:
@@ -89,7 +91,7 @@ def test_the_last_network_is_tried_again_on_leaving(tmp_path, disk, call, file):
 
 
 @pytest.mark.parametrize(("call", "file"), WRITES)
-def test_the_start_network(tmp_path, disk, call, file):
+def test_recording_fails_if_the_start_network_cannot_be_written(tmp_path, disk, call, file):
     model, optimizer = make()
     path = FIPPath(optimizer, folder=tmp_path)
     disk.fail(call, file)
@@ -102,7 +104,7 @@ def test_the_start_network(tmp_path, disk, call, file):
     assert_holds(tmp_path, states, [0, 1])
 
 
-def test_an_error_of_the_block_is_the_one_that_is_raised(tmp_path, disk):
+def test_an_error_in_the_with_block_is_raised_with_a_note_about_missed_networks(tmp_path, disk):
     model, optimizer = make()
     with pytest.raises(KeyError, match="theirs") as raised, FIPPath(optimizer, folder=tmp_path):
         disk.fail("save_file", "network-")
@@ -110,10 +112,10 @@ def test_an_error_of_the_block_is_the_one_that_is_raised(tmp_path, disk):
         raise KeyError("theirs")
     (note,) = raised.value.__notes__
     assert "steps [1] could not be recorded" in note
-    walk(model, optimizer, 1)  # nothing is recorded any more
+    walk(model, optimizer, 1)  # this step is not recorded
 
 
-def test_an_error_of_safetensors_itself(tmp_path, disk):
+def test_an_error_of_safetensors_is_raised_as_an_os_error(tmp_path, disk):
     from safetensors import SafetensorError
 
     model, optimizer = make()
@@ -125,7 +127,7 @@ def test_an_error_of_safetensors_itself(tmp_path, disk):
         walk(model, optimizer, 1)
 
 
-def test_files_limited_by_the_system(tmp_path):
+def test_a_network_larger_than_the_systems_file_limit_is_missed(tmp_path):
     import resource
 
     net = nn.Linear(5, 5000)
@@ -146,7 +148,7 @@ def test_files_limited_by_the_system(tmp_path):
 
 
 @pytest.mark.parametrize("made_again", [False, True])
-def test_the_folder_is_removed(tmp_path, made_again):
+def test_networks_are_missed_after_the_folder_was_removed(tmp_path, made_again):
     model, optimizer = make()
     folder = tmp_path / "path"
     with (

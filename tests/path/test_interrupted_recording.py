@@ -11,7 +11,7 @@ from fipoptim.path.record import FIPPath
 
 
 def test_every_state_of_the_folder_can_be_opened_or_recorded_into(tmp_path, disk):
-    """Copies of the folder before, in the middle of and after each of its changes: a kill leaves one of them."""
+    """The folder is copied before, during and after each change. A kill would leave one of these copies."""
     folder, moments = tmp_path / "path", []
 
     def snapshot(partial=None):
@@ -63,7 +63,9 @@ def test_every_state_of_the_folder_can_be_opened_or_recorded_into(tmp_path, disk
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("call", "file"), WRITES)
-def test_an_interrupt_leaves_the_recording_going(tmp_path, disk, call, file, when):
+def test_recording_continues_after_an_interrupt_inside_the_with_block(
+    tmp_path, disk, call, file, when
+):
     model, optimizer = make()
     leaving = (
         contextlib.nullcontext()
@@ -90,7 +92,9 @@ def test_an_interrupt_leaves_the_recording_going(tmp_path, disk, call, file, whe
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("call", "file"), WRITES)
-def test_an_interrupt_that_ends_the_recording(tmp_path, disk, call, file, when):
+def test_the_networks_before_an_interrupt_that_ends_the_recording_can_be_opened(
+    tmp_path, disk, call, file, when
+):
     model, optimizer = make()
 
     def interrupt(now, at):

@@ -1,4 +1,4 @@
-"""Recorded networks as one module, against the sum that defines it."""
+"""Recorded networks as one module, against the sum of softmax outputs that defines it."""
 
 import copy
 
@@ -21,7 +21,7 @@ def summed_softmax(states, indices, x):
 
 
 @pytest.mark.parametrize("indices", [None, [0, -1], [3], [2, 2, 5]])
-def test_is_the_summed_softmax(recorded, indices):
+def test_the_output_of_an_ensemble_is_the_summed_softmax(recorded, indices):
     model, path, states = recorded
     x = torch.randn(4, 5)
     members = path.ensemble(model, indices)
@@ -56,7 +56,7 @@ def test_gradients_reach_the_inputs(recorded):
     torch.testing.assert_close(ours, x.grad)
 
 
-def test_moves_and_keeps_precision(recorded):
+def test_an_ensemble_can_be_moved_and_keeps_its_precision(recorded):
     model, path, states = recorded
     x = torch.randn(4, 5)
     members = path.ensemble(model)
@@ -86,7 +86,7 @@ def test_logits_in_a_dict_and_another_class_dimension():
     torch.testing.assert_close(out, model.conv(x).softmax(1))
 
 
-def test_bad_members(recorded):
+def test_bad_members_of_an_ensemble_are_refused(recorded):
     model, path, _ = recorded
     with pytest.raises(ValueError, match="indices: is empty"):
         path.ensemble(model, [])
@@ -97,13 +97,13 @@ def test_bad_members(recorded):
 
 
 @pytest.mark.parametrize("indices", [3, 1.5, True])
-def test_indices_must_be_several(recorded, indices):
+def test_the_indices_of_an_ensemble_must_be_a_sequence(recorded, indices):
     model, path, _ = recorded
     with pytest.raises(TypeError, match=r"indices: must be several whole numbers"):
         path.ensemble(model, indices)
 
 
-def test_the_dimension_of_the_classes(recorded):
+def test_a_bad_class_dimension_is_refused(recorded):
     model, path, _ = recorded
     for dim in (1.0, None, True, "1"):
         with pytest.raises(TypeError, match="dim: must be a whole number"):
@@ -129,7 +129,7 @@ def test_a_forward_that_writes_to_a_buffer_leaves_the_path_alone(folder):
     assert float(path[0]["calls"]) == 0.0
 
 
-def test_members_from_a_list_of_state_dictionaries(recorded):
+def test_members_can_be_a_list_of_state_dictionaries(recorded):
     model, path, states = recorded
     x = torch.randn(4, 5)
     # The tied weight must be one object: state_dict() gives one view of it for each of its names.

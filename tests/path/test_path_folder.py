@@ -1,4 +1,4 @@
-"""The folder of a path: opened again, refused if it holds a path, and told apart from what it is not."""
+"""The folder of a path: it can be opened again, and is not overwritten by another recording."""
 
 import importlib
 import json
@@ -38,7 +38,7 @@ def test_a_folder_with_a_path_is_refused_before_anything_is_written(tmp_path):
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_two_recordings_prepared_for_one_folder(tmp_path):
+def test_the_second_of_two_recordings_prepared_for_one_folder_is_refused(tmp_path):
     first, second = (FIPPath(make()[1], folder=tmp_path) for _ in range(2))
     with first:
         pass
@@ -97,7 +97,7 @@ def test_open_names_what_is_wrong(tmp_path):
         FIPPath.open(tmp_path)
 
 
-def test_without_safetensors(tmp_path, monkeypatch):
+def test_safetensors_is_needed_only_for_a_folder(tmp_path, monkeypatch):
     real = importlib.import_module
 
     def missing(name, *rest):
@@ -123,7 +123,7 @@ def test_a_folder_must_be_a_path(folder):
             take(folder)
 
 
-def test_a_first_network_without_an_index(tmp_path):
+def test_a_folder_with_a_first_network_and_no_index_is_recorded_into_again(tmp_path):
     model, optimizer = make()
     with FIPPath(optimizer, folder=tmp_path):
         pass

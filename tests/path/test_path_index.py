@@ -16,7 +16,7 @@ from fipoptim.path.record import FIPPath
 
 @pytest.fixture(scope="module")
 def opened_or_refused(undamaged, tmp_path_factory):
-    """Writes an index; what opens with it must be the path, or the beginning of it."""
+    """Writes an index. Opening the folder must then fail, or give the path or its beginning."""
     folder, states = undamaged
     damaged = Path(shutil.copytree(folder, tmp_path_factory.mktemp("fuzzed") / "damaged"))
     metadata = FIPPath.open(folder).metadata
@@ -82,7 +82,7 @@ def opened_or_refused(undamaged, tmp_path_factory):
         ({"crc32": None}, r"networks\[1\].*changed after"),
     ],
 )
-def test_an_index_that_was_not_written_so(damaged, change, match):
+def test_an_index_with_a_changed_entry_is_refused(damaged, change, match):
     file = damaged / "index.json"
     index = json.loads(file.read_text())
     (name,) = change
@@ -107,14 +107,14 @@ def test_an_index_that_was_not_written_so(damaged, change, match):
         b'"' + b"x" * 10_000 + b'"',
     ],
 )
-def test_an_index_that_is_none(damaged, content):
+def test_a_file_that_is_not_an_index_is_refused(damaged, content):
     (damaged / "index.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"index\.json is not the index") as raised:
         FIPPath.open(damaged)
     assert len(str(raised.value)) < 1000
 
 
-def test_numbers_beyond_any_float(damaged):
+def test_an_index_with_an_infinite_number_is_refused(damaged):
     file = damaged / "index.json"
     file.write_text(file.read_text().replace('"drift": 0.5', '"drift": 1e999'))
     with pytest.raises(ValueError, match=r"networks\[1\]: drift"):
@@ -123,7 +123,9 @@ def test_numbers_beyond_any_float(damaged):
 
 @given(st.data())
 @settings(max_examples=200)
-def test_changed_bytes_of_the_index(undamaged, opened_or_refused, data):
+def test_an_index_with_changed_bytes_is_refused_or_opens_part_of_the_path(
+    undamaged, opened_or_refused, data
+):
     content = bytearray((undamaged[0] / "index.json").read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         if not content:
@@ -143,7 +145,9 @@ def test_changed_bytes_of_the_index(undamaged, opened_or_refused, data):
 
 @given(st.data())
 @settings(max_examples=200)
-def test_changed_values_of_the_index(undamaged, opened_or_refused, data):
+def test_an_index_with_changed_values_is_refused_or_opens_part_of_the_path(
+    undamaged, opened_or_refused, data
+):
     index = json.loads((undamaged[0] / "index.json").read_text())
     at = index
     while True:

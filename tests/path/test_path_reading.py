@@ -1,4 +1,4 @@
-"""Recorded networks by index, loaded into models and summed up."""
+"""Recorded networks: reading them by index, loading them into models, and the summary of a path."""
 
 import copy
 
@@ -20,7 +20,7 @@ def test_indexing(recorded):
         path[1:3]
 
 
-def test_a_state_is_the_callers_own(recorded):
+def test_a_state_that_was_read_belongs_to_the_caller(recorded):
     _, path, states = recorded
     path[2]["scale"].zero_()
     assert_same(path[2], states[2])

@@ -17,7 +17,7 @@ from fipoptim.path.record import FIPPath
     ("every", "steps"),
     [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (5, [0, 5]), (9, [0, 5])],
 )
-def test_start_every_kth_and_last(folder, every, steps):
+def test_the_start_every_kth_and_the_last_network_are_recorded(folder, every, steps):
     model, optimizer = make()
     with FIPPath(optimizer, every=every, folder=folder) as path:
         states = walk(model, optimizer, 5)
@@ -35,7 +35,7 @@ def test_start_every_kth_and_last(folder, every, steps):
     )
 
 
-def test_nothing_is_recorded_after_it_is_left(folder):
+def test_nothing_is_recorded_after_the_with_block(folder):
     model, optimizer = make()
     with FIPPath(optimizer, folder=folder) as path:
         walk(model, optimizer, 2)
@@ -45,7 +45,7 @@ def test_nothing_is_recorded_after_it_is_left(folder):
         pass
 
 
-def test_no_step_at_all(folder):
+def test_a_recording_without_a_step_holds_the_start_network(folder):
     model, optimizer = make()
     with FIPPath(optimizer, folder=folder) as path:
         pass
@@ -54,7 +54,7 @@ def test_no_step_at_all(folder):
     assert_same(path[0], model.state_dict())
 
 
-def test_an_error_inside_passes_through_and_the_network_is_kept(folder):
+def test_an_error_in_the_with_block_is_raised_and_the_last_network_is_recorded(folder):
     model, optimizer = make()
     path = FIPPath(optimizer, every=10, folder=folder)
     with pytest.raises(KeyError, match="theirs"), path:
@@ -66,7 +66,7 @@ def test_an_error_inside_passes_through_and_the_network_is_kept(folder):
     assert len(path) == 2
 
 
-def test_can_be_read_while_it_is_recorded(folder):
+def test_a_path_can_be_read_while_it_is_recorded(folder):
     model, optimizer = make()
     with FIPPath(optimizer, folder=folder) as path:
         states = walk(model, optimizer, 2)
@@ -75,13 +75,14 @@ def test_can_be_read_while_it_is_recorded(folder):
             assert_same(FIPPath.open(folder)[1], states[1])
 
 
-def test_weights_are_kept_once_and_only_on_disk(tmp_path):
+def test_a_path_in_a_folder_keeps_its_weights_only_on_disk(tmp_path):
     model, optimizer = make()
     with FIPPath(optimizer, folder=tmp_path) as path:
         walk(model, optimizer, 3)
-        assert len(path._networks._last_parameters) == 1  # to measure the next distance from
+        # The distance to the next network is measured from these.
+        assert len(path._networks._last_parameters) == 1
     assert not path._networks._last_parameters
-    assert len(pickle.dumps(path)) < 4000  # the index alone, and no weights
+    assert len(pickle.dumps(path)) < 4000  # the pickle holds only the index
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == ["index.json", *(f"network-{i:05d}.safetensors" for i in range(4))]
     from safetensors.torch import load_file
@@ -138,7 +139,7 @@ def test_every_must_be_a_whole_number(every):
         FIPPath(make()[1], every=every)
 
 
-def test_two_paths_of_one_run(tmp_path):
+def test_two_paths_can_record_one_run(tmp_path):
     model, optimizer = make()
     with (
         FIPPath(optimizer, every=2, folder=tmp_path / "a") as first,
@@ -150,7 +151,7 @@ def test_two_paths_of_one_run(tmp_path):
     assert_holds(tmp_path / "a", states, [0, 2, 4])
 
 
-def test_entered_twice(folder):
+def test_a_path_cannot_be_entered_twice(folder):
     model, optimizer = make()
     with FIPPath(optimizer, folder=folder) as path:
         states = walk(model, optimizer, 1)
@@ -177,7 +178,7 @@ def test_extra_state_is_not_kept(folder):
     assert path[0].keys() == states[0].keys() - {"_extra_state"}
 
 
-def test_signs_of_zero_are_kept_and_are_no_way(folder):
+def test_signs_of_zero_are_recorded_and_add_no_length(folder):
     model, optimizer = make()
     model.frozen.data.fill_(-0.0)
     with FIPPath(optimizer, folder=folder) as path:

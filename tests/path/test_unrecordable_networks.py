@@ -1,4 +1,4 @@
-"""Networks that differ from those recorded before: which are missed, and which are recorded all the same."""
+"""Networks that differ from those recorded before: some are missed, and others are recorded all the same."""
 
 import math
 
@@ -11,7 +11,7 @@ from fipoptim.path.record import FIPPath
 
 
 def miss_one_network(folder, match, change):
-    """Change the model between two steps; the first and the last network are recorded all the same."""
+    """Changes the model for one step. That network must be missed, and the others recorded."""
     model, optimizer = make()
     with (
         pytest.raises(RuntimeError, match=rf"steps \[2\] could not be recorded.*{match}"),
@@ -30,7 +30,7 @@ def miss_one_network(folder, match, change):
         assert_holds(folder, states, [0, 1, 3])
 
 
-def test_another_shape(folder):
+def test_a_network_with_another_shape_is_missed(folder):
     def change(model):
         weight, model.back.weight = model.back.weight, nn.Parameter(torch.zeros(5, 7))
 
@@ -42,7 +42,7 @@ def test_another_shape(folder):
     miss_one_network(folder, r"back\.weight was \(5, 6\) and is \(5, 7\)", change)
 
 
-def test_tied_weights_that_are_untied(folder):
+def test_a_network_whose_tied_weights_were_untied_is_missed(folder):
     def change(model):
         weight = model.again.weight
         model.again.weight = nn.Parameter(weight.detach().clone())
@@ -55,7 +55,7 @@ def test_tied_weights_that_are_untied(folder):
     miss_one_network(folder, r"again\.weight was tied to embed\.weight and is \(6, 5\)", change)
 
 
-def test_a_parameter_that_is_gone(folder):
+def test_a_network_that_lost_a_parameter_is_missed(folder):
     def change(model):
         frozen = model.frozen
         del model.frozen
@@ -69,7 +69,7 @@ def test_a_parameter_that_is_gone(folder):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite(folder, value):
+def test_a_network_with_weights_that_became_infinite_or_nan_is_missed(folder, value):
     def change(model):
         model.frozen.data[0] = value
 
@@ -81,7 +81,7 @@ def test_weights_that_are_not_finite(folder, value):
     miss_one_network(folder, "its weights are .* away from those of step 1", change)
 
 
-def test_infinite_entries_that_stay_do_not_count(folder):
+def test_unchanged_infinite_entries_add_no_length(folder):
     model, optimizer = make()
     model.frozen.data.copy_(torch.tensor([-math.inf, math.nan, 1.0]))
     with FIPPath(optimizer, folder=folder) as path:
@@ -95,7 +95,7 @@ def test_infinite_entries_that_stay_do_not_count(folder):
 
 
 @pytest.mark.parametrize("drift", [math.nan, math.inf, torch.tensor(math.nan), None])
-def test_a_drift_that_is_no_number_is_none(folder, drift):
+def test_a_drift_that_is_not_a_number_is_recorded_as_none(folder, drift):
     model, optimizer = make()
     optimizer.anchors.drift = lambda: drift
     with FIPPath(optimizer, folder=folder) as path:

@@ -1,4 +1,4 @@
-"""Networks that walk: what the tests of a path record, and a disk that fails on demand."""
+"""Helpers for the tests of a path: networks and an optimizer to record, and a disk that fails on demand."""
 
 import copy
 import errno
@@ -35,13 +35,13 @@ class TiedNet(nn.Module):
 
 
 class Follower(torch.optim.SGD):
-    """Stands in for FIPOptimizer: what a path asks of one, on plain gradient descent."""
+    """Stands in for FIPOptimizer: gradient descent with the attributes that a path reads."""
 
     def __init__(self, model, lr=0.1):
         super().__init__([p for p in model.parameters() if p.requires_grad], lr=lr)
         self.anchors = SimpleNamespace(model=model, drift=lambda: 0.0)
         self.last_step = SimpleNamespace(drift=0.0)
-        # As a hook: torch runs the hooks of a step that calls its parent's step twice.
+        # This is a hook because torch runs the hooks twice if a step calls its parent's step.
         self.register_step_post_hook(self.report)
 
     def report(self, *_):
@@ -77,7 +77,7 @@ def euclidean(a, b, model):
 
 
 def assert_holds(folder, states, steps):
-    """The folder opens, as the networks of ``steps``."""
+    """Asserts that the folder opens and holds the networks of ``steps``."""
     path = FIPPath.open(folder)
     assert path.steps == steps
     for state, step in zip(path, steps, strict=True):
@@ -94,14 +94,14 @@ WRITES = [
 
 
 class Disk:
-    """Stands between a path and its files: fails at chosen writes, or shows the folder at each of them."""
+    """Stands between a path and its files. It fails at chosen writes, or calls a function at each of them."""
 
     CALLS = ("save_file", "write_text", "replace", "unlink")
 
     def __init__(self, monkeypatch):
         import safetensors.torch
 
-        self.before = lambda call, file: None  # may raise
+        self.before = lambda call, file: None  # this may raise
         self.after = lambda call, file: None
         for owner, call in (
             (safetensors.torch, "save_file"),

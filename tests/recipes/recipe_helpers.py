@@ -1,4 +1,4 @@
-"""What several tests of the recipes share."""
+"""Helpers that several tests of the recipes share."""
 
 import json
 
@@ -11,7 +11,7 @@ SHORT += ["--baseline-epochs", "2"]
 
 
 def blobs(n=200):
-    """Two classes, told apart by the sign of the mean."""
+    """Returns a task of two classes that differ in the sign of their mean."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 2
     inputs = torch.randn(n, 1, 8, 8, generator=generator) + (2.0 * labels - 1).reshape(-1, 1, 1, 1)
@@ -19,7 +19,7 @@ def blobs(n=200):
 
 
 def without_cost(folder):
-    """The results but for what a machine makes of them."""
+    """Returns the results without seconds and peak memory, which depend on the machine."""
     results = json.loads((folder / "results.json").read_text())
     for metrics in (results["metrics"], *results["metrics"]["baselines"].values()):
         metrics.pop("seconds")

@@ -1,4 +1,4 @@
-"""Networks that move with batch norm by the statistics of each batch, and get running statistics at the end."""
+"""Networks that move while batch norm uses the statistics of each batch, and get running statistics at the end."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_the_copy_computes_in_eval_mode_what_the_network_computes_in_training(st
     start.eval()
 
 
-def test_the_statistics_are_the_mean_over_batches_and_the_rest_is_what_moved(start, task):
+def test_the_statistics_are_means_over_batches_and_the_weights_are_the_moved_ones(start, task):
     before = {name: t.clone() for name, t in start.state_dict().items()}
     moving = by_batch(start)
     with torch.no_grad():

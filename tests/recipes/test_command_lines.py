@@ -1,4 +1,4 @@
-"""What holds for the command lines of all recipes."""
+"""Properties of the command lines of all recipes."""
 
 import sys
 
@@ -11,7 +11,7 @@ from recipes.sparsify import command as sparsify
 from recipes.split_tasks import command as split_tasks
 
 
-def test_every_list_of_seeds_names_each_once(monkeypatch, capsys, tmp_path):
+def test_a_seed_that_is_given_twice_is_refused(monkeypatch, capsys, tmp_path):
     mains = [new_task.main, split_tasks.main, sparsify.main, diversity.main]
     for main in mains:
         with pytest.raises(SystemExit) as exit:

@@ -1,4 +1,4 @@
-"""The ways to learn the next task: same batches for all, limiting cases, and what each keeps of the earlier tasks."""
+"""The methods that learn the next task: their batches, limiting cases, and their memory of the earlier tasks."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ BATCH, EPOCHS = 64, 2
 
 
 def tuned(method, **options):
-    """The options of a method, of those given the ones that it has."""
+    """Returns the options of a method, with those of the given options that it has."""
     kind = METHODS[method].options
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in options.items() if name in names})
@@ -53,7 +53,7 @@ def with_batch_norm():
 
 
 def learnt(method, model, tasks, *, after_step=None, remembered=20, **changes):
-    """A copy of the model after the second task, and its learner."""
+    """Returns a copy of the model that has learnt the second task, and its learner."""
     low, high = tasks
     model = copy.deepcopy(model)
     made = make_learner(
@@ -75,22 +75,22 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_step_is_shown_to_the_test(method, tasks):
+def test_after_step_is_called_after_every_step(method, tasks):
     steps: list[int] = []
     learnt(method, network(), tasks, after_step=steps.append)
     assert steps == list(range(1, EPOCHS * steps_an_epoch(tasks[1], BATCH) + 1))
 
 
 @pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "lwf"])
-def test_without_strength_it_is_plain_training_bit_for_bit(method, tasks):
-    # The same batches, schedule and optimizer: whatever they differ in is what holds the first task.
+def test_a_method_of_strength_zero_is_plain_training_bit_for_bit(method, tasks):
+    # Batches, schedule and optimizer are the same, so only the term that holds the first task could differ.
     plain, _ = learnt("naive", network(), tasks)
     other, _ = learnt(method, network(), tasks, **{method: tuned(method, lr=3e-3, strength=0.0)})
     assert same(other, plain)
 
 
 def test_gem_without_a_conflict_is_plain_training_bit_for_bit(tasks):
-    # Remembered inputs of the new task itself: their gradient agrees with every batch's.
+    # The remembered inputs are those of the new task, so their gradient agrees with that of every batch.
     _, high = tasks
     start, found = network(), []
     for method in ("naive", "gem"):
@@ -105,7 +105,7 @@ def test_gem_without_a_conflict_is_plain_training_bit_for_bit(tasks):
 
 
 @pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "gem", "lwf"])
-def test_with_strength_it_is_not(method, tasks):
+def test_a_method_with_its_strength_is_not_plain_training(method, tasks):
     plain, _ = learnt("naive", network(), tasks)
     other, _ = learnt(method, network(), tasks)
     assert not same(other, plain)
@@ -147,7 +147,7 @@ def test_a_third_task_adds_to_what_is_remembered(method, tasks):
     twice = made.remembered_bytes()
     if method == "naive":
         assert once == twice == 0
-    elif method == "lwf":  # one network, the last
+    elif method == "lwf":  # lwf remembers one network, the last
         assert once == twice == sum(p.nbytes for p in model.parameters())
     else:
         assert twice == pytest.approx(2 * once, rel=0.01)
@@ -159,7 +159,7 @@ def test_a_third_task_adds_to_what_is_remembered(method, tasks):
 
 
 @pytest.mark.parametrize("method", ["fip", "distillation"])
-def test_nothing_to_hold_is_an_error(method, tasks):
+def test_learning_without_remembered_inputs_is_an_error(method, tasks):
     made = make_learner(method, network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
     with pytest.raises(RuntimeError, match="remember"):
         made.learn(minibatches(tasks[1], batch_size=8, epochs=1, seed=0), steps=1)
@@ -180,13 +180,13 @@ def test_labels_of_the_first_task_do_not_matter_to_the_path_and_distillation(tas
         assert same(*found)
 
 
-def test_only_avalanche_and_timm_are_ever_missing():
+def test_methods_need_no_optional_package_but_avalanche_and_timm():
     needs = {name: method.needs.distribution for name, method in METHODS.items() if method.needs}
     assert needs == dict.fromkeys(FROM_AVALANCHE, "avalanche-lib") | {"distillation-muon": "timm"}
     assert missing(METHODS) == {}
 
 
-# Anchors of which some outputs are held
+# Anchors with only some of their outputs held
 
 
 @pytest.mark.parametrize("augmented", [False, True])
@@ -214,7 +214,7 @@ def test_outputs_that_are_not_held_are_free(method, augmented, tasks):
     with torch.no_grad():
         model[-1].bias[:5] += 1.0
     assert held.drift() == pytest.approx(5.0, rel=1e-4)
-    # Of later anchors other outputs are held.
+    # Later anchors hold other outputs.
     made.remember(high.train_inputs[:30], high.train_labels[:30], (5, 10))
     with torch.no_grad():
         model[-1].bias[5:] += 1.0
@@ -226,7 +226,7 @@ def test_outputs_that_are_not_held_are_free(method, augmented, tasks):
     assert not same(model, before)
 
 
-def test_what_is_held_is_saved(tasks):
+def test_the_held_outputs_are_saved_with_the_learner(tasks):
     low, _ = tasks
     first, second = (
         make_learner("fip", network(), settings(), augment=None, seed=0, freeze_batch_norm=True)
@@ -254,14 +254,15 @@ def test_gem_may_draw_from_its_memory(tasks):
     steps = steps_an_epoch(low, BATCH)
     made.learn(minibatches(low, batch_size=BATCH, epochs=1, seed=2), steps=steps)
     hook.remove()
-    assert seen == [15, 15, BATCH] * steps  # 30 of both together, then the batch
+    # 30 remembered inputs of both tasks together, then the batch.
+    assert seen == [15, 15, BATCH] * steps
     assert [len(x) for x in made.plugin.memory_x.values()] == [60, 60]
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "fip"])
 @pytest.mark.parametrize("momentum", [None, 0.5])
-def test_the_first_beta_of_every_method_is_the_one_it_was_given(method, momentum):
-    """Adam's cycles unless it is given, Muon's is 0.95."""
+def test_every_method_uses_the_momentum_it_was_given(method, momentum):
+    """Without a given momentum, Adam's first beta cycles and Muon's momentum is 0.95."""
     task, model, seen = blobs(), digits_mlp(2), set()
     options = tuned(method, lr=1e-3, strength=1.0, momentum=momentum)
     learner = make_learner(

@@ -1,4 +1,4 @@
-"""recipes.common.experiment: which runs are done, what a resumed run takes over, and what it refuses."""
+"""recipes.common.experiment: the runs that are done, and the files that a resumed run reuses or refuses."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from recipes.common.experiment import Experiment
 
 
 class Counting(Experiment[int, int]):
-    """Each method counts to the seed in two halves; ``log`` has what was run."""
+    """Each method counts to the seed in two halves; ``log`` lists the parts that were run."""
 
     start_files = ("start.safetensors",)
     start_keys = ("seed",)
@@ -74,7 +74,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(interrupt, tmp_path):
     assert sorted(halves) == sorted((s, m, half) for s in (2, 3) for m in "ab" for half in (0, 1))
 
 
-def test_a_new_run_clears_and_a_resumed_one_refuses(tmp_path, capsys):
+def test_a_new_run_deletes_other_results_and_a_resumed_run_refuses_them(tmp_path, capsys):
     parser = argparse.ArgumentParser(prog="count")
     Counting(tmp_path).run([2], ["a"])
     other = Counting(tmp_path, limit=5)
@@ -93,7 +93,7 @@ def test_a_new_run_clears_and_a_resumed_one_refuses(tmp_path, capsys):
     assert other.log[0] == ("start", 2)
 
 
-def test_start_files_serve_every_run_that_agrees_in_their_keys(tmp_path):
+def test_a_start_file_is_reused_by_runs_with_the_same_start_configuration(tmp_path):
     Counting(tmp_path).run([2], ["a"])
     (tmp_path / "seed-2" / "a.json").unlink()
     other = Counting(tmp_path, limit=5)

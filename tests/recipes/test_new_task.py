@@ -28,7 +28,7 @@ METRICS = {
 }
 
 
-def test_tested_steps_are_dense_after_the_switch():
+def test_the_tested_steps_are_dense_at_the_start_of_the_new_task():
     assert learning.tested_steps(5) == [0, 1, 2, 3, 4, 5]
     steps = learning.tested_steps(1200)
     assert steps[:10] == [0, 1, 2, 3, 5, 10, 20, 50, 60, 100]
@@ -36,7 +36,7 @@ def test_tested_steps_are_dense_after_the_switch():
     assert 25 <= len(steps) <= 30
 
 
-def test_results_hold_what_they_promise(digits_run):
+def test_results_hold_the_documented_entries(digits_run):
     results = json.loads((digits_run / "results.json").read_text())
     assert set(results) == {"recipe", "config", "environment", "metrics"}
     assert results["recipe"] == "new_task"
@@ -71,7 +71,7 @@ def test_the_path_is_kept_as_numbers_and_as_a_picture(digits_run):
     worst = min(float(row["task1"]) for row in rows)
     assert worst == results["metrics"]["task1_worst_on_path"]
     assert float(rows[-1]["drift"]) == results["metrics"]["drift"]
-    assert not list(digits_run.glob(".*"))  # nothing half-written
+    assert not list(digits_run.glob(".*"))  # no half-written file is left
 
 
 def test_networks_on_the_path_can_be_opened(digits_run):
@@ -221,7 +221,7 @@ def test_all_methods_run_side_by_side(tmp_path):
     assert (tmp_path / "bars.png").exists()
 
 
-def test_tuning_reaches_its_method_alone(tmp_path):
+def test_a_tuning_option_reaches_only_its_method(tmp_path):
     arguments = ["--method", "distillation", "--distillation-strength", "0", "--replay-lr", "1"]
     arguments += ["--distillation-muon-lr", "0.5", "--distillation-momentum", "0.5"]
     assert new_task.main(["--out", str(tmp_path), *SHORT, *arguments]) == 0
@@ -231,7 +231,8 @@ def test_tuning_reaches_its_method_alone(tmp_path):
     assert results["config"]["tuning"]["naive"]["momentum"] is None
     assert results["config"]["tuning"]["replay"]["lr"] == 1.0
     assert results["config"]["tuning"]["distillation-muon"]["lr"] == 0.5
-    assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20  # nothing holds it
+    # Nothing holds the first task.
+    assert results["metrics"]["baselines"]["distillation"]["task1_after"] < 20
 
 
 def test_a_method_that_is_not_installed_says_what_to_install(tmp_path, capsys, monkeypatch):

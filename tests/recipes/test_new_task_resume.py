@@ -13,7 +13,7 @@ from recipes.new_task import command as new_task
 from recipes.new_task import experiment
 
 
-def test_an_interrupted_run_loses_the_method_in_hand_alone(
+def test_an_interrupted_run_loses_only_the_unfinished_method(
     digits_run, tmp_path, capsys, monkeypatch
 ):
     def interrupted(*args, **keywords):
@@ -39,7 +39,7 @@ def test_an_interrupted_run_loses_the_method_in_hand_alone(
         assert (tmp_path / f"{name}.png").exists()
 
 
-def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch
 ):
     arguments = [*SHORT, "--method", "fip", "--seeds", "1", "2"]
@@ -79,17 +79,17 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(
     assert str(ours / "fip.pt") in message
     assert "another configuration (beta 3.0 there, 10.0 asked for; task1_epochs 1" in message
     assert (ours / "results.json").read_bytes() == before
-    # A seed's outcome is no other's, whatever folder it is in.
+    # The outcome of one seed is refused in the folder of another.
     (ours / "fip.pt").write_bytes((tmp_path / "b" / "seed-0" / "fip.pt").read_bytes())
     assert "another configuration (seed 0 there, 1 asked for)" in refused("--seeds", "0", "1")
-    # An outcome that says nothing serves nobody.
+    # An outcome without a configuration is refused.
     torch.save({"curve": {}}, ours / "fip.pt")
     assert "does not say which configuration made it" in refused("--seeds", "1")
     (ours / "fip.pt").unlink()
     start = ours / "first-task.safetensors"
     start.write_bytes((theirs / "first-task.safetensors").read_bytes())
     assert "another configuration (task1_epochs 1 there, 2 asked for)" in refused("--seeds", "1")
-    # The network after task 1 serves every run that agrees in what it depends on.
+    # The network after task 1 is reused by every run with the same settings of task 1.
     start.write_bytes(own[start])
     monkeypatch.setattr(experiment, "learn_first_task", killed)
     assert main("b", "--seeds", "1", "--resume", "--beta", "3") == 0
@@ -102,14 +102,15 @@ def test_an_outcome_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
             return open, (str(tmp_path / "owned"), "w")
 
     (tmp_path / "out").mkdir()
-    file = tmp_path / "out" / "distillation.pt"  # of a method that is not asked for, too
+    # The file is checked although its method is not asked for.
+    file = tmp_path / "out" / "distillation.pt"
     torch.save({"curve": Payload()}, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(SystemExit) as exit:
         new_task.main(["--out", str(tmp_path / "out"), *SHORT, "--method", "fip", "--resume"])
     assert exit.value.code == 2
     message = capsys.readouterr().err
     assert f"{file} holds more than tensors and plain values" in message
-    assert "weights_only" not in message  # nobody is told how to run it
+    assert "weights_only" not in message  # the message does not tell how to run the code
     assert not (tmp_path / "owned").exists()
 
 

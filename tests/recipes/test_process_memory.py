@@ -1,4 +1,4 @@
-"""Memory that goes back to the system."""
+"""Freed memory is returned to the system."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def test_freed_memory_goes_back_to_the_system():
     def resident():
         return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
 
-    held = [torch.ones(16_000) for _ in range(4000)]  # 256 MB in blocks that the heap keeps
+    held = [torch.ones(16_000) for _ in range(4000)]  # 256 MB in blocks that the heap would keep
     before = resident()
     held = held[::100]
     assert not give_back(1)

@@ -1,4 +1,4 @@
-"""recipes.common.data and augmentation: data sets, pairs of tasks, images made many."""
+"""recipes.common.data and augmentation: data sets, pairs of tasks, and many views of an image."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path):
     assert str(tmp_path / "nowhere" / "cifar-10-batches-py") in str(error.value)
 
 
-def test_unknown_and_unfitting_names():
+def test_unknown_and_incompatible_data_names_are_refused():
     with pytest.raises(DataError, match="digits-low, digits-high, mnist, fashion-mnist"):
         load_task("emnist")
     with pytest.raises(DataError, match="both 'mnist'"):
@@ -97,7 +97,8 @@ def test_many_views_stay_images(name):
 def test_without_an_affine_map_two_images_are_mixed(monkeypatch):
     for name in ("TURN", "SHEAR", "SCALE", "SHIFT"):
         monkeypatch.setattr(augment, name, 0.0)
-    x = torch.eye(6).reshape(6, 1, 2, 3).repeat_interleave(2, dim=2)  # told apart by where they are
+    # The images differ in the position of their pixel.
+    x = torch.eye(6).reshape(6, 1, 2, 3).repeat_interleave(2, dim=2)
     black = DATASETS["mnist"].black
     found = many("mnist", 1)(x + black) - black
     own = (found * x).sum(dim=(1, 2, 3)) / x.square().sum(dim=(1, 2, 3))

@@ -33,7 +33,7 @@ def test_networks_fit_their_family():
         side = {"digits": 8, "mnist": 28}[info.family]
         outputs = network_for(info.family, 2 * info.classes)(torch.randn(3, 1, side, side))
         assert outputs.shape == (3, 2 * info.classes)
-        assert float(outputs.detach().abs().max()) < 2  # a head that starts undecided
+        assert float(outputs.detach().abs().max()) < 2  # the head starts without a preference
 
 
 def test_plain_training_learns():
@@ -66,7 +66,7 @@ def test_minibatches_are_full_and_repeatable():
     first, again = (list(minibatches(task, batch_size=20, epochs=3, seed=1)) for _ in range(2))
     assert [len(x) for x, _ in first] == [20] * 6
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
-    assert len(torch.cat([first[0][0], first[1][0]]).unique(dim=0)) == 40  # no input twice
+    assert len(torch.cat([first[0][0], first[1][0]]).unique(dim=0)) == 40  # no input occurs twice
     assert [len(x) for x, _ in minibatches(task, batch_size=80, epochs=2, seed=1)] == [50, 50]
 
 
@@ -89,7 +89,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
         assert torch.equal(model[0].running_mean, before) == frozen
 
 
-def test_accuracy_within_a_task_and_scores():
+def test_accuracy_can_be_limited_to_a_tasks_classes_and_scores_are_probabilities():
     model = nn.Identity()
     z = torch.tensor([[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0], [9.0, 0.0, 0.0, 1.0]])
     labels = torch.tensor([2, 3, 3])

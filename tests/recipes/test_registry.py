@@ -1,4 +1,4 @@
-"""A method is added from outside by one registration: command line, runs, tables and files know it."""
+"""One registration adds a method from outside to the command line, runs, tables and files."""
 
 import json
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def test_a_name_is_registered_once():
         methods.register(DECAY)
 
 
-def test_the_command_line_lists_its_options(capsys):
+def test_the_help_lists_the_options_of_a_registered_method(capsys):
     for main in (new_task.main, split_tasks.main):
         with pytest.raises(SystemExit):
             main(["--help"])
@@ -54,7 +54,7 @@ def test_the_command_line_lists_its_options(capsys):
         assert "--decay-lr X weight decay: Adam's highest learning rate [0.003 / 0.003" in shown
 
 
-def test_it_runs_beside_the_others(tmp_path, capsys):
+def test_a_registered_method_runs_beside_the_others(tmp_path, capsys):
     chosen = ["--method", "naive", "decay", "--decay-strength", "0.5"]
     assert new_task.main(["--out", str(tmp_path), *SHORT, *chosen]) == 0
     assert "weight decay" in capsys.readouterr().out
@@ -63,4 +63,5 @@ def test_it_runs_beside_the_others(tmp_path, capsys):
     assert results["config"]["tuning"]["decay"] == {"lr": 3e-3, "momentum": None, "strength": 0.5}
     assert (tmp_path / "decay.pt").exists()
     decayed, naive = (results["metrics"]["baselines"][m] for m in ("decay", "naive"))
-    assert decayed["drift_held_out"] != naive["drift_held_out"]  # its own steps were taken
+    # The registered method took its own steps.
+    assert decayed["drift_held_out"] != naive["drift_held_out"]

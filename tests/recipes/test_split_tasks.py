@@ -63,7 +63,7 @@ def test_the_loss_is_among_the_classes_of_each_inputs_own_task():
     assert float(within(2)(z, labels)) == pytest.approx(expected / 6, rel=1e-5)
 
 
-def test_measures_are_what_they_say():
+def test_the_measures_of_a_run_follow_their_definitions():
     record = Record(
         within_task=[[90.0], [80.0, 70.0], [60.0, 75.0, 100.0]],
         all_classes=[[90.0], [10.0, 70.0], [0.0, 20.0, 100.0]],
@@ -83,12 +83,12 @@ def test_measures_are_what_they_say():
     assert metrics["peak_megabytes"] is None
 
 
-def test_peak_memory_sees_what_is_gone_again():
+def test_peak_memory_counts_memory_that_was_freed_again():
     with PeakMemory(torch.device("cpu")) as small:
         pass
     with PeakMemory(torch.device("cpu")) as large:
         torch.ones(50_000_000).sum()
-    if small.peak is None:  # the system does not tell, and neither do we
+    if small.peak is None:  # this system does not report its peak memory
         assert large.peak is None
     else:
         assert large.peak - small.peak > 150e6
@@ -117,7 +117,8 @@ def test_all_methods_go_through_all_tasks(finished):
         assert metrics["within_task"] == pytest.approx(sum(last) / 2)
         assert metrics["within_task"] >= metrics["all_classes"]
         assert metrics["worst_on_path"] <= 100
-        assert rows[0][0] == found["metrics"]["after_each_task"][0][0]  # one start for all
+        # All methods start from the same network.
+        assert rows[0][0] == found["metrics"]["after_each_task"][0][0]
     assert everyone["naive"]["remembered_megabytes"] == 0
     for name in ("tasks", "bars", "scores", "weights"):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -145,7 +146,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(method, finished, tmp_pat
             lambda self, k, *rest: begun.append(k) or learn(self, k, *rest),
         )
         assert run(tmp_path, "--method", method, "--resume") == 0
-    assert begun == [3, 4]  # the tasks that were finished are not learnt again
+    assert begun == [3, 4]  # finished tasks are not learnt again
     there, here = results(finished)["metrics"], results(tmp_path)["metrics"]
     if method != "fip":
         there, here = there["baselines"][method], here["baselines"][method]
@@ -193,10 +194,10 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path
         assert str(file) in message
         assert f"another configuration ({difference}" in message
         file.write_bytes(own)
-    # The classes of a task are part of it: as many tasks of fewer are others.
+    # The number of classes of a task is part of the configuration.
     assert run(tmp_path / "b", "--method", "naive", "--tasks", "2") == 0
     assert "classes 2 there, 1 asked for" in refused("--tasks", "2", "--classes", "1")
-    # What the first task does not depend on leaves its network as it is.
+    # The network of the first task is reused if only settings of later tasks differ.
     (tmp_path / "b" / "seed-0" / "naive.pt").unlink()
     start = (tmp_path / "b" / "seed-0" / "first-task.safetensors").stat().st_mtime_ns
     options = ("--tasks", "2", "--naive-lr", "0.01", "--resume")
@@ -204,7 +205,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path
     assert (tmp_path / "b" / "seed-0" / "first-task.safetensors").stat().st_mtime_ns == start
 
 
-def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch
 ):
     seeds = ("--method", "naive", "--seeds", "0", "1")
@@ -237,7 +238,7 @@ def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
     assert exit.value.code == 2
     message = capsys.readouterr().err
     assert f"{file} holds more than tensors and plain values" in message
-    assert "weights_only" not in message  # nobody is told how to run it
+    assert "weights_only" not in message  # the message does not tell how to run the code
     assert not (tmp_path / "owned").exists()
 
 
@@ -252,7 +253,7 @@ def test_a_damaged_checkpoint_is_named(content, tmp_path, capsys):
     assert str(file) in capsys.readouterr().err
 
 
-def test_without_resume_it_starts_over(tmp_path):
+def test_a_run_without_resume_starts_over(tmp_path):
     assert run(tmp_path, "--method", "naive") == 0
     first = results(tmp_path)
     assert run(tmp_path, "--method", "naive", "--first-epochs", "1") == 0
@@ -268,14 +269,15 @@ def test_options_are_taken(options, tmp_path):
     assert config["augment"] == ("--augment" in options)
 
 
-def test_the_first_tasks_alone(tmp_path):
+def test_tasks_limits_the_run_to_the_first_tasks(tmp_path):
     assert run(tmp_path, "--method", "naive", "--tasks", "3") == 0
     found = results(tmp_path)
     assert found["config"]["tasks"] == 3
     (after,) = found["metrics"]["baselines"]["naive"]["after_each_task"]
     assert [len(row) for row in after] == [1, 2, 3]
     start = load_file(tmp_path / "seed-0" / "first-task.safetensors")
-    assert (6,) in [tuple(t.shape) for t in start.values()]  # the biases of its head
+    # The biases of the head, for three tasks.
+    assert (6,) in [tuple(t.shape) for t in start.values()]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def test_bad_input_is_told_before_anything_runs(options, message, tmp_path, caps
     assert list(tmp_path.iterdir()) == []
 
 
-# Batch norm by each batch
+# Batch norm with the statistics of each batch
 
 
 def small(classes):
@@ -362,11 +364,11 @@ def test_an_interrupted_run_with_batch_norm_goes_on_to_the_same_result(tmp_path,
     assert run(tmp_path / "parts", *options, "--resume") == 0
     there, here = (results(tmp_path / name)["metrics"] for name in ("whole", "parts"))
     assert here["after_each_task"] == there["after_each_task"]
-    # Derivatives are traced once they pay, here at another step: batch norm is then rounded otherwise.
+    # The resumed run traces derivatives at another step, which rounds batch norm differently.
     assert here["drift_held_out"] == pytest.approx(there["drift_held_out"], rel=1e-3)
 
 
-def test_what_is_held_goes_with_logits(tmp_path, capsys):
+def test_hold_task_needs_the_logits_output_space(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, "--hold", "task", "--output-space", "probabilities")
     assert "--hold: task goes with --output-space logits" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The cosine of input gradients against its definition, at extremes, and what it leaves alone."""
+"""The cosine of input gradients against its definition, at extreme values, and its side effects."""
 
 import contextlib
 import copy
@@ -14,7 +14,7 @@ from fipoptim.secondary import Diversity
 
 
 def input_gradients(model, x, y):
-    """One input at a time, by the definition."""
+    """Returns the input gradients ``(n, inputs)``, computed one input at a time."""
     rows = []
     for one, label in zip(x, y, strict=True):
         one = one[None].clone().requires_grad_()
@@ -24,7 +24,7 @@ def input_gradients(model, x, y):
     return torch.stack(rows)
 
 
-def test_is_the_mean_cosine_of_input_gradients():
+def test_diversity_is_the_mean_cosine_of_input_gradients():
     model, references = small_net(0).eval(), [small_net(1).eval(), small_net(2).eval()]
     batches = batches_of()
     diversity = Diversity(model, references, batches)
@@ -60,7 +60,7 @@ def test_a_model_that_writes_to_its_input_writes_to_a_copy():
         torch.testing.assert_close(found(), expected(), rtol=0, atol=0)
 
 
-def test_gradient_against_finite_differences():
+def test_the_gradient_of_diversity_equals_finite_differences():
     model = small_net(0).double().eval()
     reference = small_net(1).double().eval()
     x, y = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
@@ -79,7 +79,7 @@ def test_gradient_against_finite_differences():
         assert float((grad * v).sum()) == pytest.approx(float((up - down) / (2 * h)), rel=1e-5)
 
 
-def test_the_model_itself_as_its_reference():
+def test_the_model_can_be_its_own_reference():
     model = small_net()
     diversity = Diversity(model, model, batches_of())
     assert float(diversity()) == pytest.approx(1.0)
@@ -91,7 +91,7 @@ def test_the_model_itself_as_its_reference():
     assert float(diversity()) < 0.9
 
 
-def test_nothing_else_is_touched():
+def test_diversity_changes_neither_models_nor_batches_nor_random_state():
     model, reference = small_net(0, dropout=0.5).train(), small_net(1, dropout=0.5).train()
     model[3].eval()
     states = [copy.deepcopy(m.state_dict()) for m in (model, reference)]
@@ -136,7 +136,7 @@ def test_inputs_without_a_gradient_count_as_zero():
 
 @pytest.mark.parametrize("margin", [20.0, 60.0, 80.0, 90.0, 100.0, 110.0])
 def test_gradient_is_finite_however_certain_the_prediction(margin):
-    # The input gradient shrinks with exp(-margin): through the subnormal numbers, of which no inverse exists.
+    # The input gradient shrinks with exp(-margin) down to subnormal numbers, whose inverses overflow.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     x, y = torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)
@@ -148,7 +148,7 @@ def test_gradient_is_finite_however_certain_the_prediction(margin):
     assert all(g is None or bool(torch.isfinite(g).all()) for g in grads)
 
 
-def test_without_autograd_it_is_still_a_value():
+def test_diversity_has_a_value_without_autograd():
     model, batches = small_net(0), batches_of()
     expected = Diversity(model, small_net(1), batches)()
     with torch.no_grad():
@@ -200,13 +200,13 @@ def test_arguments_of_the_wrong_type():
 
 
 @pytest.mark.parametrize("x", [torch.ones(0, 4), torch.tensor(1.0), torch.ones(3, 0)])
-def test_batches_without_an_input(x):
+def test_batches_without_an_input_are_refused(x):
     model = small_net()
     with pytest.raises(ValueError, match=r"batches: x must hold at least one input"):
         Diversity(model, model, [(x, torch.zeros(len(x) if x.dim() else 1).long())])()
 
 
-def test_inputs_that_are_single_numbers():
+def test_inputs_may_be_single_numbers():
     class Model(nn.Module):
         def __init__(self, slope):
             super().__init__()
@@ -220,7 +220,7 @@ def test_inputs_that_are_single_numbers():
     assert float(Diversity(Model(2.0), Model(-3.0), [(x, y)])()) == pytest.approx(-1.0)
 
 
-def test_a_loss_that_does_not_depend_on_the_inputs():
+def test_a_loss_that_does_not_depend_on_the_inputs_is_refused():
     model = small_net()
     loss = Diversity(model, model, batches_of(), lambda z, y: z.detach().sum())
     modes = [m.training for m in model.modules()]
@@ -230,7 +230,7 @@ def test_a_loss_that_does_not_depend_on_the_inputs():
 
 
 def test_references_follow_the_model_to_its_device():
-    # The meta device stands for any other one; there values cannot be read, only the device be seen.
+    # The meta device stands for any other device. It holds no values, so only the device is compared.
     model, reference = small_net(0), small_net(1)
     diversity = Diversity(model, reference, batches_of())
     model.to("meta")

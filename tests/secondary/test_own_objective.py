@@ -1,4 +1,4 @@
-"""An objective that is written outside of the package: a callable is enough, and no file of fipoptim knows of it."""
+"""An objective that is written outside of the package: any callable that returns a loss is enough."""
 
 import copy
 
@@ -34,7 +34,7 @@ def networks():
     return start, model
 
 
-def test_it_pulls_a_network_towards_the_start_while_the_anchors_hold_its_function():
+def test_a_callable_objective_pulls_the_weights_while_the_anchors_hold_the_function():
     start, model = networks()
     decay = DecayToStart(model, start)
     anchors = AnchorBatch(model, torch.randn(3, 4))
@@ -47,7 +47,7 @@ def test_it_pulls_a_network_towards_the_start_while_the_anchors_hold_its_functio
     assert anchors.drift() < 0.05 * float(moved_outputs)
 
 
-def test_its_gradient_is_the_one_of_a_training_loop():
+def test_the_gradient_of_a_callable_objective_is_that_of_a_training_loop():
     start, model = networks()
     decay = DecayToStart(model, start)
     twin = copy.deepcopy(model)
@@ -64,7 +64,7 @@ def test_its_gradient_is_the_one_of_a_training_loop():
         torch.testing.assert_close(p, q)
 
 
-def test_it_is_added_to_an_objective_of_the_package():
+def test_a_callable_objective_can_be_added_to_one_of_the_package():
     start, model = networks()
     batches = batches_of()
     task, decay = TaskLoss(model, batches), DecayToStart(model, start)
@@ -75,7 +75,7 @@ def test_it_is_added_to_an_objective_of_the_package():
     assert float(optimizer.step()) == pytest.approx(float(expected))
 
 
-def test_a_function_is_an_objective():
+def test_a_plain_function_can_be_an_objective():
     model = nn.Linear(4, 3)
     anchors = AnchorBatch(model, torch.randn(2, 4))
     optimizer = FIPOptimizer(

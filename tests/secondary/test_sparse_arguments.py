@@ -1,4 +1,4 @@
-"""What SparseProjection takes for a sparsity, a weighting and names, and what it refuses."""
+"""The values of sparsity, weighting and names that SparseProjection accepts, and those that it refuses."""
 
 import math
 from fractions import Fraction
@@ -17,7 +17,7 @@ from fipoptim.secondary import SparseProjection
     "sparsity",
     [True, False, "0.5", None, 0.5j, [0.5], torch.tensor([0.1, 0.2]), torch.tensor(True)],
 )
-def test_sparsity_that_is_no_number(sparsity):
+def test_a_sparsity_that_is_not_a_number_is_refused(sparsity):
     with pytest.raises(TypeError, match="sparsity: must be a number, got"):
         SparseProjection(small_net(), sparsity)
     projection = SparseProjection(small_net(), 0.25)
@@ -26,7 +26,7 @@ def test_sparsity_that_is_no_number(sparsity):
     assert projection.sparsity == 0.25
 
 
-def test_sparsity_of_other_libraries():
+def test_a_sparsity_may_be_a_number_of_numpy_or_torch():
     for sparsity in (torch.tensor(0.5), np.float32(0.5), Fraction(1, 2)):
         projection = SparseProjection(small_net(), sparsity)
         assert type(projection.sparsity) is float
@@ -50,12 +50,12 @@ def test_arguments_of_the_wrong_type():
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan])
-def test_sparsity_outside_its_range(sparsity):
+def test_a_sparsity_outside_its_range_is_refused(sparsity):
     with pytest.raises(ValueError, match="sparsity: must be at least 0 and below 1"):
         SparseProjection(small_net(), sparsity)
 
 
-def test_sparsity_that_leaves_nothing():
+def test_a_sparsity_that_leaves_no_weight_is_refused():
     model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 1), nn.Linear(1, 2))
     assert SparseProjection(model, 0.8).zeros == round(0.8 * 422)
     with pytest.raises(ValueError, match=r"leave 2\.weight none of its 2 weights.*keep"):
@@ -68,7 +68,7 @@ def test_sparsity_that_leaves_nothing():
         SparseProjection(model, 0.9999)
 
 
-def test_unknown_names():
+def test_unknown_names_and_names_that_leave_nothing_to_prune_are_refused():
     with pytest.raises(ValueError, match=r"keep: .*'4\.wight'.*choose from.*'4\.weight'"):
         SparseProjection(small_net(), 0.5, keep=["4.wight"])
     with pytest.raises(ValueError, match="nothing is left to prune"):

@@ -1,4 +1,4 @@
-"""The nearest sparse network against brute force, and its parameters as they are replaced and moved."""
+"""The nearest sparse network against brute force, and models whose parameters are replaced or moved."""
 
 import math
 from itertools import combinations
@@ -15,7 +15,7 @@ from fipoptim import AnchorBatch, AnchorMetric
 from fipoptim.secondary import SparseProjection
 
 weights = st.lists(
-    # Few distinct values, so that ties are common, zeros among them.
+    # There are few distinct values, zero among them, so that ties are common.
     st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 1e-30, 2.0, 1e20, -3.25]),
     min_size=12,
     max_size=12,
@@ -133,7 +133,7 @@ def test_schedule_raises_the_sparsity():
     projection = SparseProjection(model, 0.0)
     loss = projection()
     assert float(loss) == 0.0
-    loss.backward()  # still has a graph, so a schedule may begin at zero
+    loss.backward()  # the loss has a graph even at a sparsity of zero, where a schedule may begin
     assert not model[0].weight.grad.any()
     for sparsity, expected in [(0.25, 3), (0.5, 6), (0.75, 9)]:
         projection.sparsity = sparsity
@@ -181,7 +181,7 @@ def test_parameters_of_another_size_are_followed():
     assert int((flat_weights(model) == 0).sum()) == 8
 
 
-def test_parameters_that_are_gone():
+def test_a_projection_whose_parameter_is_gone_raises():
     model = two_layers([float(i) for i in range(1, 13)])
     projection = SparseProjection(model, 0.5)
     torch.nn.utils.prune.identity(model[1], "weight")
@@ -192,11 +192,11 @@ def test_parameters_that_are_gone():
     assert torch.equal(flat_weights(model), before)
 
 
-def test_a_weighting_of_the_parameters_that_were():
+def test_a_weighting_that_does_not_fit_the_replaced_parameters_raises():
     model = two_layers([float(i) for i in range(1, 13)])
     weighting = {"0.weight": torch.ones(2, 3), "1.weight": torch.ones(3, 2)}
     projection = SparseProjection(model, 0.5, weighting=weighting)
-    model[0].weight = nn.Parameter(torch.ones(1, 3))  # would be broadcast
+    model[0].weight = nn.Parameter(torch.ones(1, 3))  # this shape would be broadcast
     before = flat_weights(model)
     for use in (projection, projection.project_, projection.masks):
         with pytest.raises(ValueError, match=r"weighting: 0\.weight .*\(1, 3\), got \(2, 3\)"):
@@ -204,8 +204,8 @@ def test_a_weighting_of_the_parameters_that_were():
     assert torch.equal(flat_weights(model), before)
 
 
-def test_a_model_that_is_moved():
-    # The meta device stands for any other one.
+def test_a_projection_follows_its_model_to_another_device():
+    # The meta device stands for any other device.
     model = two_layers([float(i) for i in range(1, 13)])
     weighting = {"0.weight": torch.ones(2, 3), "1.weight": torch.ones(3, 2)}
     projection = SparseProjection(model, 0.0, weighting=weighting)
@@ -221,13 +221,13 @@ def test_a_model_that_is_moved():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights(dtype):
+def test_half_precision_weights_are_projected_without_overflow(dtype):
     values = [300.0 + 2 * i for i in range(12)]  # their squares overflow in float16
     model = two_layers(values).to(dtype)
     exact = sorted(v * v for v in flat_weights(model).tolist())
     projection = SparseProjection(model, 0.5)
     assert float(projection()) == pytest.approx(sum(exact[:6]), rel=1e-6)
-    h = 1e6  # as does this
+    h = 1e6  # its square overflows too
     projection.weighting = {
         "0.weight": torch.full((2, 3), h),
         "1.weight": torch.full((3, 2), h),

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fipoptim.secondary import TaskLoss
 
 
-def test_takes_batches_in_turn_and_starts_again():
+def test_the_batches_are_taken_in_turn_and_start_again():
     model, batches = small_net().eval(), batches_of()
     task = TaskLoss(model, batches)
     expected = [F.cross_entropy(model(x), y) for x, y in batches] * 2
@@ -95,7 +95,7 @@ def test_bad_loaders():
 @pytest.mark.parametrize("own_generator", [False, True])
 @pytest.mark.parametrize("used", [0, 1, 3, 4])
 def test_a_copy_shuffles_as_the_original_does(duplicate, own_generator, used):
-    """Each goes on with the random state that the copy was made with, as after a resumed run."""
+    """The original and the copy continue from the same random state, as in a resumed run."""
     torch.manual_seed(5)
     model = small_net().eval()
     x, y = torch.randn(10, 4), torch.randint(3, (10,))
@@ -112,7 +112,8 @@ def test_a_copy_shuffles_as_the_original_does(duplicate, own_generator, used):
         losses = []
         for _ in range(9):  # the rest of this pass, and two more
             losses.append(float(loss()))
-            losses.append(float(torch.rand(())))  # what the training draws beside the loader
+            # Random numbers that training draws besides the loader.
+            losses.append(float(torch.rand(())))
         return losses
 
     assert go_on(task) == go_on(twin)

@@ -14,7 +14,7 @@ from fipoptim.solver.eigenvalues import largest_eigenvalues
 def found(
     eigenvalues: list[float], k: int, tol: float, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[Tensor | None, int]:
-    """What is found of a matrix with these eigenvalues, and the number of products that took."""
+    """Returns the k largest eigenvalues found of a matrix with these eigenvalues, and the number of products used."""
     n, products = len(eigenvalues), 0
     generator = torch.Generator().manual_seed(seed)
     q = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
@@ -39,7 +39,7 @@ def found(
     seed=st.integers(0, 1000),
     data=st.data(),
 )
-def test_each_is_found_as_often_as_it_occurs(values, null, log_scale, dtype, seed, data):
+def test_each_eigenvalue_is_found_as_often_as_it_occurs(values, null, log_scale, dtype, seed, data):
     scale = 10.0**log_scale
     eigenvalues = [scale * value for value, times in values for _ in range(times)] + [0.0] * null
     k = data.draw(st.integers(1, len(eigenvalues)))
@@ -64,7 +64,7 @@ def test_close_eigenvalues_are_told_apart_as_far_as_the_tolerance_says(
 
 
 @pytest.mark.parametrize("k", [1, 3, 12])
-def test_zero_is_zero_as_often_as_asked(k: int) -> None:
+def test_a_zero_matrix_has_k_eigenvalues_of_zero(k: int) -> None:
     result, products = found([0.0] * 12, k, 1e-4)
     assert result is not None
     assert result.tolist() == [0.0] * k
@@ -84,7 +84,7 @@ def test_too_few_products_give_none() -> None:
         assert (
             largest_eigenvalues(lambda v: matrix @ v, like, k, tol=1e-9, max_products=most) is None
         )
-    # A space that is full before the copies are known gives none either.
+    # The result is None too if the space is full before all copies of an eigenvalue are found.
     equal = torch.diag(torch.tensor([1.0] * 9 + [0.5] + [0.0] * 90))
     like = torch.empty(100)
     for most in range(1, 12):

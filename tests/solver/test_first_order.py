@@ -10,7 +10,7 @@ from fipoptim.geometry.diagonal import DiagonalPreconditioner
 from fipoptim.solver.first_order import first_order_step
 
 
-def test_the_first_order_step() -> None:
+def test_the_first_order_step_is_steepest_descent_with_the_length_asked_for() -> None:
     c, weight = vector(6, 0), vector(6, 1).abs() + 0.1
     v, gain = first_order_step(c, 0.3, DiagonalPreconditioner(weight))
     assert gain == pytest.approx(-float(c @ v), rel=1e-12)
@@ -21,13 +21,13 @@ def test_the_first_order_step() -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("dtype", "scale"), [*SCALES, (torch.float32, 1e-40)])
-def test_a_step_without_products_is_finite_where_its_gradient_is(
+def test_a_step_without_products_is_finite_if_its_gradient_is(
     dtype: torch.dtype, scale: float, weighted: bool
 ) -> None:
     c, weight = vector(50, 0).clamp(-3, 3), vector(50, 1).abs() + 0.01
     geometry = diagonal(weight.to(dtype) if weighted else None)
     expected, gain = first_order_step(c, 0.3, diagonal(weight if weighted else None))
     v, found = first_order_step((c * scale).to(dtype), 0.3, geometry)
-    close = 1e-3 if scale == 1e-40 else 1e-6  # such a gradient has few digits itself
+    close = 1e-3 if scale == 1e-40 else 1e-6  # a gradient this small has few digits itself
     torch.testing.assert_close(v.double(), expected, rtol=0, atol=close)
     assert found == pytest.approx(gain * scale, rel=close)

@@ -19,14 +19,14 @@ def test_a_krylov_space_of_two_starts_is_orthonormal_and_invariant() -> None:
     while space.extend():
         pass
     assert space.exhausted
-    assert space.size == 9  # the range, and one null direction of each start
+    assert space.size == 9  # dimensions of the range, and one null direction for each start
     q = torch.stack([space.combine(e) for e in torch.eye(9, dtype=torch.float64)])
     torch.testing.assert_close(q @ q.T, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(q @ a @ q.T, space.T, rtol=0, atol=1e-12)
     torch.testing.assert_close(a @ q.T, q.T @ space.T, rtol=0, atol=1e-10)
 
 
-def test_a_basis_of_long_vectors_of_one_sign_is_as_orthonormal_as_its_precision() -> None:
+def test_a_krylov_basis_of_long_positive_vectors_is_orthonormal_to_float32_precision() -> None:
     n = 2**20 + 3
     generator = torch.Generator().manual_seed(0)
     diagonal, start, other = torch.rand(3, n, generator=generator)
@@ -50,7 +50,7 @@ def test_a_basis_of_long_vectors_of_one_sign_is_as_orthonormal_as_its_precision(
 
 
 @pytest.mark.parametrize("scale", [1e-34, 1e-25, 1e25, 1e36])
-def test_products_near_the_ends_of_float32_are_projected_as_they_are(scale: float) -> None:
+def test_products_near_the_limits_of_float32_are_projected_accurately(scale: float) -> None:
     g = psd(30, 7, 0).float()
     spaces = []
     for factor in (1.0, scale):

@@ -150,14 +150,14 @@ def test_products_are_counted_and_stop_on_convergence() -> None:
         return g @ v
 
     solution = solve_on_sphere(matvec, c, 0.1, direction=lambda: c, max_products=50, tol=0.0)
-    assert calls == solution.products == 7  # the six directions of the range, and the rest
+    assert calls == solution.products == 7  # six directions of the range, and one outside it
     calls = 0
     assert (
         solve_on_sphere(matvec, c, 0.1, direction=lambda: c, max_products=3).products == calls == 3
     )
 
 
-def test_room_for_many_products_is_taken_as_it_is_needed() -> None:
+def test_memory_for_many_products_is_allocated_only_as_needed() -> None:
     n = 2**22
     diagonal = torch.zeros(n)
     diagonal[:3] = torch.tensor([3.0, 2.0, 1.0])
@@ -169,7 +169,7 @@ def test_room_for_many_products_is_taken_as_it_is_needed() -> None:
     )
     assert solution.products <= 5
     g, c = psd(60, 60, 0), vector(60, 1)
-    space = KrylovSpace(lambda v: g @ v, 60)  # beyond the first block of room
+    space = KrylovSpace(lambda v: g @ v, 60)  # more vectors than the first block of memory holds
     space.add_start(c)
     while space.extend():
         pass
@@ -179,7 +179,7 @@ def test_room_for_many_products_is_taken_as_it_is_needed() -> None:
     )
 
 
-def test_accept_stops_early() -> None:
+def test_the_solver_stops_early_if_accept_returns_true() -> None:
     g, c = psd(50, 20, 1), vector(50, 2)
     seen: list[float] = []
 
@@ -190,7 +190,7 @@ def test_accept_stops_early() -> None:
     assert solve(g, c, 0.1, accept=accept).products == 4
 
 
-def test_what_is_not_finite_raises() -> None:
+def test_a_gradient_or_product_that_is_not_finite_raises() -> None:
     g, c = psd(5, 3, 0), vector(5, 0)
     bad = c.clone()
     bad[2] = math.nan
@@ -202,12 +202,14 @@ def test_what_is_not_finite_raises() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(6, 30), products=st.integers(2, 4), seed=st.integers(0, 10_000))
-def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, seed: int) -> None:
+def test_a_restoring_term_alone_does_not_turn_the_step_back(
+    n: int, products: int, seed: int
+) -> None:
     g = psd(n, n - 2, seed)
     last = 0.5 * vector(n, seed + 1) / vector(n, seed + 1).norm()
     solution = solve(
         g,
-        2 * g @ last,  # what the last step changed
+        2 * g @ last,  # the gradient of the drift that the last step caused
         0.5,
         direction=lambda: last.clone(),
         max_products=products,
@@ -222,17 +224,17 @@ def test_what_only_restores_does_not_turn_the_step_back(n: int, products: int, s
 
 @settings(max_examples=100, deadline=None)
 @given(
-    # The products do not span everything, or the step would be the exact one.
+    # With so few products the space is not the whole one; otherwise the step would be exact.
     n=st.integers(24, 40),
     exponent=st.integers(-12, 0),
     small=st.integers(2, 4),
     products=st.integers(3, 8),
     seed=st.integers(0, 10_000),
 )
-def test_nor_does_it_where_rounding_hides_the_least_change(
+def test_a_restoring_term_does_not_turn_the_step_back_if_rounding_hides_the_least_curvature(
     n: int, exponent: int, small: int, products: int, seed: int
 ) -> None:
-    # Curvatures far apart, in float32: the last step's own curvature is far below the rounding of the largest.
+    # The curvatures lie far apart: that of the last step is far below the float32 rounding of the largest.
     torch.manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
     eigenvalues = torch.logspace(-small, 4, n, dtype=torch.float64)
@@ -249,17 +251,17 @@ def test_nor_does_it_where_rounding_hides_the_least_change(
         onward=True,
     ).step
     assert float(v.norm()) == pytest.approx(0.5, rel=1e-5)
-    # What restores is half of the squared step at most.
+    # The step points back by less than about 0.71 of its length.
     assert float(v @ last) > -0.71 * 0.5**2
 
 
 @given(n=st.integers(2, 20), seed=st.integers(0, 10_000))
-def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: int) -> None:
+def test_a_restoring_term_alone_is_solved_exactly_with_all_products(n: int, seed: int) -> None:
     g, c = psd(n, n // 2, seed), vector(n, seed + 1)
     expected = solve(g, g @ c, 0.5)
     found = solve(g, g @ c, 0.5, onward=True)
 
-    # What changes nothing only fills the sphere where c alone does not, and may then point anywhere.
+    # Null directions only fill up the length of the step, and may point anywhere.
     assert torch.allclose(g @ found.step, g @ expected.step, atol=1e-12)
     assert float(found.step.norm()) == pytest.approx(float(expected.step.norm()), rel=1e-12)
     if expected.multiplier > 1e-6:
@@ -269,12 +271,12 @@ def test_with_all_products_what_only_restores_is_solved_exactly(n: int, seed: in
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("dtype", "scale"), SCALES)
 @pytest.mark.parametrize("log_share", [-3, 0, 3])
-def test_so_is_one_with_products(
+def test_a_step_with_products_is_finite_if_its_gradient_is(
     dtype: torch.dtype, scale: float, weighted: bool, log_share: int
 ) -> None:
     c, weight = vector(20, 0).clamp(-3, 3), vector(20, 1).abs() + 0.1
     g = psd(20, 6, 2)
-    # As only ratios matter, g may be as large, but for the range of its own precision.
+    # Only ratios matter, so g is scaled like c, unless that exceeds the range of its precision.
     factor = scale * 10.0**-log_share if 1e-30 < scale < 1e30 else 0.0
     geometry = diagonal(weight.to(dtype) if weighted else None)
     near = (g * factor).to(dtype)
@@ -299,7 +301,7 @@ def test_so_is_one_with_products(
     onward=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_repeated_eigenvalues_are_solved_as_any_others(
+def test_the_solution_is_exact_if_eigenvalues_repeat(
     times: list[int],
     null: bool,
     log_c: int,
@@ -308,7 +310,7 @@ def test_repeated_eigenvalues_are_solved_as_any_others(
     onward: bool,
     seed: int,
 ) -> None:
-    """Also where neither the linear term nor the direction has a part in the lowest eigenspace."""
+    """The linear term and the direction may both be orthogonal to the lowest eigenspace."""
     eigenvalues = np.repeat([0.0 if null and i == 0 else 0.5 + i for i in range(len(times))], times)
     n = len(eigenvalues)
 
@@ -322,7 +324,7 @@ def test_repeated_eigenvalues_are_solved_as_any_others(
             part[: n - times[-1]] = 0.0
         return part
 
-    # Diagonal, so that what is missing is missing to the last digit.
+    # The matrix is diagonal, so that a missing part is missing to the last digit.
     g = torch.diag(torch.from_numpy(eigenvalues))
     c = 10.0**log_c * with_parts(c_misses, seed)
     direction = with_parts(direction_misses, seed + 1)
@@ -331,7 +333,7 @@ def test_repeated_eigenvalues_are_solved_as_any_others(
     )
     v = solution.step.numpy()
     assert np.linalg.norm(v) == pytest.approx(0.5, rel=1e-9)
-    filling = vector(n, seed + 2).numpy()  # any will do
+    filling = vector(n, seed + 2).numpy()  # any direction will do
     expected, multiplier = oracle.sphere_step(g.numpy(), c.numpy(), 0.5, direction=filling)
     best = oracle.objective(g.numpy(), c.numpy(), expected)
     size = abs(expected @ g.numpy() @ expected) + abs(c.numpy() @ expected)

@@ -13,7 +13,7 @@ from fipoptim.solver.vectors import inner, norm, unit
 
 
 def exact(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float]:
-    """The inner product, and the sum of the products' sizes, summed without rounding."""
+    """Returns the inner product and the sum of the absolute products, both summed without rounding."""
     products = (v.double() * w.double()).tolist()
     return math.fsum(products), math.fsum(map(abs, products))
 
@@ -35,7 +35,7 @@ def test_inner_products_neither_underflow_nor_overflow(length, log_scale, dtype,
 
 
 def test_a_million_numbers_are_added_as_precisely_as_a_few() -> None:
-    # Of one sign: what one running sum of float32 loses does not average out.
+    # All entries have one sign, so the errors of a single running float32 sum would not average out.
     generator = torch.Generator().manual_seed(0)
     v, w = torch.rand(2, 1_048_579, generator=generator, dtype=torch.float64).float()
     assert inner(v, w) == pytest.approx(exact(v, w)[0], rel=5e-6)

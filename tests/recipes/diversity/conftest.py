@@ -1,4 +1,4 @@
-"""What the tests of ``recipes.diversity`` share: the digits, a start network, and test images."""
+"""Fixtures of the tests of ``recipes.diversity``: the digits, a start network, and test images."""
 
 import pytest
 from diversity_cases import INFO, SETTINGS

@@ -1,4 +1,4 @@
-"""Attacks that are not weakened."""
+"""The attacks of ``recipes.diversity`` are as strong as they should be."""
 
 import math
 
@@ -24,13 +24,13 @@ def test_pixels_undo_the_normalisation(task, start, images):
     assert torch.allclose(Pixels(start, INFO)(images[0]), start(task.test_inputs[:100]), atol=1e-4)
 
 
-def test_a_large_attack_leaves_an_ordinary_network_nothing(start, images):
+def test_a_large_attack_brings_an_ordinary_network_to_almost_zero_accuracy(start, images):
     model = Pixels(start, INFO).eval()
     assert right(model, *images) > 95
     assert right(model, pgd(model, *images, 0.4), images[1]) <= 1
 
 
-def test_a_large_attack_leaves_an_ensemble_nothing(task, start, images):
+def test_a_large_attack_brings_an_ensemble_to_almost_zero_accuracy(task, start, images):
     other = train_network(digits_mlp, task, SETTINGS, augment=None, seed=7)
     joint = Joint([Pixels(start, INFO), Pixels(other, INFO)]).eval()
     assert right(joint, pgd(joint, *images, 0.4), images[1]) <= 1
@@ -44,7 +44,7 @@ def test_the_attacked_images_stay_in_the_ball_and_in_range(start, images):
 
 
 @pytest.mark.parametrize("attack", [pgd, lambda *a: auto_attack(*a, classes=10)])
-def test_an_eps_of_zero_is_clean_exactly(start, images, attack):
+def test_an_attack_of_size_zero_leaves_the_images_unchanged(start, images, attack):
     found = attack(Pixels(start, INFO), *images, 0.0)
     assert torch.equal(found, images[0])
     assert found is not images[0]
@@ -62,7 +62,7 @@ def test_restarts_never_lower_the_loss(start, images):
     assert float(thrice.sum()) > float(once.sum())
 
 
-def test_auto_attack_is_at_least_as_strong(start, images):
+def test_auto_attack_is_at_least_as_strong_as_pgd(start, images):
     model = Pixels(start, INFO).eval()
     x, y = images[0][:30], images[1][:30]
     weak = right(model, pgd(model, x, y, 0.1), y)

@@ -21,12 +21,12 @@ def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
     error = refusal(capsys, "--checkpoint", str(path), "--out", str(tmp_path / "out"))
     assert f"argument --checkpoint: {path} cannot be read as weights" in error
     assert not (tmp_path / "owned").exists()
-    torch.save(digits_mlp().state_dict(), path)  # a state dict that torch saved is taken
+    torch.save(digits_mlp().state_dict(), path)  # a state dict that torch saved is accepted
     out = ["--out", str(tmp_path / "out"), "--objective", "none", "--baseline"]
     assert main(["--checkpoint", str(path), *out, *SHORT]) == 0
 
 
-def test_sizes_of_attacks_that_the_results_would_call_the_same_are_one(tmp_path):
+def test_attack_sizes_that_print_the_same_are_merged(tmp_path):
     out = ["--out", str(tmp_path), *SHORT, "--objective", "none", "--baseline"]
     sizes = ["--attack-eps", "0.1", "0.10000000001", "0.1", "0.2", "--table-eps", "0.1"]
     assert main([*out, *sizes]) == 0

@@ -1,4 +1,4 @@
-"""Members of ensembles: how many, how far, what they keep and what they withstand."""
+"""Members of ensembles: their number, distances, accuracy and robustness to attacks."""
 
 import json
 
@@ -76,7 +76,7 @@ def test_independent_networks_of_an_interrupted_run_are_kept(start, task, tmp_pa
 
 
 @pytest.mark.parametrize("method", ["misalign", "withstand", "distillation", "adversarial"])
-def test_anchors_and_objectives_see_what_training_sees(method, start, task, tmp_path):
+def test_anchors_and_objectives_see_the_augmented_training_images(method, start, task, tmp_path):
     seen = set()
 
     def augment(inputs):
@@ -103,7 +103,7 @@ def test_a_path_without_objective_goes_on_and_keeps_the_function(start, task, tm
     assert min(kept) > accuracy(start, task.train_inputs, task.train_labels) - 1
 
 
-def test_noise_is_as_long_as_told(start, task, tmp_path):
+def test_noise_members_are_at_the_distances_asked_for(start, task, tmp_path):
     ensemble = build_ensemble(
         "noise",
         start,
@@ -119,7 +119,9 @@ def test_noise_is_as_long_as_told(start, task, tmp_path):
     assert found == [pytest.approx(d, rel=1e-4) for d in (0.5, 1.0, 2.0)]
 
 
-def test_input_gradients_turn_away(start, task, tmp_path, images):
+def test_the_misalign_objective_turns_input_gradients_away_from_the_start_network(
+    start, task, tmp_path, images
+):
     def mean_coherence(method):
         settings = SETTINGS.changed(away=60, beta=100.0)
         ensemble = build_ensemble(
@@ -132,10 +134,10 @@ def test_input_gradients_turn_away(start, task, tmp_path, images):
     assert turned < straight - 0.2
 
 
-def test_what_fools_the_start_network_is_withstood(start, task, tmp_path, images):
+def test_the_withstand_members_resist_attacks_on_the_start_network(start, task, tmp_path, images):
     x, y = images
     attacked = INFO.normalized(pgd(Pixels(start, INFO).eval(), x, y, 0.15))
-    # So many steps that members settle: with fewer one is an image to either side of the bounds, by rounding.
+    # The members settle with this many steps. With fewer, rounding moves one across the bounds by an image.
     settings = SETTINGS.changed(away=200, between=100)
     ensemble = build_ensemble(
         "withstand", start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0

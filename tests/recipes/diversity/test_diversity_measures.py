@@ -1,4 +1,4 @@
-"""Measures of ensembles, by hand on small cases."""
+"""Measures of ensembles, against values computed by hand on small cases."""
 
 import math
 
@@ -9,17 +9,17 @@ from torch import nn
 from recipes.diversity.measures import Votes, activation_norms, coherence, diversity_scores
 
 
-def test_votes():
+def test_the_accuracies_of_votes_equal_those_counted_by_hand():
     votes = Votes(torch.tensor([0, 1, 1, 0]))
-    votes.add(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]]))  # 0 1 0 1
-    votes.add(torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.1, 0.9], [0.2, 0.8]]))  # 1 1 1 1
+    votes.add(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.6, 0.4], [0.1, 0.9]]))  # predictions 0 1 0 1
+    votes.add(torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.1, 0.9], [0.2, 0.8]]))  # predictions 1 1 1 1
     assert votes.accuracies == [50.0, 50.0]
     assert votes.mean == 50.0
-    assert votes.joint == 75.0  # 0 1 1 1
+    assert votes.joint == 75.0  # joint predictions 0 1 1 1
     assert votes.disagreement == 50.0
 
 
-def test_activation_norms_and_their_deviation():
+def test_activation_norms_and_their_deviation_equal_those_computed_by_hand():
     model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False), nn.ReLU())
     images = torch.tensor([[[[3.0, 4.0]]], [[[0.0, 1.0]]]])
     norms = []
@@ -27,7 +27,7 @@ def test_activation_norms_and_their_deviation():
         model[1].weight.data = scale * torch.eye(2)
         norms.append(activation_norms(model, images))
     assert torch.allclose(norms[0], torch.tensor([[5.0, 1.0]]))
-    # Deviations of (5, 15) and (1, 3) with n - 1, and their mean.
+    # The mean of the standard deviations of (5, 15) and (1, 3), with n - 1.
     expected = (10 / math.sqrt(2) + 2 / math.sqrt(2)) / 2
     assert diversity_scores(norms) == [pytest.approx(expected)]
 

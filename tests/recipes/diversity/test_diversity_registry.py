@@ -1,4 +1,4 @@
-"""A method and an objective are added from outside by one registration."""
+"""One registration adds a method or an objective from outside."""
 
 import json
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class DecayOptions:
 
 
 class Decay(Objective):
-    """Small weights."""
+    """An objective that makes weights small."""
 
     option_kinds = (DecayOptions,)
 
@@ -50,7 +50,8 @@ def test_methods_from_outside_run_like_any_other(added, tmp_path, capsys):
     arguments += ["--objective", "decay", "--baseline", "second-noise"]
     assert main([*arguments, "--decay", "0.25"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("path, small weights") == printed.count("more noise") == 2  # run and table
+    # Once for the run, once in the table.
+    assert printed.count("path, small weights") == printed.count("more noise") == 2
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["config"]["decay"] == 0.25
     assert list(results["metrics"]["ensembles"]) == ["decay", "second-noise"]

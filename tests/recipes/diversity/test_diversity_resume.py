@@ -1,4 +1,4 @@
-"""Results of ``recipes.diversity``, and resumed runs: what they keep, and what they refuse."""
+"""Results of ``recipes.diversity``, and the files that resumed runs reuse or refuse."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_the_recipe_leaves_results_members_and_plots_and_resumes(tmp_path, capsy
     assert main([*everything, "--resume"]) == 0
     out = capsys.readouterr().out
     assert "seed 0, path, misaligned" in out
-    assert "seed 0, path, L = 0" not in out  # it was finished
+    assert "seed 0, path, L = 0" not in out  # this method was finished
     assert (tmp_path / "seed-0" / "none.json").stat().st_mtime_ns == kept
     found = json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert list(found["ensembles"]) == list(METHODS)
@@ -37,7 +37,7 @@ def test_the_recipe_leaves_results_members_and_plots_and_resumes(tmp_path, capsy
     assert "another configuration (beta " in capsys.readouterr().err
 
 
-def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch
 ):
     def arguments(name, *options):
@@ -84,7 +84,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path
         assert str(ours / name) in error
         assert "another configuration (epochs 2 there, 3 asked for)" in error
         (ours / name).write_bytes(own)
-    # Members of an ensemble that was not finished are no others' either.
+    # Members of an unfinished ensemble of another configuration are not reused either.
     (ours / "independent.json").unlink()
     (theirs / "independent").rename(ours / "independent-theirs")
     (ours / "independent").rename(ours / "independent-ours")
@@ -92,7 +92,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path
     assert "epochs 2 there, 3 asked for" in refusal(capsys, *arguments("b"))
 
 
-def test_an_interruption_between_the_attacks_and_their_record_is_made_good(tmp_path):
+def test_a_run_interrupted_before_the_attacks_are_recorded_resumes(tmp_path):
     out = ["--out", str(tmp_path), *SHORT, "--objective", "none", "--baseline"]
     assert main(out) == 0
     record = tmp_path / "seed-0" / "start.json"
@@ -103,7 +103,7 @@ def test_an_interruption_between_the_attacks_and_their_record_is_made_good(tmp_p
     assert json.loads(record.read_text())["transfer"] == whole["transfer"]
 
 
-def test_a_checkpoint_is_the_one_whose_content_it_is(tmp_path, capsys):
+def test_a_checkpoint_is_identified_by_its_content(tmp_path, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         save_file(digits_mlp().state_dict(), tmp_path / folder / "start.safetensors")

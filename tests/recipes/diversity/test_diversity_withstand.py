@@ -1,4 +1,4 @@
-"""The objective of outputs that do not follow attacks."""
+"""The objective that keeps outputs from following attacks."""
 
 import copy
 
@@ -19,7 +19,7 @@ def divergence(model, start, task, **options):
     )
 
 
-def test_is_the_divergence_from_what_the_images_are_without_the_attack(start, task):
+def test_attack_divergence_is_measured_from_the_outputs_on_clean_images(start, task):
     model = digits_mlp()
     x = task.train_inputs[:50]
     p, q = start(x).softmax(1), model(x).softmax(1)
@@ -28,13 +28,13 @@ def test_is_the_divergence_from_what_the_images_are_without_the_attack(start, ta
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_attacks_of_the_start_network_move_itself(start, task):
+def test_attacks_on_the_start_network_change_its_own_outputs(start, task):
     assert divergence(start, start, task, eps=0.0)().item() == pytest.approx(0, abs=1e-6)
     attacked = divergence(start, start, task)
     assert sum(attacked().item() for _ in range(10)) > 0.5
 
 
-def test_reads_no_label_and_moves_nothing_but_the_model(start, task):
+def test_attack_divergence_reads_no_label_and_has_a_gradient_only_for_the_model(start, task):
     model, start = copy.deepcopy(start), copy.deepcopy(start)
     start.zero_grad()
     value = divergence(model, start, task)()
@@ -44,15 +44,15 @@ def test_reads_no_label_and_moves_nothing_but_the_model(start, task):
     assert all(p.grad is None for p in start.parameters())
 
 
-def test_others_are_attacked_too(start, task):
+def test_attack_divergence_attacks_the_other_members_too(start, task):
     torch.manual_seed(1)
     alone = divergence(start, start, task)
     more = divergence(start, start, task, others=[digits_mlp()])
-    # An untrained network's attacks hardly move the start network.
+    # Attacks on an untrained network hardly change the outputs of the start network.
     assert sum(more().item() for _ in range(10)) < 0.8 * sum(alone().item() for _ in range(10))
 
 
-def test_attacks_as_well_in_bfloat16(start, task):
+def test_attacks_in_bfloat16_are_as_strong(start, task):
     objectives = [divergence(start, start, task, autocast=how) for how in (False, True)]
     full, half = (sum(o().item() for _ in range(10)) for o in objectives)
     assert half == pytest.approx(full, rel=0.1)

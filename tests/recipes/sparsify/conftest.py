@@ -1,4 +1,4 @@
-"""What the tests of ``recipes.sparsify`` share: the digits, and dense networks that were trained for a moment."""
+"""Fixtures of the tests of ``recipes.sparsify``: the digits, and briefly trained dense networks."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def digits():
 
 @pytest.fixture(scope="session")
 def dense(digits):
-    """A dense network that has learned a little."""
+    """Returns a briefly trained dense network."""
     return train_dense(
         digits_mlp, digits, epochs=4, batch_size=64, augment=None, autocast=False, seed=0
     )
@@ -25,6 +25,6 @@ def dense(digits):
 
 @pytest.fixture
 def short_dense(monkeypatch):
-    """The command line's networks, trained for two epochs."""
+    """Lets the command line train dense networks for two epochs only."""
     for name, network in NETWORKS.items():
         monkeypatch.setitem(NETWORKS, name, replace(network, dense_epochs=2))

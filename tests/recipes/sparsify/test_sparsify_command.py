@@ -47,7 +47,7 @@ def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert f"{path} cannot be read as weights" in error
-    assert "weights_only" not in error  # nobody is told how to run it
+    assert "weights_only" not in error  # the message does not tell how to run the code
     assert not (tmp_path / "owned").exists()
 
 
@@ -73,7 +73,7 @@ def message_of(arguments, capsys):
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """Fails where anything is trained or loaded."""
+    """Fails the test if anything is trained or loaded."""
 
     def fail(*args, **keywords):
         raise AssertionError("trained before the arguments were checked")

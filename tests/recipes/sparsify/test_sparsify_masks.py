@@ -1,4 +1,4 @@
-"""Weights held at zero: what the network computes, what an optimizer and the metric see of them."""
+"""Weights held at zero: the outputs of the network, and the view of an optimizer and the metric."""
 
 import torch
 from sparsify_cases import NAMES, some_masks
@@ -50,7 +50,7 @@ def test_other_weights_can_be_put_in():
         )
 
 
-def test_the_metric_has_no_say_on_held_weights():
+def test_the_diagonal_of_the_metric_is_zero_for_held_weights():
     model = digits_mlp()
     kept = some_masks(model)
     held = MaskedWeights(model, NAMES)

@@ -1,4 +1,4 @@
-"""The pruning methods: they arrive at exactly the sparsity, and read no more than they say."""
+"""The pruning methods reach exactly the sparsity asked for, and read only the data that they may."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def test_every_method_arrives_at_exactly_the_sparsity(method, digits, dense):
         assert all(torch.equal(a.state[k], b.state[k]) for k in a.state)
 
 
-def test_a_single_step_arrives_as_well(digits, dense):
+def test_the_path_reaches_the_sparsity_in_a_single_step(digits, dense):
     settings = SETTINGS.changed(epochs=1, batch_size=len(digits.train_inputs))
     run = prune("fip", dense, digits, [0.5, 0.9], settings, augment=None, seed=0)
     assert [n.zeros for n in run.networks] == [TOTAL // 2, round(0.9 * TOTAL)]
@@ -80,10 +80,10 @@ def test_the_path_reads_no_label(products, digits, dense):
         for task in (digits, shuffled)
     ]
     assert all(torch.equal(runs[0].state[k], runs[1].state[k]) for k in runs[0].state)
-    assert runs[0].accuracy > 60  # the start network's function, from its outputs alone
+    assert runs[0].accuracy > 60  # the function is learnt from outputs of the dense network alone
 
 
-def test_mirror_images_are_held_too_at_the_same_number_of_steps(digits, dense):
+def test_mirror_images_become_anchors_without_more_steps(digits, dense):
     settings = SETTINGS.changed(mirror=True, epochs=1)
     for method in ("fip", "gradual-distillation"):
         run = METHODS[method](dense, digits, settings, augment=None, seed=0)
@@ -95,9 +95,7 @@ def test_mirror_images_are_held_too_at_the_same_number_of_steps(digits, dense):
         plain = settings.changed(mirror=False)
         assert steps == total_steps(method, digits, [0.9], plain)
     labelled = METHODS["gradual"](dense, digits, settings, augment=None, seed=0)
-    assert (
-        len(labelled.inputs.images) == n
-    )  # those that follow labels are augmented as they always were
+    assert len(labelled.inputs.images) == n  # training with labels adds no mirror images
 
 
 def test_the_path_with_labels_reads_them(digits, dense):
@@ -110,7 +108,9 @@ def test_the_path_with_labels_reads_them(digits, dense):
     assert not torch.equal(runs[0].state["1.weight"], runs[1].state["1.weight"])
 
 
-def test_few_anchors_augmented_per_layer_and_kept_layers(digits, dense):
+def test_the_path_works_with_few_augmented_anchors_per_layer_sparsity_and_dense_layers(
+    digits, dense
+):
     settings = SETTINGS.changed(
         anchors=30,
         augment="all",

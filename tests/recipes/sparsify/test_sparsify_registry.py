@@ -1,4 +1,4 @@
-"""A pruning method is added from outside by one registration; the recipe knows the rest of it from its class."""
+"""One registration adds a pruning method from outside; the recipe reads all else from its class."""
 
 import json
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class PowerOptions:
 
 
 class PowerOfMagnitude(Gradual):
-    """Gradual pruning by a power of the magnitude, whatever the layer."""
+    """Gradual pruning by a power of the magnitude, the same in all layers."""
 
     title = "power, labels"
     option_kinds = (*Gradual.option_kinds, PowerOptions)
     used: ClassVar[list[float]] = []
 
     def score(self, weight):
-        """A power of the magnitude."""
+        """Returns a power of the magnitude, in the shape of ``weight``."""
         power = self.settings.of(PowerOptions).power
         self.used.append(power)
         return weight.abs() ** power
@@ -59,7 +59,7 @@ def test_a_method_from_outside_runs_like_any_other(power, tmp_path, capsys, shor
     assert "power 2.0 there, 3.0 asked for" in refusal(capsys, *arguments)
 
 
-def test_its_options_are_in_the_help_with_their_default(power, capsys):
+def test_the_help_lists_the_options_of_a_registered_method_with_their_defaults(power, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = " ".join(capsys.readouterr().out.split())
@@ -72,6 +72,6 @@ def test_a_name_is_registered_once(power):
         register("power", Gradual)
 
 
-def test_methods_that_share_options_share_one_object_of_them(power):
+def test_methods_with_the_same_options_share_one_options_class(power):
     kinds = [kind for method in METHODS.values() for kind in method.option_kinds]
     assert kinds.count(BaselineOptions) == len(METHODS) - 1

@@ -16,7 +16,7 @@ from recipes.sparsify.masks import MaskedWeights
 from recipes.sparsify.methods import METHODS
 
 
-def test_a_column_is_called_what_ran_in_it():
+def test_the_title_of_a_column_names_the_method_that_ran():
     def of(method, *, rewinds=True, **changes):
         return METHODS[method].full_title(SETTINGS.changed(**changes), rewinds=rewinds)
 
@@ -25,12 +25,13 @@ def test_a_column_is_called_what_ran_in_it():
     assert of("fip", products=2) == of("fip", products="adaptive") == "invariant path"
     assert of("fip", products="adaptive", labels=True) == "invariant path + labels"
     assert of("lottery-ticket") == "lottery ticket"
-    assert of("lottery-ticket", rewinds=False) == "iterative, labels"  # nothing to go back to
+    # There are no initial weights to go back to.
+    assert of("lottery-ticket", rewinds=False) == "iterative, labels"
     assert of("gradual-distillation", products=0) == "gradual, distilled"
 
 
 def legends(monkeypatch):
-    """The labels of what is drawn, by file."""
+    """Returns the labels of the curves in each plot, by file name."""
     found = {}
 
     def save(figure, path, **keywords):
@@ -45,7 +46,7 @@ def legends(monkeypatch):
 @pytest.mark.parametrize(
     ("products", "name"), [("0", "Adam on drift + distance"), ("1", "invariant path")]
 )
-def test_tables_plots_and_results_call_the_path_what_ran(
+def test_tables_plots_and_results_name_the_variant_of_the_path_that_ran(
     products, name, tmp_path, capsys, monkeypatch, short_dense
 ):
     drawn = legends(monkeypatch)
@@ -64,7 +65,7 @@ def test_tables_plots_and_results_call_the_path_what_ran(
     assert not any(word in text for word in other for text in everything)
 
 
-def test_a_lottery_ticket_from_a_checkpoint_is_none(tmp_path, capsys, dense):
+def test_a_lottery_ticket_that_starts_from_a_checkpoint_is_not_called_one(tmp_path, capsys, dense):
     save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
     arguments = ["--checkpoint", str(tmp_path / "dense.safetensors"), *SHORT]
     assert main([*arguments, "--method", "lottery-ticket", "--out", str(tmp_path)]) == 0

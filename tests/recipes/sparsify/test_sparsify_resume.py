@@ -1,4 +1,4 @@
-"""Resumed runs of ``recipes.sparsify``: what they keep, and what they refuse."""
+"""The files that resumed runs of ``recipes.sparsify`` reuse or refuse."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_resume_keeps_what_is_finished_and_refuses_another_configuration(
         assert all(
             torch.equal(a[k], b[k]) for k in a
         )  # the same result as without the interruption
-    # What was run on another machine says so.
+    # A result that was computed on another machine says so.
     record = tmp_path / "seed-0" / "gradual.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "environment": {"cpu": "x"}}))
     assert main([*arguments, "--resume"]) == 0
@@ -79,11 +79,11 @@ def test_a_dense_network_serves_the_runs_that_agree_in_what_it_depends_on(
     assert "dense" in error
     assert "another configuration (validation 0.2 there, 0.0 asked for)" in error
     assert "autocast False there, True asked for" in refusal(capsys, *out, "--autocast")
-    # Another sparsity and other settings of the methods are no other dense network.
+    # The dense network does not depend on the sparsity or on settings of the methods.
     monkeypatch.setattr(experiment, "train_dense", killed)
     other = ["--validation", "0.2", "--sparsity", "0.7", "--beta", "3", "--resume"]
     assert main([*out, *other]) == 0
-    # A dense network of another number of epochs, or of another seed.
+    # A dense network with another number of epochs or another seed is refused.
     monkeypatch.setitem(NETWORKS, "digits-mlp", replace(NETWORKS["digits-mlp"], dense_epochs=3))
     (tmp_path / "seed-0" / "one-shot.json").unlink()
     assert "dense_epochs 2 there, 3 asked for" in refusal(capsys, *out, "--validation", "0.2")
@@ -112,7 +112,7 @@ def test_networks_of_another_configuration_are_not_taken_for_those_of_a_finished
     assert "fip.json cannot be read" in refusal(capsys, *arguments("b"))
 
 
-def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
+def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch, short_dense
 ):
     def arguments(name, *options):
@@ -133,7 +133,7 @@ def test_later_seeds_of_an_earlier_run_are_not_taken_for_those_of_a_killed_one(
         assert all(torch.equal(here[name], t) for name, t in there.items())
 
 
-def test_two_checkpoints_of_one_name_are_two(tmp_path, capsys):
+def test_two_checkpoints_with_the_same_file_name_are_told_apart(tmp_path, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         save_file(digits_mlp().state_dict(), tmp_path / folder / "dense.safetensors")

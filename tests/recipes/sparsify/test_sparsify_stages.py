@@ -1,4 +1,4 @@
-"""The sparsities that methods visit on the way to those asked for, and their epochs."""
+"""Stages: the sparsities that methods visit before those asked for, and the epochs of each."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from recipes.sparsify.stages import stages
 DEFAULTS = [list(network.sparsities) for network in NETWORKS.values()]
 
 
-def test_rounds_prune_no_more_than_their_share():
+def test_a_lottery_ticket_round_prunes_no_more_than_its_share():
     sparsities = rounds([0.2, 0.9, 0.994])
     assert [r for r in sparsities if r in (0.2, 0.9, 0.994)] == [0.2, 0.9, 0.994]
     left = [1.0, *(1 - r for r in sparsities)]
@@ -29,9 +29,9 @@ def test_rounds_prune_no_more_than_their_share():
     [[s] for s in (0.0, 0.3, 0.5, 0.9, 0.93, 0.95, 0.98, 0.994, 0.9999)]
     + [[0.5, 0.994], [0.9, 0.994], [0.2, 0.93, 0.98], [0.0, 0.999]],
 )
-def test_no_stage_of_the_way_is_too_long(asked):
+def test_the_stages_are_short_enough_and_as_few_as_possible(asked):
     parts = stages(asked)
-    assert [part[-1] for part in parts] == asked  # exactly, and reported from there
+    assert [part[-1] for part in parts] == asked  # each part ends exactly at a sparsity asked for
     visited = [sparsity for part in parts for sparsity in part]
     assert visited == sorted(set(visited))
     here = 0.0
@@ -39,7 +39,7 @@ def test_no_stage_of_the_way_is_too_long(asked):
         share = (sparsity - here) / (1 - here)
         assert sparsity <= 0.93 + 1e-9 or share <= 0.6 + 1e-9
         here = sparsity
-    # As few as there can be: with one less some stage would be longer.
+    # There are as few stages as possible: with one less, some stage would be too long.
     begun = 0.0
     for part, wanted in zip(parts, asked, strict=True):
         least = max(
@@ -49,7 +49,7 @@ def test_no_stage_of_the_way_is_too_long(asked):
         begun = wanted
 
 
-def test_what_is_known_to_work_is_left_as_it_is():
+def test_the_default_sparsities_need_no_further_stages():
     assert len(DEFAULTS) == 3
     for asked in DEFAULTS:
         assert stages(asked) == [[sparsity] for sparsity in asked]
@@ -57,7 +57,7 @@ def test_what_is_known_to_work_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("products", [0, 1])
-def test_one_sparsity_gets_the_way_it_needs_by_itself(products, digits, dense):
+def test_a_single_sparsity_is_reached_through_stages(products, digits, dense):
     settings = SETTINGS.changed(products=products, epochs=1, eps=1.0)
     parts = stages([0.98])[0]
     assert len(parts) == 3
@@ -70,7 +70,7 @@ def test_one_sparsity_gets_the_way_it_needs_by_itself(products, digits, dense):
             ([0.98], settings.changed(waypoints=False), lambda n, text: None),
         )
     )
-    assert [n.sparsity for n in alone.networks] == [0.98]  # waypoints are visited, not reported
+    assert [n.sparsity for n in alone.networks] == [0.98]  # waypoints are not reported
     assert all(
         torch.equal(t, told.networks[-1].state[k]) for k, t in alone.networks[0].state.items()
     )
@@ -98,7 +98,7 @@ def test_other_methods_get_as_many_epochs_as_the_stages_of_the_path():
         assert [leg.sparsity for leg in METHODS["fip"].legs(asked, direct)] == asked
 
 
-def test_the_plan_says_where_every_method_goes_and_for_how_long():
+def test_the_plan_lists_the_stages_and_epochs_of_every_method():
     settings = SETTINGS.changed(epochs=5, baseline_epochs=8)
     methods = ["fip", "gradual-distillation", "one-shot"]
     text = tables.plan(methods, [0.5, 0.98], settings, rewinds=True)
