@@ -2,6 +2,8 @@
 
 from fipoptim import geometry, secondary
 from fipoptim.anchors import AnchorBatch
+from fipoptim.bounds import inputs_needed
+from fipoptim.certificate import BudgetExceeded, Certificate, certify
 from fipoptim.metric import AnchorMetric
 from fipoptim.optimizer import FIPOptimizer
 from fipoptim.path import FIPPath
@@ -13,10 +15,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorBatch",
     "AnchorMetric",
+    "BudgetExceeded",
+    "Certificate",
     "FIPOptimizer",
     "FIPPath",
     "Solver",
     "StepInfo",
+    "certify",
     "geometry",
+    "inputs_needed",
     "secondary",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, overload
+from weakref import WeakSet
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fipoptim.anchors.draws import draw_seed, seed_of_step
-from fipoptim.anchors.evaluation import seeded
+from fipoptim.anchors.evaluation import seeded, unwrap
 from fipoptim.anchors.fingerprint import Fingerprint, fingerprint_of
 from fipoptim.anchors.inputs import (
     Inputs,
@@ -39,6 +40,10 @@ class Sample(NamedTuple):
 
     inputs: Inputs
     reference: Tensor
+
+
+# By this a certificate finds out that it was asked for on anchors.
+_IN_MEMORY: WeakSet[AnchorBatch] = WeakSet()
 
 
 class AnchorBatch:
@@ -116,6 +121,13 @@ class AnchorBatch:
         # With augment: the networks that give reference outputs, and the number of each anchor's network among them.
         self._networks: list[Weights] = [] if augment is None else [self.function.snapshot()]
         self._segments = _segments(count)
+        _IN_MEMORY.add(self)
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> list[AnchorBatch]:
+        """The anchors of this model that are in memory; copies and unpickled ones are not among them."""
+        model = unwrap(model)
+        return [anchors for anchors in _IN_MEMORY if anchors.model is model]
 
     @classmethod
     def from_loader(cls, model: nn.Module, loader: Iterable[Any], n: int, **options: Any) -> Self:
