@@ -7,6 +7,7 @@ from fipoptim.certificate import BudgetExceeded, Certificate, certify
 from fipoptim.metric import AnchorMetric
 from fipoptim.optimizer import FIPOptimizer
 from fipoptim.path import FIPPath
+from fipoptim.restore import Restored, restore
 from fipoptim.solver import Solver
 from fipoptim.step import StepInfo
 
@@ -19,10 +20,12 @@ __all__ = [
     "Certificate",
     "FIPOptimizer",
     "FIPPath",
+    "Restored",
     "Solver",
     "StepInfo",
     "certify",
     "geometry",
     "inputs_needed",
+    "restore",
     "secondary",
 ]
