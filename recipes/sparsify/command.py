@@ -105,6 +105,8 @@ def _main(argv: Sequence[str] | None) -> int:
     print(f"{plan}\n", flush=True)
     try:
         records = experiment.run(seeds, methods)
+    except DataError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     except FloatingPointError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
     report_results(experiment, records, seeds, export=arguments.export)

@@ -36,7 +36,7 @@ def test_numbers_out_of_range(name: str, value: float) -> None:
             ValueError,
             "^precondition: choose None, 'adam' or 'muon', got 'rmsprop'",
         ),
-        ({"solver": 3}, TypeError, "^solver: must be a fipoptim.Solver"),
+        ({"solver": 3}, TypeError, "^solver: must be a Solver"),
         ({"secondary": 3.0}, TypeError, "^secondary: must be callable"),
     ],
 )
