@@ -18,18 +18,16 @@ from fipoptim.anchors.inputs import (
     checked_inputs,
     count_inputs,
     named_tensors,
-    split_inputs,
 )
-from fipoptim.anchors.network_function import NetworkFunction
 from fipoptim.anchors.output_space import (
     OutputMap,
     flatten_outputs,
     predictions,
     squared_distance,
 )
-from fipoptim.anchors.refusals import check_outputs
 from fipoptim.bounds import MeanDrift, Share, corrected, inputs_needed, mean_of, share_of
 from fipoptim.optional import import_for
+from fipoptim.outputs import compared_outputs
 
 IGNORED = -100  # the label of a position without a label, as for torch's losses
 
@@ -213,29 +211,11 @@ def certify(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: must be in (0, 1), got {confidence!r}.")
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
-        raise ValueError(f"chunk_size: must be a positive integer, got {chunk_size!r}.")
-    for name, network in (("model", model), ("reference", reference)):
-        wanted = (nn.Module,) if name == "model" else (nn.Module, Tensor)
-        if not isinstance(network, wanted):
-            kinds = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in wanted)
-            raise TypeError(f"{name}: must be a {kinds}, got {type(network).__name__}.")
     import_for("certify", "scipy.stats")
     checked = checked_inputs(inputs)
     count = count_inputs(checked)
+    now, before = compared_outputs(model, reference, checked, output, chunk_size)
     _warn_of_anchors(model, checked)
-    now = _outputs(model, output, checked, chunk_size)
-    before = (
-        check_outputs(reference.detach())
-        if isinstance(reference, Tensor)
-        else _outputs(reference, output, checked, chunk_size)
-    )
-    if before.shape != now.shape:
-        raise ValueError(
-            f"reference: has outputs of shape {tuple(before.shape)}, the model of {tuple(now.shape)}. Compare what "
-            "both have, by output= a function that picks it."
-        )
-    before = before.to(now.device)
     then, after = predictions(before), predictions(now)
     flipped = (then != after).any(dim=1).cpu()
     negative = None
@@ -262,23 +242,7 @@ def certify(
     )
 
 
-# --- evaluation --------------------------------------------------------------------------------------------
-
-
-def _outputs(model: nn.Module, output: str | OutputMap, inputs: Inputs, chunk_size: int) -> Tensor:
-    """The outputs in the output space, in the shape that they have there."""
-    network = NetworkFunction(model, output)
-    found = []
-    with (
-        network.evaluation(),
-        torch.enable_grad(),
-    ):  # for a model that differentiates in its forward pass
-        weights = network.weights()
-        for chunk in split_inputs(inputs, chunk_size):
-            z = network.mapped(chunk, weights)
-            rows = flatten_outputs(z, count_inputs(chunk)).detach()
-            found.append(rows.reshape(z.shape))
-    return check_outputs(torch.cat(found))
+# --- arguments ---------------------------------------------------------------------------------------------
 
 
 def _checked_labels(labels: Tensor, classes: Tensor) -> Tensor:

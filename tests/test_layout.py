@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Top to bottom: a module imports from those below it only.
 LAYERS = (
-    *("certificate", "restore", "bounds"),
+    *("testing", "certificate", "restore", "bounds", "outputs"),
     *("optimizer", "move", "budget", "step", "gradients", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
     *("parameters", "flat", "solver", "mean", "optional"),
