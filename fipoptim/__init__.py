@@ -2,9 +2,12 @@
 
 from fipoptim import geometry, secondary
 from fipoptim.anchors import AnchorBatch
+from fipoptim.bounds import inputs_needed
+from fipoptim.certificate import BudgetExceeded, Certificate, certify
 from fipoptim.metric import AnchorMetric
 from fipoptim.optimizer import FIPOptimizer
 from fipoptim.path import FIPPath
+from fipoptim.restore import Restored, restore
 from fipoptim.solver import Solver
 from fipoptim.step import StepInfo
 
@@ -13,10 +16,16 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorBatch",
     "AnchorMetric",
+    "BudgetExceeded",
+    "Certificate",
     "FIPOptimizer",
     "FIPPath",
+    "Restored",
     "Solver",
     "StepInfo",
+    "certify",
     "geometry",
+    "inputs_needed",
+    "restore",
     "secondary",
 ]

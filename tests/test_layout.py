@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Top to bottom: a module imports from those below it only.
 LAYERS = (
+    *("testing", "certificate", "restore", "bounds", "outputs"),
     *("optimizer", "move", "budget", "step", "gradients", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
-    *("parameters", "flat", "solver", "mean"),
+    *("parameters", "flat", "solver", "mean", "optional"),
 )
 # The packages of recipes that each of them may import from.
 RECIPES: dict[str, set[str]] = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, Self, overload
+from weakref import WeakSet
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fipoptim.anchors.draws import draw_seed, seed_of_step
-from fipoptim.anchors.evaluation import seeded
+from fipoptim.anchors.evaluation import seeded, unwrap
 from fipoptim.anchors.fingerprint import Fingerprint, fingerprint_of
 from fipoptim.anchors.inputs import (
     Inputs,
@@ -28,6 +29,7 @@ from fipoptim.anchors.output_space import (
     predictions,
     squared_distance,
 )
+from fipoptim.anchors.reference import reference_network, reference_outputs
 from fipoptim.anchors.refusals import check_outputs, check_width
 from fipoptim.anchors.route import Route
 from fipoptim.anchors.state import AnchorState
@@ -41,11 +43,15 @@ class Sample(NamedTuple):
     reference: Tensor
 
 
+# By this a certificate finds out that it was asked for on anchors.
+_IN_MEMORY: WeakSet[AnchorBatch] = WeakSet()
+
+
 class AnchorBatch:
     r"""The inputs whose outputs a network is to keep, and the outputs they had at the reference.
 
-    The outputs that the model has on construction become the reference. The model is always evaluated in eval mode,
-    without autocast; its mode, its buffers and the random state are left as they were.
+    The outputs that the model has on construction become the reference, unless another one is given. The model is
+    always evaluated in eval mode, without autocast; its mode, its buffers and the random state are left as they were.
 
     Args:
         model: The network. The inner module is used behind DistributedDataParallel or ``torch.compile``.
@@ -54,6 +60,9 @@ class AnchorBatch:
         output: The space in which outputs are compared: ``"logits"`` (Euclidean), ``"probabilities"``
             (:math:`2\sqrt{\text{softmax}}`, the Fisher metric; classes in the last dimension), or a callable
             that gets what the model returns and gives a float tensor with one row per anchor.
+        reference: Another network whose outputs are the reference, such as the one before a training that has already
+            taken place; or the outputs themselves, ``(N, m)`` in the output space. With ``augment`` it must be a
+            network of the model's architecture. None takes the model as it is now.
         batch_size: Anchors drawn for each step, without replacement; None takes all of them at every step.
         chunk_size: Anchors evaluated at a time, which bounds memory; None evaluates all anchors of a step at once. If
             the outputs of an anchor depend on the others (batch norm without running statistics), each chunk is a batch
@@ -84,6 +93,7 @@ class AnchorBatch:
         inputs: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
         *,
         output: str | OutputMap = "logits",
+        reference: nn.Module | Tensor | None = None,
         batch_size: int | None = None,
         chunk_size: int | None = None,
         generator: Generator | None = None,
@@ -115,7 +125,20 @@ class AnchorBatch:
         self.reference: Tensor = check_outputs(self._first_outputs())
         # With augment: the networks that give reference outputs, and the number of each anchor's network among them.
         self._networks: list[Weights] = [] if augment is None else [self.function.snapshot()]
+        if reference is not None:
+            self.reference = reference_outputs(
+                reference, output, lambda: self.progress(self.chunks(self.inputs)), self.reference
+            )
+            if augment is not None:
+                self._networks = [reference_network(reference, self.function)]
         self._segments = _segments(count)
+        _IN_MEMORY.add(self)
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> list[AnchorBatch]:
+        """The anchors of this model that are in memory; copies and unpickled ones are not among them."""
+        model = unwrap(model)
+        return [anchors for anchors in _IN_MEMORY if anchors.model is model]
 
     @classmethod
     def from_loader(cls, model: nn.Module, loader: Iterable[Any], n: int, **options: Any) -> Self:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fipoptim.optional import import_for
 from fipoptim.path.arguments import whole_number
 from fipoptim.path.networks import Networks
-from fipoptim.path.optional import import_for
 from fipoptim.path.snapshot import difference, flat_numbers
 from fipoptim.path.store import Piece
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fipoptim.optional import import_for
 from fipoptim.path.index import Index
-from fipoptim.path.optional import import_for
 from fipoptim.path.store import Piece
 
 _INDEX = "index.json"

@@ -1,4 +1,4 @@
-"""Libraries that only a part of a path needs: each is imported when that part is used."""
+"""Libraries that only a part of fipoptim needs: each is imported when that part is used."""
 
 from __future__ import annotations
 
