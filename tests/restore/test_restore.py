@@ -97,8 +97,20 @@ def test_a_budget_of_flips_is_kept(flips: float) -> None:
     assert 1 - anchors.predictions_kept() > 0.1
     restored = restore(model, anchors, max_flips=flips)
     assert restored.within
-    assert 1 - anchors.predictions_kept() <= flips
+    assert anchors.predictions_kept() >= 1 - flips
     assert restored.after.flips == pytest.approx(1 - anchors.predictions_kept())
+
+
+def test_a_budget_of_a_whole_number_of_flips_allows_that_number() -> None:
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(4, 3), torch.randn(120, 4)
+    outputs = model(inputs).detach()
+    outputs[:6] = outputs[:6].roll(
+        1, dims=1
+    )  # 6 of 120 flips: 1 - 114 / 120 is above 0.05 in floating point
+    anchors = AnchorBatch(model, inputs, reference=outputs)
+    restored = restore(model, anchors, max_flips=0.05)
+    assert (restored.within, restored.steps, restored.before.flips) == (True, 0, 0.05)
 
 
 def test_both_budgets_are_kept() -> None:
