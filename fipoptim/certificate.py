@@ -26,6 +26,7 @@ from fipoptim.anchors.output_space import (
     squared_distance,
 )
 from fipoptim.bounds import MeanDrift, Share, corrected, inputs_needed, mean_of, share_of
+from fipoptim.checks import check_number
 from fipoptim.optional import import_for
 from fipoptim.outputs import compared_outputs
 
@@ -114,10 +115,8 @@ class Certificate:
         if all(value is None for value in budgets.values()):
             raise ValueError(f"require: give at least one of {', '.join(budgets)}.")
         for name, value in budgets.items():
-            most = math.inf if name == "max_drift" else 1.0
-            if value is not None and not (math.isfinite(value) and 0 <= value < most):
-                limit = "finite and >= 0" if most == math.inf else "in [0, 1)"
-                raise ValueError(f"{name}: must be {limit}, got {value!r}.")
+            if value is not None:
+                check_number(name, value, below=math.inf if name == "max_drift" else 1.0)
         if max_negative_flips is not None and self.negative_flips is None:
             raise ValueError("max_negative_flips: needs labels, and certify() got none.")
         for group, changes in [(None, self.overall), *self.groups.items()]:
@@ -222,8 +221,7 @@ def certify(
     if labels is not None:
         right = _checked_labels(labels, after)
         negative = ((then == right) & (after != right) & (right != IGNORED)).any(dim=1).cpu()
-    drifts = squared_distance(flatten_outputs(now, count), flatten_outputs(before, count))
-    drifts = drifts.cpu()
+    drifts = squared_distance(flatten_outputs(now, count), flatten_outputs(before, count)).cpu()
 
     def changes(rows: Tensor, level: float) -> Changes:
         return Changes(

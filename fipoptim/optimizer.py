@@ -350,7 +350,7 @@ class FIPOptimizer(Optimizer):
                 max_products=self.solver.max_products,
             )
         end = move(metric, step, budget)
-        state.commit(type(geometry), parameters)
+        state.commit(type(geometry))
         solution = step.solution.shortened(end.fraction)
         self.last_step = StepInfo(
             loss=None if b.loss is None else float(b.loss),

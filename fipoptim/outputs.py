@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from fipoptim.anchors.inputs import Inputs, count_inputs, split_inputs
 from fipoptim.anchors.network_function import NetworkFunction
 from fipoptim.anchors.output_space import OutputMap, flatten_outputs
-from fipoptim.anchors.refusals import check_outputs
+from fipoptim.anchors.reference import check_reference, check_same_shape
+from fipoptim.anchors.refusals import check_outputs, check_positive
 
 
 def compared_outputs(
@@ -33,34 +34,24 @@ def compared_outputs(
         TypeError: If an argument has the wrong type.
         ValueError: If ``chunk_size`` is out of range, or outputs are not finite or of different shapes.
     """
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
-        raise ValueError(f"chunk_size: must be a positive integer, got {chunk_size!r}.")
+    check_positive("chunk_size", chunk_size)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, got {type(model).__name__}.")
-    if not isinstance(reference, (nn.Module, Tensor)):
-        raise TypeError(
-            f"reference: must be a torch.nn.Module or a tensor of outputs, got {type(reference).__name__}."
-        )
+    check_reference(reference)
     now = _outputs(model, output, inputs, chunk_size)
     if isinstance(reference, Tensor):
         before = check_outputs(reference.detach())
     else:
         before = _outputs(reference, output, inputs, chunk_size)
-    if before.shape != now.shape:
-        raise ValueError(
-            f"reference: has outputs of shape {tuple(before.shape)}, the model of {tuple(now.shape)}. Compare what "
-            "both have, by output= a function that picks it."
-        )
+    check_same_shape(before, now)
     return now, before.to(now.device)
 
 
 def _outputs(model: nn.Module, output: str | OutputMap, inputs: Inputs, chunk_size: int) -> Tensor:
     network = NetworkFunction(model, output)
     found = []
-    with (
-        network.evaluation(),
-        torch.enable_grad(),
-    ):  # for a model that differentiates in its forward pass
+    # Gradients are enabled for a model that differentiates in its forward pass.
+    with network.evaluation(), torch.enable_grad():
         weights = network.weights()
         for chunk in split_inputs(inputs, chunk_size):
             z = network.mapped(chunk, weights)

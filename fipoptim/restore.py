@@ -225,8 +225,11 @@ class _Restoring:
             return here
         start = [p.clone() for p in self._params]
 
-        def at(damping: float) -> Measured:
+        def go(damping: float) -> None:
             displace(self._params, start, metric.unflatten(steps.step(damping)))
+
+        def at(damping: float) -> Measured:
+            go(damping)
             return self._measure()
 
         damping = steps.least_damping
@@ -243,13 +246,14 @@ class _Restoring:
             displace(self._params, start)
             return here
         if self._budget.holds(found) and self._budget.max_flips is not None:
-            found = self._shortest(at, damping, found)
+            damping, found = self._shortest(at, damping, found)
+            go(damping)
         return found
 
     def _shortest(
         self, at: Callable[[float], Measured], damping: float, found: Measured
-    ) -> Measured:
-        """The shortest step that is within the budget, by bisection between ``damping`` and far more than that."""
+    ) -> tuple[float, Measured]:
+        """The largest damping within the budget, and where it leads: bisected between ``damping`` and far more."""
         low, high = damping, damping * FACTOR**SHORTER
         for _ in range(BISECTIONS):
             middle = math.sqrt(low * high)
@@ -258,5 +262,4 @@ class _Restoring:
                 low, found = middle, tried
             else:
                 high = middle
-        at(low)
-        return found
+        return low, found

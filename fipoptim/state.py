@@ -23,7 +23,7 @@ class StepState:
     """
 
     def __init__(self, state: dict[Tensor, Any], parameters: StepParameters) -> None:
-        self._state = state
+        self._state, self._parameters = state, parameters
         self._params = parameters.tensors
         self._new: dict[Tensor, dict[str, Tensor]] = {p: {} for p in self._params}
 
@@ -44,9 +44,9 @@ class StepState:
         """Keep a tensor under ``name`` for parameter number ``k``."""
         self._new[self._params[k]][name] = value
 
-    def commit(self, geometry: type[Geometry], parameters: StepParameters) -> None:
+    def commit(self, geometry: type[Geometry]) -> None:
         """Write everything kept to the optimizer's state, and count the step."""
-        begin_state(self._state, parameters, geometry)
+        begin_state(self._state, self._parameters, geometry)
         for p, new in self._new.items():
             self._state[p]["step"] += 1
             self._state[p] |= new

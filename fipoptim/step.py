@@ -82,7 +82,7 @@ def linear_term(
         restoring = metric.vjp(metric.mean.squared_gradient(residual))
     if gradients is None:
         if restoring is None:
-            return metric.flatten(torch.zeros_like(p) for p in metric.params)
+            return metric.flat.zeros()
         return restoring
     if len(set(betas)) > 1:
         gradients, betas = list(torch._foreach_mul(gradients, betas)), [1.0]

@@ -30,7 +30,7 @@ from fipoptim.anchors.output_space import (
     squared_distance,
 )
 from fipoptim.anchors.reference import reference_network, reference_outputs
-from fipoptim.anchors.refusals import check_outputs, check_width
+from fipoptim.anchors.refusals import check_outputs, check_positive, check_width
 from fipoptim.anchors.route import Route
 from fipoptim.anchors.state import AnchorState
 from fipoptim.mean import AnchorMean
@@ -103,10 +103,7 @@ class AnchorBatch:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: must be a torch.nn.Module, got {type(model).__name__}.")
         for name, size in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-            if size is not None and (
-                not isinstance(size, int) or isinstance(size, bool) or size < 1
-            ):
-                raise ValueError(f"{name}: must be a positive integer or None, got {size!r}.")
+            check_positive(name, size, or_none=True)
         for name, function in (("augment", augment), ("progress", progress)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name}: must be callable or None, got {type(function).__name__}.")

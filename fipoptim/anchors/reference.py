@@ -31,25 +31,43 @@ def reference_outputs(
         TypeError: If ``reference`` is neither a module nor a float tensor.
         ValueError: If its outputs are not finite, or of another shape than the model's.
     """
+    check_reference(reference)
     if isinstance(reference, nn.Module):
         found = NetworkFunction(reference, output).first_outputs(chunks)
-    elif isinstance(reference, Tensor):
+    else:
         if reference.dim() == 0 or len(reference) != len(model_outputs):
             raise ValueError(
                 f"reference: must have one row for each of the {len(model_outputs)} anchors, got shape "
                 f"{tuple(reference.shape)}."
             )
         found = flatten_outputs(reference.detach(), len(model_outputs)).clone()
-    else:
+    check_same_shape(found, model_outputs)
+    return check_outputs(found.to(model_outputs))
+
+
+def check_reference(reference: Any) -> None:
+    """Refuse a reference that is neither a network nor a tensor of outputs.
+
+    Raises:
+        TypeError: With what came.
+    """
+    if not isinstance(reference, (nn.Module, Tensor)):
         raise TypeError(
             f"reference: must be a torch.nn.Module or a tensor of outputs, got {type(reference).__name__}."
         )
-    if found.shape != model_outputs.shape:
+
+
+def check_same_shape(outputs: Tensor, model_outputs: Tensor) -> None:
+    """Refuse outputs of a reference that do not have the shape of the model's.
+
+    Raises:
+        ValueError: With both shapes.
+    """
+    if outputs.shape != model_outputs.shape:
         raise ValueError(
-            f"reference: has outputs of shape {tuple(found.shape)}, the model of {tuple(model_outputs.shape)}. "
+            f"reference: has outputs of shape {tuple(outputs.shape)}, the model of {tuple(model_outputs.shape)}. "
             "Compare what both have, by output= a function that picks it."
         )
-    return check_outputs(found.to(model_outputs))
 
 
 def reference_network(reference: Any, model: NetworkFunction) -> Weights:

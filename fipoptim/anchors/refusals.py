@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,19 @@ from torch import Tensor
 def is_finite(x: Tensor) -> bool:
     """Whether ``x`` holds neither NaN nor infinite values; whole numbers always are finite."""
     return not (x.is_floating_point() or x.is_complex()) or bool(torch.isfinite(x).all())
+
+
+def check_positive(name: str, value: Any, *, or_none: bool = False) -> None:
+    """Refuse a ``value`` that is no positive integer, and with ``or_none`` not None either.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if or_none and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        kind = "a positive integer or None" if or_none else "a positive integer"
+        raise ValueError(f"{name}: must be {kind}, got {value!r}.")
 
 
 def check_no_nan(subject: str, x: Tensor, advice: str = "") -> None:
