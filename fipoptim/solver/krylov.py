@@ -198,6 +198,15 @@ class KrylovSpace:
         assert self._basis is not None
         return h.to(self._basis) @ self._basis[: self.size]
 
+    def lowest(self) -> tuple[float, float]:
+        r"""The lowest eigenvalue :math:`\theta` of T and its error, without a product.
+
+        Some eigenvalue of A lies within the error :math:`\|(A - \theta) Q h\|` of :math:`\theta`, where ``h`` is the
+        eigenvector.
+        """
+        values, vectors = torch.linalg.eigh(self.T)
+        return float(values[0]), self.residual(vectors[:, 0])
+
     def residual(self, h: Tensor) -> float:
         r""":math:`\|(I - QQ^\top) A Q h\|`, without a product."""
         found = [self._up_to_date(c) for c in self._queue if c.column is not None]

@@ -182,6 +182,8 @@ def solve_on_sphere(
             residual = outside / denominator if denominator > 0 else 0.0
             residual = None if space.closed or solution.stands_in else residual
         converged = residual is not None and residual <= tol and space.size >= (searched_to or 0)
+        if converged and searched_to is not None:
+            converged = space.lowest()[1] <= tol * solution.largest
         # If the space of c alone leaves part of the sphere open, the given direction fills it, as soon as that space is
         # exhausted, or its solution has converged, or half of the products are spent.
         explored = not grown or converged or 2 * space.size >= max_products

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sphere_problems import SCALES, diagonal, psd, solve, vector
 
@@ -301,6 +301,11 @@ def test_a_step_with_products_is_finite_if_its_gradient_is(
     onward=st.booleans(),
     seed=st.integers(0, 10_000),
 )
+@example(
+    # The first products of the search do not reach down to the lowest eigenvalue.
+    times=[1, 1, 3, 1], null=False, log_c=1, c_misses="all but one", direction_misses="all but one",
+    onward=False, seed=1,
+)  # fmt: skip
 def test_the_solution_is_exact_if_eigenvalues_repeat(
     times: list[int],
     null: bool,
