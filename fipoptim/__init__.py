@@ -7,7 +7,8 @@ from fipoptim.certificate import BudgetExceeded, Certificate, certify
 from fipoptim.metric import AnchorMetric
 from fipoptim.optimizer import FIPOptimizer
 from fipoptim.path import FIPPath
-from fipoptim.restore import Restored, restore
+from fipoptim.restore import restore
+from fipoptim.restoring import Restored
 from fipoptim.solver import Solver
 from fipoptim.step import StepInfo
 

@@ -17,7 +17,7 @@ from fipoptim.state import no_velocity
 # The options that a group carries in addition to its parameters.
 OPTIONS = {"lr", "beta", "momentum", "keep_zeros", "seed", "reference"}
 # The entries that every optimizer may keep for a parameter; a geometry may add its own.
-ENTRIES = {"step", "exp_avg", "exp_avg_weight", "exp_avg_sq", "velocity"}
+ENTRIES = {"step", "exp_avg", "exp_avg_weight", "exp_avg_sq", "velocity", "within"}
 _NUMBERS = {"step", "exp_avg_weight"}  # the entries that are one number
 _NOTHING_LOADED = "Nothing was loaded."
 
@@ -87,7 +87,8 @@ def check_options(group: Mapping[str, Any]) -> None:
         TypeError: If an option has the wrong type.
         ValueError: If an option is out of range.
     """
-    check_number("beta", group["beta"])
+    if group["beta"] != "auto":
+        check_number("beta", group["beta"])
     check_number("momentum", group["momentum"], below=1.0)
     if not isinstance(group["keep_zeros"], bool):
         raise TypeError(f"keep_zeros: must be True or False, got {group['keep_zeros']!r}.")

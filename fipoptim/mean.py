@@ -26,9 +26,17 @@ class AnchorMean:
         """The mean over dimension 0 of ``values``, shape ``(N, ...)``, in their own precision."""
         return values.mean(dim=0)
 
+    def share(self, some: int) -> float:
+        """The share that ``some`` of the N anchors are."""
+        return some / self.count
+
     def squared(self, outputs: Tensor) -> float:
         r""":math:`\frac1N \sum_i \|z_i\|^2` of ``outputs`` ``(N, m)``, summed in float64."""
         return float(outputs.double().square().sum()) / self.count
+
+    def inner(self, a: Tensor, b: Tensor) -> float:
+        r""":math:`\frac1N \sum_i a_i^\top b_i` of outputs ``(N, m)``, summed in float64."""
+        return float((a.double() * b.double()).sum()) / self.count
 
     def rms(self, outputs: Tensor) -> float:
         r""":math:`\sqrt{\frac1N \sum_i \|z_i\|^2}` of ``outputs`` ``(N, m)``."""

@@ -1,4 +1,4 @@
-"""The weights move by a step, by as much of it as the budget allows, or not at all."""
+"""The weights move by a step, as a budget allows, or not at all."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fipoptim.anchors.output_space import squared_distance
-from fipoptim.budget import DriftBudget
 from fipoptim.metric.metric import AnchorMetric
 from fipoptim.parameters import displace
+from fipoptim.promise import Promise
 from fipoptim.solver.vectors import norm
 from fipoptim.step import Step
 
@@ -23,7 +23,8 @@ class Landing:
     Attributes:
         fraction: The fraction of the step that was taken.
         backtracks: The number of trials that were given up.
-        drift: The drift after the step: on all anchors if there is a budget, else on the step's anchors.
+        drift: The drift after the step: that which the budget counts if it was measured, else on the step's anchors.
+        flips: The share of changed predictions that the budget counts; None if it was not measured.
         outputs: The outputs of the step's anchors after the step, shape ``(N, m)``.
         length: The Euclidean distance that the weights moved.
     """
@@ -31,11 +32,12 @@ class Landing:
     fraction: float
     backtracks: int
     drift: float
+    flips: float | None
     outputs: Tensor
     length: float
 
 
-def move(metric: AnchorMetric, step: Step, budget: DriftBudget | None) -> Landing:
+def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
     """Move the metric's parameters by the step.
 
     Raises:
@@ -47,18 +49,18 @@ def move(metric: AnchorMetric, step: Step, budget: DriftBudget | None) -> Landin
     if not math.isfinite(length):
         raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
     outputs = None if step.outputs is None else _finite(step.outputs)
-    if outputs is not None and budget is None:
+    if outputs is not None and promise is None:
         torch._foreach_add_(params, v)  # where that leads is known and finite
-        return Landing(1.0, 0, _drift(metric, outputs), outputs, length)
+        return Landing(1.0, 0, _drift(metric, outputs), None, outputs, length)
     start = metric.unflatten(metric.flatten(params))
     try:
-        if budget is None:
+        if promise is None:
             torch._foreach_add_(params, v)
             outputs = _finite(metric.outputs_now())
-            return Landing(1.0, 0, _drift(metric, outputs), outputs, length)
-        every_anchor = metric.sample.inputs is metric.anchors.inputs
-        end = budget.hold(start, v, outputs if every_anchor else None)
-        if every_anchor:
+            return Landing(1.0, 0, _drift(metric, outputs), None, outputs, length)
+        counted = metric.sample.inputs is metric.anchors.counted.inputs
+        end = promise.hold(start, v, outputs if counted else None)
+        if counted and end.outputs is not None:
             outputs = end.outputs
         elif end.backtracks or outputs is None:
             outputs = metric.outputs_now()
@@ -66,9 +68,10 @@ def move(metric: AnchorMetric, step: Step, budget: DriftBudget | None) -> Landin
     except BaseException:
         displace(params, start)
         raise
-    if end.backtracks:  # the function was restored behind the step
+    if end.backtracks:  # another way was taken than the step
         length = norm(metric.flatten(torch._foreach_sub(params, start)))
-    return Landing(end.fraction, end.backtracks, end.drift, outputs, length)
+    found = end.found
+    return Landing(end.fraction, end.backtracks, found.drift, found.flips, outputs, length)
 
 
 def _drift(metric: AnchorMetric, outputs: Tensor) -> float:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.draws import draw_seed
-from fipoptim.budget import DriftBudget, check_unmoved
+from fipoptim.anchors.refusals import check_callable, check_positive
+from fipoptim.automatic import automatic_beta, set_beta
+from fipoptim.budget import Budget
 from fipoptim.checks import (
     check_choice,
     check_number,
     check_options,
     check_type,
-    checked_state,
     refuse_grad_scaler,
 )
 from fipoptim.geometry import GEOMETRIES
@@ -32,18 +33,23 @@ from fipoptim.metric.probe import probe
 from fipoptim.move import move
 from fipoptim.parameters import StepParameters, all_params
 from fipoptim.path.record import FIPPath
+from fipoptim.promise import check_start, check_unmoved, promise_of_step, toward_reference
+from fipoptim.restoring import Restored
+from fipoptim.saving import SavedOptimizer
+from fipoptim.settle import settle
 from fipoptim.solver.settings import Solver
-from fipoptim.state import StepState, begin_state, steps_taken
+from fipoptim.state import StepState, begin_within, remember_within, steps_taken
 from fipoptim.step import (
     StepInfo,
     direction_onward,
+    drift_gradient,
     finite_size,
     linear_term,
     minimise,
 )
 
 
-class FIPOptimizer(Optimizer):
+class FIPOptimizer(SavedOptimizer):
     r"""Moves a network along a functionally invariant path (Eq. 4 of Raghavan and Thomson).
 
     .. math::
@@ -78,13 +84,18 @@ class FIPOptimizer(Optimizer):
         params: Parameters of the anchors' model: tensors, named tensors or groups, as in ``torch.optim``.
         anchors: The inputs whose outputs are to stay.
         secondary: A callable without arguments that returns the secondary loss; see :mod:`fipoptim.secondary`.
-        beta: Weight of the secondary objective. It may differ by group.
+        beta: Weight of the secondary objective. It may differ by group. ``"auto"`` asks for a budget and chooses it
+            from the first gradient; see :mod:`fipoptim.automatic`. The group then carries the number.
         eps: Length of a step.
         momentum: Decay of the running mean of ``b`` (bias-corrected); 0 takes ``b`` as it is. It may differ by group.
             With ``precondition="muon"`` the mean is that of all of ``c``, with Nesterov's look-ahead.
         drift_correction: Pull the outputs back to the reference, rather than preserve those of the step before.
-        max_drift: A promise: after every step ``anchors.drift() <= max_drift``, on all anchors. Steps are shortened, or
-            spent on restoring the function, until it holds. A step that moves nothing is checked, too.
+        max_drift: A promise: ``anchors.drift() <= max_drift``; ``anchors.check.drift()`` if there are check inputs.
+        max_flips: A promise: at most this share of the same inputs has a prediction other than the reference's.
+        check_every: When the budget holds. 1: after every step, of which only as much is taken as the budget allows; a
+            step that moves nothing is checked, too. k: after every k-th step, by :meth:`settle`. None: once
+            :meth:`settle` has been called. A budget at every step can cost learning: a path to a better network may
+            lead through worse ones.
         precondition: The name of the geometry in which the step's length is measured. ``"adam"``: ``P`` is proportional
             to the damped root of the running mean of :math:`c^2`, scaled to a mean of 1 so that ``eps`` keeps its
             meaning. ``"muon"``: the weights of a linear or convolutional layer are measured as a matrix. ``P`` is
@@ -119,13 +130,13 @@ class FIPOptimizer(Optimizer):
         ...     opt.step()
     """
 
-    # With this attribute a GradScaler does not unscale on its own, but hands its scale over; step() refuses it.
-    _step_supports_amp_scaling = True
     _OWN = (
         "anchors",
         "secondary",
         "drift_correction",
         "max_drift",
+        "max_flips",
+        "check_every",
         "precondition",
         "solver",
         "compile",
@@ -140,11 +151,13 @@ class FIPOptimizer(Optimizer):
         anchors: AnchorBatch,
         secondary: Callable[[], Tensor] | None = None,
         *,
-        beta: float = 1.0,
+        beta: float | str = 1.0,
         eps: float = 1e-2,
         momentum: float = 0.0,
         drift_correction: bool = True,
         max_drift: float | None = None,
+        max_flips: float | None = None,
+        check_every: int | None = 1,
         precondition: str | None = None,
         keep_zeros: bool = False,
         solver: Solver | None = None,
@@ -153,13 +166,15 @@ class FIPOptimizer(Optimizer):
         generator: Generator | None = None,
     ) -> None:
         check_type("anchors", anchors, AnchorBatch, "build one with AnchorBatch(model, inputs)")
-        if secondary is not None and not callable(secondary):
-            raise TypeError(f"secondary: must be callable or None, got {type(secondary).__name__}.")
+        check_callable("secondary", secondary)
         check_number("eps", eps)
-        check_number("beta", beta)
+        if beta != "auto":
+            check_number("beta", beta)
         check_number("momentum", momentum, below=1.0)
-        if max_drift is not None:
-            check_number("max_drift", max_drift)
+        budget = Budget.checked(max_drift, max_flips)
+        if beta == "auto" and not budget.given:
+            raise ValueError("beta: 'auto' needs a budget; give max_drift or max_flips.")
+        check_positive("check_every", check_every, or_none=True)
         check_choice("precondition", precondition, tuple(GEOMETRIES))
         check_choice("form", form, (None, "forward", "double-vjp"))
         if solver is not None:
@@ -167,7 +182,8 @@ class FIPOptimizer(Optimizer):
         self.anchors = anchors
         self.secondary = secondary
         self.drift_correction = drift_correction
-        self.max_drift = max_drift
+        self.max_drift, self.max_flips = budget.max_drift, budget.max_flips
+        self.check_every = check_every
         self.precondition = precondition
         self.solver = solver or Solver()
         self.compile = compile
@@ -186,65 +202,6 @@ class FIPOptimizer(Optimizer):
         super().__init__(params, defaults)
         _ = self.form  # probes the products before any step
 
-    # --- torch.optim ------------------------------------------------------------------------------------
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of the model's parameters, which may have its own ``lr``, ``beta``, ``momentum``, ``keep_zeros``.
-
-        Raises:
-            ValueError: If an option is negative or not finite, or a parameter is not the model's.
-            TypeError: If a parameter is complex, integer, sparse or of half precision.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_options(group)
-            parameter_names(self.anchors.model, group["params"])
-        except (ValueError, TypeError):
-            self.param_groups.pop()
-            raise
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The content of a pickle or copy: the base class carries only defaults, state and groups."""
-        return super().__getstate__() | {name: getattr(self, name) for name in self._OWN}
-
-    def __repr__(self) -> str:
-        """As torch's, without the entries that only a resumed run needs."""
-        lines = super().__repr__().splitlines()
-        return "\n".join(x for x in lines if not x.strip().startswith(("reference:", "seed:")))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over the content of a pickle, or the state that ``load_state_dict`` has read, which is checked here."""
-        if "anchors" not in state:
-            geometry = GEOMETRIES[self.precondition]
-            checked = checked_state(
-                state["state"],
-                state["param_groups"],
-                self.anchors.fingerprint(),
-                lambda p: geometry.entries(p, keep_zeros=True),
-            )
-            state = state | {"state": checked}
-        super().__setstate__(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state; each group carries the fingerprint of the anchors' present reference."""
-        reference = self.anchors.fingerprint()
-        for group in self.param_groups:
-            group["reference"] = reference
-        return super().state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as in ``torch.optim``. A state with an error in it is refused whole.
-
-        The anchors are not in it. Restore them first, by ``anchors.load_state_dict``, or build them on the network that
-        is their reference before its trained weights are loaded.
-
-        Raises:
-            ValueError: If it is the state of another optimizer, of other parameters, or of other reference outputs than
-                those that the anchors hold.
-        """
-        super().load_state_dict(state_dict)
-
     @property
     def form(self) -> Form | None:
         """How the metric's products are taken, ``"forward"`` or ``"double-vjp"``, as given or probed on construction.
@@ -253,6 +210,16 @@ class FIPOptimizer(Optimizer):
         """
         params = [p for p in all_params(self.param_groups) if p.requires_grad]
         return self._form(params) if params else None
+
+    @property
+    def budget(self) -> Budget:
+        """The bounds ``max_drift`` and ``max_flips``, which may be changed between steps."""
+        return Budget.checked(self.max_drift, self.max_flips)
+
+    @property
+    def _keeps_within(self) -> bool:
+        """Whether the last network known to be within is kept. At every step, that is the network itself."""
+        return self.budget.given and self.check_every != 1
 
     def record(self, every: int = 1, folder: str | PathLike[str] | None = None) -> FIPPath:
         """Sample the networks of a run: ``with opt.record(every=10) as path: ...``.
@@ -275,7 +242,8 @@ class FIPOptimizer(Optimizer):
 
         Raises:
             RuntimeError: If the closure returns a loss and leaves no gradient, if outputs or gradients are not finite,
-                if ``max_drift`` cannot be held, or under a GradScaler. The weights are then as they were.
+                if a budget cannot be held or does not hold at the start, or under a GradScaler. The weights are then as
+                they were.
         """
         refuse_grad_scaler(self)
         with torch.inference_mode(False):
@@ -284,18 +252,45 @@ class FIPOptimizer(Optimizer):
             b = secondary_gradient(self.param_groups, closure, self.secondary)
             if b.parameters:
                 self._take_step(b)
-            elif self.max_drift is not None:
-                check_unmoved(self.max_drift, self.anchors)
-            self._begin_resting()
+            elif self.check_every == 1:
+                check_unmoved(self.budget, self.anchors)
+            self.begin_resting(within=self._keeps_within)
         return b.loss
+
+    def settle(self) -> Restored:
+        """Bring the network within the budget, by restoring steps that land at it.
+
+        If these do not reach it, the network goes back on the straight line to the last one that is known to be within.
+        A network that is within is left alone.
+
+        Returns:
+            The account of it: the distance from the reference before and after, and what it took.
+
+        Raises:
+            ValueError: If there is no budget.
+            RuntimeError: If the network cannot be brought within. The weights are then as they were.
+        """
+        if not self.budget.given:
+            raise ValueError("settle: there is no budget; give max_drift or max_flips.")
+        with torch.inference_mode(False):
+            return self._settle()
+
+    def _settle(self) -> Restored:
+        moved = StepParameters.of_groups(self.param_groups, lambda g, p: p.requires_grad)
+        found = settle(self.anchors, moved, self.budget, self.state, form=self._form(moved.tensors))
+        if self.check_every != 1:
+            remember_within(self.state, all_params(self.param_groups))
+        return found
 
     # --- one step --------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _take_step(self, b: SecondaryGradient) -> None:
         r"""Take the step :math:`v` that minimises :math:`v^\top g v + c^\top v` on :math:`\|v\|_P = \varepsilon`."""
-        parameters, gradients = b.parameters, b.tensors
+        parameters, gradients, budget = b.parameters, b.tensors, self.budget
         count, state = steps_taken(self.state), StepState(self.state, parameters)
+        if count == 0 and budget.given:
+            check_start(budget, self.anchors)
         geometry = GEOMETRIES[self.precondition](parameters, state)
         zeros = parameters.zeros_to_keep()
         metric_of = functools.partial(
@@ -312,16 +307,21 @@ class FIPOptimizer(Optimizer):
         trace = not may_skip_products or self.compile
         metric = metric_of(sample=self.anchors.sample(count), trace=trace)
 
-        r = metric.residual() if self.drift_correction else None
+        pull = drift_gradient(metric) if self.drift_correction else None
         if gradients is not None and zeros is not None:
             gradients = [g.masked_fill(z, 0.0) for g, z in zip(gradients, zeros, strict=True)]
         averaged = None if gradients is None else geometry.average(gradients)
-        c = linear_term(metric, averaged, parameters.beta, r)
+        chosen = None
+        if gradients is not None and any(math.isnan(beta) for beta in parameters.beta):
+            chosen = automatic_beta(metric, gradients)
+            parameters = parameters.with_beta(1.0 if chosen is None else chosen)
+        kept = None
+        if pull is not None and self.check_every == 1 and budget.given:
+            kept = pull.clone()  # linear_term() writes to it
+        c = linear_term(metric, averaged, parameters.beta, pull)
         P = geometry.update(c, finite_size(c, gradients), objective=gradients is not None)
 
-        without_objective = gradients is None or all(
-            float(g["beta"]) == 0 for g in self.param_groups
-        )
+        without_objective = gradients is None or all(g["beta"] == 0 for g in self.param_groups)
         seed = self.param_groups[0]["seed"]
         step = minimise(
             metric,
@@ -338,19 +338,21 @@ class FIPOptimizer(Optimizer):
             for k, part in enumerate(metric.unflatten(step.solution.step)):
                 state.keep("velocity", k, part.clone())
 
-        budget = None
-        if self.max_drift is not None:
-            budget = DriftBudget(
-                self.max_drift,
-                self.anchors,
-                parameters.tensors,
-                functools.partial(metric_of, sample=self.anchors.all()),
-                preconditioner=P,
-                length=parameters.length,
-                max_products=self.solver.max_products,
-            )
-        end = move(metric, step, budget)
+        promise = promise_of_step(
+            budget,
+            self.check_every,
+            count + 1,
+            metric,
+            restoring=functools.partial(toward_reference, metric, kept, parameters.length, P),
+            settle=self._settle,
+        )
+        if self._keeps_within:
+            begin_within(self.state, parameters.tensors)
+        end = move(metric, step, promise)
         state.commit(type(geometry))
+        set_beta(self.param_groups, chosen)
+        if promise is not None and self.check_every != 1:
+            remember_within(self.state, all_params(self.param_groups))
         solution = step.solution.shortened(end.fraction)
         self.last_step = StepInfo(
             loss=None if b.loss is None else float(b.loss),
@@ -359,6 +361,7 @@ class FIPOptimizer(Optimizer):
             output_change_predicted=solution.change if step.outputs is None else None,
             output_change=metric.mean.rms(end.outputs - metric.outputs),
             drift=end.drift,
+            flips=end.flips,
             iterations=solution.products,
             residual=solution.residual,
             backtracks=end.backtracks,
@@ -366,20 +369,9 @@ class FIPOptimizer(Optimizer):
 
     def _outputs_after(self, metric: AnchorMetric, v: Tensor) -> Tensor:
         """The outputs of the step's anchors after a step; with a budget, by the evaluation that drift() takes."""
-        if self.max_drift is None or metric.sample.inputs is not self.anchors.inputs:
+        if not self.budget.given or metric.sample.inputs is not self.anchors.counted.inputs:
             return metric.outputs_after(v)
         return self.anchors.outputs(self.anchors.inputs, metric.weights_after(v))
-
-    def _begin_resting(self) -> None:
-        """Begin the state of parameters that have a gradient and an ``lr`` of 0.
-
-        Distributed checkpointing asks for it: it loads a state into the one that such a step leaves. The next step
-        takes these zeros for no state at all.
-        """
-        resting = StepParameters.of_groups(
-            self.param_groups, lambda g, p: float(g["lr"]) == 0 and p.grad is not None
-        )
-        begin_state(self.state, resting, GEOMETRIES[self.precondition], own_memory=True)
 
     def _form(self, params: list[Tensor]) -> Form:
         """How the metric's products over these parameters are taken: as given, or as the probe found."""

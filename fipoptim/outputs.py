@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.inputs import Inputs, count_inputs, split_inputs
+from fipoptim.anchors.inputs import Inputs, split_inputs
 from fipoptim.anchors.network_function import NetworkFunction
-from fipoptim.anchors.output_space import OutputMap, flatten_outputs
+from fipoptim.anchors.output_space import OutputMap
 from fipoptim.anchors.reference import check_reference, check_same_shape
 from fipoptim.anchors.refusals import check_outputs, check_positive
 
@@ -49,12 +48,5 @@ def compared_outputs(
 
 def _outputs(model: nn.Module, output: str | OutputMap, inputs: Inputs, chunk_size: int) -> Tensor:
     network = NetworkFunction(model, output)
-    found = []
-    # Gradients are enabled for a model that differentiates in its forward pass.
-    with network.evaluation(), torch.enable_grad():
-        weights = network.weights()
-        for chunk in split_inputs(inputs, chunk_size):
-            z = network.mapped(chunk, weights)
-            rows = flatten_outputs(z, count_inputs(chunk)).detach()
-            found.append(rows.reshape(z.shape))
-    return check_outputs(torch.cat(found))
+    found = check_outputs(network.outputs(split_inputs(inputs, chunk_size)))
+    return found.reshape(-1, *network.row_shape)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ class StepParameters:
     Attributes:
         tensors: The parameters.
         lr: The step length of each parameter's group.
-        beta: The weight of the secondary objective, for each parameter.
+        beta: The weight of the secondary objective, for each parameter; NaN where the run is still to choose it.
         momentum: The decay of the running mean, for each parameter.
         keep_zeros: Whether weights that are zero do not move, for each parameter.
     """
@@ -40,7 +41,7 @@ class StepParameters:
         return cls(
             tensors=[p for p, _ in found],
             lr=[float(g["lr"]) for _, g in found],
-            beta=[float(g["beta"]) for _, g in found],
+            beta=[math.nan if g["beta"] == "auto" else float(g["beta"]) for _, g in found],
             momentum=[float(g["momentum"]) for _, g in found],
             keep_zeros=[g["keep_zeros"] for _, g in found],
         )
@@ -48,6 +49,10 @@ class StepParameters:
     def __len__(self) -> int:
         """The number of parameters."""
         return len(self.tensors)
+
+    def with_beta(self, chosen: float) -> Self:
+        """The same with ``chosen`` where the weight was still to be chosen."""
+        return replace(self, beta=[chosen if math.isnan(beta) else beta for beta in self.beta])
 
     @cached_property
     def flat(self) -> FlatVectors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,3 +91,25 @@ def begin_state(
 def no_velocity(p: Tensor) -> Tensor:
     """Zeros in the shape of ``p`` that take the memory of one number."""
     return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)
+
+
+def begin_within(state: dict[Tensor, Any], params: list[Tensor]) -> None:
+    """Keep the value of parameters that are about to move for the first time: the network is within the budget."""
+    for p in params:
+        if "within" not in state[p]:
+            state[p]["within"] = p.detach().clone()
+
+
+def remember_within(state: dict[Tensor, Any], params: list[Tensor]) -> None:
+    """Keep the network of now as the last one that is known to be within the budget."""
+    for p in params:
+        if "within" in state.get(p, {}):
+            state[p]["within"].copy_(p.detach())
+
+
+def last_within(state: Mapping[Tensor, Any], params: list[Tensor]) -> list[Tensor] | None:
+    """The last network known to be within the budget, one tensor a parameter; None if none is known."""
+    kept = [state[p].get("within") if p in state else None for p in params]
+    if all(x is None for x in kept):
+        return None
+    return [p.detach() if x is None else x for p, x in zip(params, kept, strict=True)]

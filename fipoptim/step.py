@@ -31,12 +31,14 @@ class StepInfo:
         output_change_predicted: The change of the outputs to first order, :math:`\sqrt{v^\top g v}`: RMS over this
             step's anchors of :math:`\|\Delta z\|`. None if the step used no products.
         output_change: The change of the outputs as measured: RMS over this step's anchors of :math:`\|\Delta z\|`.
-        drift: The mean over anchors of :math:`\|z - z_{ref}\|^2` after the step: over all anchors if ``max_drift`` is
-            given, else over this step's anchors.
+        drift: The mean of :math:`\|z - z_{ref}\|^2` after the step: over the inputs on which the budget counts if this
+            step was held to one, else over this step's anchors.
+        flips: The share of the inputs on which the budget counts whose prediction is not that of the reference; None if
+            this step was not held to a budget.
         iterations: The number of metric products taken.
         residual: The relative KKT residual of Eq. 4. None if the step took no product, or took all products it was
             allowed: the residual would then cost half a product more.
-        backtracks: How often the step was shortened or replaced to hold ``max_drift``.
+        backtracks: How many trials were given up, or restoring steps taken, to hold the budget.
     """
 
     loss: float | None
@@ -45,6 +47,7 @@ class StepInfo:
     output_change_predicted: float | None
     output_change: float
     drift: float
+    flips: float | None
     iterations: int
     residual: float | None
     backtracks: int
@@ -63,11 +66,19 @@ class Step:
     outputs: Tensor | None
 
 
+def drift_gradient(metric: AnchorMetric) -> Tensor | None:
+    r"""The gradient of the drift, :math:`\frac2N J^\top r`, flat, shape ``(n,)``; None if there is no drift."""
+    residual = metric.residual()
+    if not bool(residual.any()):
+        return None
+    return metric.vjp(metric.mean.squared_gradient(residual))
+
+
 def linear_term(
     metric: AnchorMetric,
     gradients: list[Tensor] | None,
     betas: Sequence[float],
-    residual: Tensor | None,
+    pull: Tensor | None,
 ) -> Tensor:
     r""":math:`c = \beta b + \frac2N J^\top r`, flat, shape ``(n,)``.
 
@@ -75,22 +86,17 @@ def linear_term(
         metric: The metric at today's weights.
         gradients: The gradient ``b``, one tensor a parameter; None for L = 0.
         betas: The weight :math:`\beta` of each parameter.
-        residual: The outputs' distance ``r`` ``(N, m)`` from the reference; None without drift correction.
+        pull: The gradient of the drift, which is written to; None if there is none.
     """
-    restoring = None
-    if residual is not None and bool(residual.any()):
-        restoring = metric.vjp(metric.mean.squared_gradient(residual))
     if gradients is None:
-        if restoring is None:
-            return metric.flat.zeros()
-        return restoring
+        return metric.flat.zeros() if pull is None else pull
     if len(set(betas)) > 1:
         gradients, betas = list(torch._foreach_mul(gradients, betas)), [1.0]
-    if restoring is None:
+    if pull is None:
         return metric.flatten(gradients).mul_(betas[0])
-    gradients = [g.to(restoring.device) for g in gradients]
-    torch._foreach_add_(metric.views(restoring), gradients, alpha=betas[0])
-    return restoring
+    gradients = [g.to(pull.device) for g in gradients]
+    torch._foreach_add_(metric.views(pull), gradients, alpha=betas[0])
+    return pull
 
 
 def finite_size(linear: Tensor, gradients: list[Tensor] | None) -> float:

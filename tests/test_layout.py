@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 # Top to bottom: a module imports from those below it only.
 LAYERS = (
     *("testing", "certificate", "restore", "bounds", "outputs"),
-    *("optimizer", "move", "budget", "step", "gradients", "checks", "state"),
+    *("optimizer", "move", "promise", "edge", "settle", "restoring", "budget"),
+    *("automatic", "step", "gradients", "saving", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
     *("parameters", "flat", "solver", "mean", "optional"),
 )

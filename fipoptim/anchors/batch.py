@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, Self, overload
 from weakref import WeakSet
 
 import torch
@@ -14,34 +14,28 @@ from fipoptim.anchors.evaluation import seeded, unwrap
 from fipoptim.anchors.fingerprint import Fingerprint, fingerprint_of
 from fipoptim.anchors.inputs import (
     Inputs,
+    check_forms,
     checked_inputs,
     concatenate,
     count_inputs,
     inputs_from_loader,
-    named_tensors,
+    refuse_call,
     select_inputs,
     split_inputs,
 )
+from fipoptim.anchors.measured import Measured, measured, predictions_kept
 from fipoptim.anchors.network_function import NetworkFunction, Weights
-from fipoptim.anchors.output_space import (
-    OutputMap,
-    flatten_outputs,
-    predictions,
-    squared_distance,
+from fipoptim.anchors.output_space import OutputMap, squared_distance
+from fipoptim.anchors.reference import (
+    reference_network,
+    reference_outputs,
+    references_of,
 )
-from fipoptim.anchors.reference import reference_network, reference_outputs
-from fipoptim.anchors.refusals import check_outputs, check_positive, check_width
+from fipoptim.anchors.refusals import check_callable, check_outputs, check_positive, check_width
 from fipoptim.anchors.route import Route
+from fipoptim.anchors.sample import Sample, drawn, set_aside
 from fipoptim.anchors.state import AnchorState
 from fipoptim.mean import AnchorMean
-
-
-class Sample(NamedTuple):
-    """The anchors of one step: their inputs and the outputs ``(N, m)`` they had at the reference."""
-
-    inputs: Inputs
-    reference: Tensor
-
 
 # By this a certificate finds out that it was asked for on anchors.
 _IN_MEMORY: WeakSet[AnchorBatch] = WeakSet()
@@ -57,6 +51,9 @@ class AnchorBatch:
         model: The network. The inner module is used behind DistributedDataParallel or ``torch.compile``.
         inputs: The anchors along dimension 0: a tensor, a tuple of tensors (positional inputs) or a dict of
             tensors (keyword inputs). They may live on another device than the model.
+        check: Inputs on which budgets count and which no step sees, in the form of ``inputs``; or the share of
+            ``inputs`` that is set aside for this. How far the function moves on inputs that steps hold says little
+            about others. With None budgets count on the anchors themselves.
         output: The space in which outputs are compared: ``"logits"`` (Euclidean), ``"probabilities"``
             (:math:`2\sqrt{\text{softmax}}`, the Fisher metric; classes in the last dimension), or a callable
             that gets what the model returns and gives a float tensor with one row per anchor.
@@ -78,6 +75,7 @@ class AnchorBatch:
     Attributes:
         inputs: The anchors, copied, in one of the three forms.
         reference: Their reference outputs, shape ``(N, m)``.
+        check: The check inputs as anchors of their own, or None: ``anchors.check.drift()`` is the drift there.
         route: The record of which derivatives are traced on these anchors.
 
     Raises:
@@ -92,6 +90,7 @@ class AnchorBatch:
         model: nn.Module,
         inputs: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
         *,
+        check: Tensor | Iterable[Tensor] | Mapping[str, Tensor] | float | None = None,
         output: str | OutputMap = "logits",
         reference: nn.Module | Tensor | None = None,
         batch_size: int | None = None,
@@ -105,8 +104,7 @@ class AnchorBatch:
         for name, size in (("batch_size", batch_size), ("chunk_size", chunk_size)):
             check_positive(name, size, or_none=True)
         for name, function in (("augment", augment), ("progress", progress)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{name}: must be callable or None, got {type(function).__name__}.")
+            check_callable(name, function)
         self.output = output
         self.batch_size = batch_size
         self.chunk_size = chunk_size
@@ -114,7 +112,8 @@ class AnchorBatch:
         self.progress = progress or iter
         self.function = NetworkFunction(model, output)
         self._seed = draw_seed(generator)
-        self.inputs: Inputs = checked_inputs(inputs)
+        parts = set_aside(checked_inputs(inputs), check, self._seed)
+        self.inputs: Inputs = parts.inputs
         count = len(self)
         if batch_size is not None and batch_size > count:
             raise ValueError(f"batch_size: {batch_size} is more than the {count} anchors given.")
@@ -122,6 +121,7 @@ class AnchorBatch:
         self.reference: Tensor = check_outputs(self._first_outputs())
         # With augment: the networks that give reference outputs, and the number of each anchor's network among them.
         self._networks: list[Weights] = [] if augment is None else [self.function.snapshot()]
+        reference, of_check = references_of(reference, parts)
         if reference is not None:
             self.reference = reference_outputs(
                 reference, output, lambda: self.progress(self.chunks(self.inputs)), self.reference
@@ -129,6 +129,12 @@ class AnchorBatch:
             if augment is not None:
                 self._networks = [reference_network(reference, self.function)]
         self._segments = _segments(count)
+        self.check: AnchorBatch | None = None
+        if parts.check is not None:
+            check_forms("check", parts.check, self.inputs)
+            how: dict[str, Any] = {"output": output, "chunk_size": chunk_size, "progress": progress}
+            self.check = AnchorBatch(model, parts.check, reference=of_check, **how)
+            check_width(self.check.reference, self.reference)
         _IN_MEMORY.add(self)
 
     @classmethod
@@ -156,7 +162,8 @@ class AnchorBatch:
     def __repr__(self) -> str:
         """One line: how many anchors, in which output space, and how they are evaluated."""
         return (
-            f"AnchorBatch({len(self)} anchors, {self.reference.shape[1]} outputs each, output={self.output!r}, "
+            f"AnchorBatch({len(self)} anchors, {self.reference.shape[1]} outputs each, "
+            f"{'no' if self.check is None else len(self.check)} check inputs, output={self.output!r}, "
             f"batch_size={self.batch_size}, chunk_size={self.chunk_size}, augment={self.augment!r})"
         )
 
@@ -193,55 +200,79 @@ class AnchorBatch:
         ``output="probabilities"`` it predicts the likelier of the two classes. With a callable ``output`` the same
         holds for what the callable returns.
         """
-        kept: list[Tensor] = []
-        weights, chunks = self.weights(), self.chunks(self.inputs)
-        references = iter(self.reference.split([count_inputs(x) for x in chunks]))
-        with self.function.evaluation(), torch.enable_grad():
-            for chunk in self.progress(chunks):
-                z = self.function.mapped(chunk, weights).detach()
-                before = next(references)
-                check_width(flatten_outputs(z, len(before)), before)
-                then = predictions(before.to(z.device).reshape(z.shape))
-                kept.append((predictions(z) == then).all(dim=1))
-        return float(AnchorMean(len(self)).of(torch.cat(kept).double()))
+        kept = predictions_kept(self.outputs(self.inputs), self.reference, self.function.row_shape)
+        return float(AnchorMean(len(self)).of(kept.double()))
+
+    def measure(self, outputs: Tensor | None = None) -> Measured:
+        """Drift and changed predictions over all anchors, in one evaluation.
+
+        Args:
+            outputs: The outputs of all anchors, ``(N, m)``; None evaluates the model of now.
+        """
+        now = self.outputs(self.inputs) if outputs is None else outputs
+        return measured(now, self.reference, self.function.row_shape)
+
+    @property
+    def counted(self) -> AnchorBatch:
+        """The inputs on which budgets count: the check inputs, or the anchors themselves without any."""
+        return self if self.check is None else self.check
 
     # --- the reference --------------------------------------------------------------------------------
 
     @torch.inference_mode(False)
     def refresh(self) -> None:
-        """Make today's outputs the reference of all anchors.
+        """Make today's outputs the reference of all anchors, and of the check inputs.
 
         Raises:
             ValueError: If the model's outputs are not finite; the reference is then as it was.
         """
         reference = check_outputs(self.outputs(self.inputs))
+        if self.check is not None:
+            self.check.refresh()
         networks = [] if self.augment is None else [self.function.snapshot()]
         self.reference, self._networks = reference, networks
         self._segments = _segments(len(self))
         self.route.mixing = None  # the model may be another
 
     @torch.inference_mode(False)
-    def extend(self, inputs: Tensor | Iterable[Tensor] | Mapping[str, Tensor]) -> None:
+    def extend(
+        self,
+        inputs: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
+        *,
+        check: Tensor | Iterable[Tensor] | Mapping[str, Tensor] | float | None = None,
+    ) -> None:
         """Add anchors with today's outputs as their reference; the anchors already here keep theirs.
 
         With ``augment`` a further copy of the network is kept.
 
+        Args:
+            inputs: The new anchors.
+            check: Further check inputs, or the share of ``inputs`` that is set aside, as on construction. Anchors with
+                check inputs ask for it: a budget that does not count on the new inputs would promise nothing of them.
+
         Raises:
             TypeError: If ``inputs`` is not of the form of the anchors already here.
-            ValueError: As for the constructor, or if the model now gives another number of outputs.
+            ValueError: As for the constructor, if the model now gives another number of outputs, or if ``check`` is
+                given for anchors without check inputs, or the other way round.
         """
-        new = checked_inputs(inputs)
-        if named_tensors(new).keys() != named_tensors(self.inputs).keys():
-            raise TypeError(
-                f"inputs: the anchors held are {sorted(named_tensors(self.inputs))}, got {sorted(named_tensors(new))}."
+        if (check is None) != (self.check is None):
+            have = (
+                "no check inputs; build them with" if self.check is None else "check inputs; give"
             )
+            raise ValueError(f"check: the anchors have {have} check=, inputs or a share.")
+        parts = set_aside(checked_inputs(inputs), check, seed_of_step(self._seed, len(self)))
+        new = parts.inputs
+        check_forms("inputs", new, self.inputs)
+        if parts.check is not None:
+            check_forms("check", parts.check, self.inputs)
         reference = check_outputs(self.outputs(new))
         check_width(reference, self.reference)
         joined = concatenate([self.inputs, new])
-        augmented = self.augment is not None
-        networks = [*self._networks, self.function.snapshot()] if augmented else []
-        segments = _segments(count_inputs(new), len(self._networks) if augmented else 0)
+        segments = _segments(count_inputs(new), len(self._networks))
+        networks = [] if self.augment is None else [*self._networks, self.function.snapshot()]
         # All of the above may fail, so nothing is assigned before.
+        if self.check is not None and parts.check is not None:
+            self.check.extend(parts.check)
         self._segments = torch.cat([self._segments, segments])
         self.reference = torch.cat([self.reference, reference.to(self.reference)])
         self.inputs, self._networks = joined, networks
@@ -250,9 +281,12 @@ class AnchorBatch:
     def fingerprint(self) -> Fingerprint:
         """Numbers by which the reference outputs are known again: equal up to rounding if, and only if, these are.
 
+        The outputs of check inputs belong to them.
+
         An optimizer's state carries them, so that a resumed run cannot take another reference for its own.
         """
-        return fingerprint_of(self.reference)
+        counted = [] if self.check is None else [self.check.reference]
+        return fingerprint_of(torch.cat([self.reference, *counted]))
 
     # --- what a step sees -----------------------------------------------------------------------------
 
@@ -266,12 +300,7 @@ class AnchorBatch:
         if self.batch_size is None and self.augment is None:
             return self.all()
         seed = seed_of_step(self._seed, step)
-        index = torch.arange(len(self), device="cpu")
-        if self.batch_size is not None:
-            order = torch.randperm(
-                len(self), generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
-            )
-            index = order[: self.batch_size]
+        index = drawn(len(self), self.batch_size, seed)
         if self.augment is None:
             reference = self.reference[index.to(self.reference.device)]
             return Sample(select_inputs(self.inputs, index), reference)
@@ -322,15 +351,8 @@ class AnchorBatch:
         try:
             return self.function.first_outputs(lambda: self.progress(self.chunks(self.inputs)))
         except TypeError as error:
-            if isinstance(self.inputs, Tensor) or str(error).startswith("model:"):
-                raise
-            given = f"{len(self.inputs)} positional inputs"
-            if isinstance(self.inputs, dict):
-                given = f"the keywords {sorted(self.inputs)}"
-            raise TypeError(
-                f"inputs: {type(self.model).__name__} cannot be called with {given} ({error}). "
-                "Give what the model takes, and no labels."
-            ) from error
+            refuse_call(self.model, self.inputs, error)
+            raise
 
     # --- saving -----------------------------------------------------------------------------------------
 
@@ -340,9 +362,11 @@ class AnchorBatch:
 
         Loads with ``torch.load(weights_only=True)``.
         """
-        return AnchorState(
-            self.inputs, self.reference, self._networks, self._segments, self._seed, self.route
-        ).to_dict()
+        return self._state().to_dict()
+
+    def _state(self) -> AnchorState:
+        own = self.inputs, self.reference, self._networks, self._segments, self._seed, self.route
+        return AnchorState(*own, None if self.check is None else self.check._state())
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -358,10 +382,16 @@ class AnchorBatch:
             like=self.reference,
             batch_size=self.batch_size,
             augmented=self.augment is not None,
+            checked=self.check is not None,
         )
+        self._take_over(loaded)
+
+    def _take_over(self, loaded: AnchorState) -> None:
         self.inputs, self.reference = loaded.inputs, loaded.reference
         self._networks, self._segments = loaded.networks, loaded.segments
         self._seed, self.route = loaded.seed, loaded.route
+        if self.check is not None and loaded.check is not None:
+            self.check._take_over(loaded.check)
 
 
 def _segments(count: int, number: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fipoptim.anchors.refusals import check_no_nan
 
@@ -78,7 +78,7 @@ def copied_to(device: torch.device, inputs: Inputs) -> Inputs:
     return map_inputs(copied, inputs)
 
 
-def checked_inputs(inputs: Any) -> Inputs:
+def checked_inputs(inputs: Any, subject: str = "inputs") -> Inputs:
     """A detached copy of ``inputs`` in one of the three forms.
 
     Raises:
@@ -141,3 +141,32 @@ def inputs_from_loader(loader: Iterable[Any], count: int) -> Inputs:
         if found == count:
             return concatenate(parts)
     raise ValueError(f"n: {count} anchors wanted, but the loader yields only {found} inputs.")
+
+
+def check_forms(name: str, inputs: Inputs, like: Inputs) -> None:
+    """Refuse inputs that are not of the form of the anchors.
+
+    Raises:
+        TypeError: With both forms.
+    """
+    if named_tensors(inputs).keys() != named_tensors(like).keys():
+        raise TypeError(
+            f"{name}: the anchors held are {sorted(named_tensors(like))}, got {sorted(named_tensors(inputs))}."
+        )
+
+
+def refuse_call(model: nn.Module, inputs: Inputs, error: TypeError) -> None:
+    """Say what a model was called with, if it cannot be called with several inputs.
+
+    Raises:
+        TypeError: With the form of the inputs.
+    """
+    if isinstance(inputs, Tensor) or str(error).startswith("model:"):
+        return
+    given = f"{len(inputs)} positional inputs"
+    if isinstance(inputs, dict):
+        given = f"the keywords {sorted(inputs)}"
+    raise TypeError(
+        f"inputs: {type(model).__name__} cannot be called with {given} ({error}). "
+        "Give what the model takes, and no labels."
+    ) from error

@@ -31,6 +31,7 @@ class NetworkFunction:
 
     Attributes:
         model: The inner module.
+        row_shape: The shape that the outputs of one input have in the output space, as last evaluated.
 
     Raises:
         ValueError: If ``output`` is an unknown name.
@@ -41,6 +42,7 @@ class NetworkFunction:
         self.model = unwrap(model)
         self._map = output_map(output)
         self._writes_buffers = False
+        self.row_shape = torch.Size()
         self._padding_rows: dict[str, list[int]] | None = None  # None until they are looked for
 
     @property
@@ -92,7 +94,12 @@ class NetworkFunction:
         # graph is left.
         with self.evaluation(), torch.enable_grad():
             weights = weights or self.weights()
-            return torch.cat([self.call(chunk, weights).detach() for chunk in chunks])
+            rows = []
+            for chunk in chunks:
+                z = self.mapped(chunk, weights)
+                rows.append(flatten_outputs(z, count_inputs(chunk)).detach())
+                self.row_shape = z.shape[1:]
+            return torch.cat(rows)
 
     def first_outputs(self, chunks: Callable[[], Iterable[Inputs]]) -> Tensor:
         """The outputs at the weights of now, and on the way whether the model writes to its buffers.

@@ -11,6 +11,7 @@ from fipoptim.anchors.inputs import Inputs
 from fipoptim.anchors.network_function import NetworkFunction, Weights
 from fipoptim.anchors.output_space import OutputMap, flatten_outputs
 from fipoptim.anchors.refusals import check_outputs
+from fipoptim.anchors.sample import SetAside
 
 
 def reference_outputs(
@@ -43,6 +44,28 @@ def reference_outputs(
         found = flatten_outputs(reference.detach(), len(model_outputs)).clone()
     check_same_shape(found, model_outputs)
     return check_outputs(found.to(model_outputs))
+
+
+def references_of(reference: Any, parts: SetAside) -> tuple[Any, Any]:
+    """The references of the anchors and of the check inputs.
+
+    Raises:
+        ValueError: If it is outputs that say nothing of the check inputs.
+    """
+    if parts.check is None or not isinstance(reference, Tensor):
+        return reference, reference
+    if parts.rows is None or parts.check_rows is None:
+        raise ValueError(
+            "reference: outputs are of the anchors and say nothing of the check inputs. Give a network, or a share of "
+            "the inputs as check."
+        )
+    if reference.dim() == 0 or len(reference) != len(parts.rows) + len(parts.check_rows):
+        raise ValueError(
+            f"reference: must have one row for each of the {len(parts.rows) + len(parts.check_rows)} inputs, got shape "
+            f"{tuple(reference.shape)}."
+        )
+    rows, check_rows = (x.to(reference.device) for x in (parts.rows, parts.check_rows))
+    return reference[rows], reference[check_rows]
 
 
 def check_reference(reference: Any) -> None:

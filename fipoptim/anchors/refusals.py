@@ -26,6 +26,16 @@ def check_positive(name: str, value: Any, *, or_none: bool = False) -> None:
         raise ValueError(f"{name}: must be {kind}, got {value!r}.")
 
 
+def check_callable(name: str, value: Any) -> None:
+    """Refuse a ``value`` that is neither callable nor None.
+
+    Raises:
+        TypeError: With its type.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}: must be callable or None, got {type(value).__name__}.")
+
+
 def check_no_nan(subject: str, x: Tensor, advice: str = "") -> None:
     """Refuse a tensor with values that are not finite.
 

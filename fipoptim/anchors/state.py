@@ -28,6 +28,7 @@ class AnchorState:
         segments: The number of each anchor's network in ``networks``, shape ``(N,)``; 0 if there is none.
         seed: The seed of the draws.
         route: The record of which derivatives are traced.
+        check: The state of the check inputs; None without any.
     """
 
     inputs: Inputs
@@ -36,6 +37,7 @@ class AnchorState:
     segments: Tensor
     seed: int
     route: Route
+    check: AnchorState | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A copy in plain containers, which ``torch.load(weights_only=True)`` reads."""
@@ -49,6 +51,7 @@ class AnchorState:
             "segments": self.segments.clone(),
             "seed": self.seed,
             "route": self.route.state_dict(),
+            "check": None if self.check is None else self.check.to_dict(),
         }
 
     @classmethod
@@ -60,6 +63,7 @@ class AnchorState:
         like: Tensor,
         batch_size: int | None,
         augmented: bool,
+        checked: bool = False,
     ) -> Self:
         """The state that :meth:`to_dict` wrote, copied and checked.
 
@@ -69,6 +73,7 @@ class AnchorState:
             like: A tensor of the precision and on the device that the reference outputs are to have.
             batch_size: How many anchors each step draws; None draws all.
             augmented: Whether the anchors are augmented.
+            checked: Whether they have check inputs.
 
         Raises:
             ValueError: If ``state`` is of another form, belongs to another model or output space, or holds values that
@@ -90,10 +95,20 @@ class AnchorState:
             raise ValueError(
                 f"state: 'seed' must be a whole number from 0 to 2^63 - 1, got {seed!r}."
             )
-        return cls(inputs, reference, networks, segments, seed, Route.of_state(state["route"]))
+        if (state["check"] is not None) != checked:
+            raise ValueError(
+                "state: check was given for one of the two runs but not for the other."
+            )
+        check = None
+        if checked:
+            check = cls.from_dict(
+                state["check"], function, like=like, batch_size=None, augmented=False
+            )
+        route = Route.of_state(state["route"])
+        return cls(inputs, reference, networks, segments, seed, route, check)
 
 
-_KEYS = {"inputs", "reference", "references", "segments", "seed", "route"}
+_KEYS = {"inputs", "reference", "references", "segments", "seed", "route", "check"}
 
 
 def _check_keys(state: Any) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Generator, Tensor
 
-from fipoptim.anchors.batch import AnchorBatch, Sample
+from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.network_function import Weights
 from fipoptim.anchors.refusals import check_width, is_finite
+from fipoptim.anchors.sample import Sample
 from fipoptim.flat import FlatSum, FlatVectors
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.chunks import Form

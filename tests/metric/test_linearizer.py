@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
 from fipoptim.anchors import route
-from fipoptim.anchors.batch import Sample
+from fipoptim.anchors.sample import Sample
 
 
 class Switched(nn.Module):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, restore
+from fipoptim.anchors import Measured
 
 
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
@@ -198,13 +199,15 @@ def test_an_error_on_the_way_puts_the_weights_back(monkeypatch: pytest.MonkeyPat
     before = [p.detach().clone() for p in model.parameters()]
     calls = []
 
-    def interrupted(self: AnchorBatch) -> float:
+    measure = AnchorBatch.measure
+
+    def interrupted(self: AnchorBatch) -> Measured:
         calls.append(1)
         if len(calls) > 1:
             raise KeyboardInterrupt
-        return 0.5
+        return measure(self)
 
-    monkeypatch.setattr(AnchorBatch, "predictions_kept", interrupted)
+    monkeypatch.setattr(AnchorBatch, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         restore(model, anchors, max_drift=0.01)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
@@ -225,7 +228,7 @@ def test_an_optimizer_goes_on_from_a_given_reference() -> None:
         ({"max_drift": -1.0}, ValueError, "^max_drift: must be finite and >= 0"),
         ({"max_flips": 1.0}, ValueError, r"^max_flips: must be in \[0, 1\)"),
         ({"max_flips": "few"}, TypeError, "^max_flips: must be a number"),
-        ({"max_products": 0}, ValueError, "^max_products: must be an integer >= 1, got 0"),
+        ({"max_products": 0}, ValueError, "^max_products: must be a positive integer, got 0"),
         ({"anchors": 3}, TypeError, "^anchors: must be an AnchorBatch, got int"),
         ({"model": nn.Linear(2, 2)}, ValueError, "^model: is not the anchors' model"),
         ({"params": [torch.zeros(2)]}, ValueError, "^params: parameter 0"),

@@ -1,0 +1,152 @@
+"""A step at the edge of a budget: as much of it as the budget allows, found by a few forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.measured import Measured
+from fipoptim.budget import Budget
+from fipoptim.mean import AnchorMean
+from fipoptim.parameters import displace
+
+# The fractions of a step that are considered, and of the way to the bound on the drift that a prediction aims at.
+FRACTIONS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+AIM = 0.95
+# The fractions that are considered with the function restored beside the step, and the most of the restoring direction.
+RESTORED_FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.0)
+MOST_RESTORING = 4.0
+
+
+@dataclass(frozen=True)
+class WithinBudget:
+    """The end of a step that was held within the budget.
+
+    Attributes:
+        fraction: The fraction of the step that was taken.
+        backtracks: The number of trials that were given up.
+        found: The distance from the reference there.
+        outputs: The outputs of all inputs on which the budget counts, shape ``(N, m)``; None if they are not kept.
+    """
+
+    fraction: float
+    backtracks: int
+    found: Measured
+    outputs: Tensor | None
+
+
+class Edge:
+    """Moves parameters by as much of a step as a budget allows.
+
+    The start of a step is within the budget, so a fraction of zero always is. Between the start and the step, outputs
+    are taken to be linear: two evaluations predict all fractions, and one confirms the largest that is within. If none
+    is, the step is combined with the direction that restores the function, whose effect takes one evaluation more.
+    That follows the surface of the budget.
+
+    Args:
+        budget: The budget.
+        anchors: The anchors; the budget counts on their ``counted`` inputs.
+        params: The parameters, which are moved in place.
+        restoring: Gives the direction that restores the function, one tensor a parameter; None if there is none.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        anchors: AnchorBatch,
+        params: list[Tensor],
+        restoring: Callable[[], list[Tensor] | None],
+    ) -> None:
+        self._budget, self._counted, self._params = budget, anchors.counted, params
+        self._restoring = restoring
+
+    def hold(
+        self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None = None
+    ) -> WithinBudget | None:
+        """Move the parameters from ``start`` by as much of ``step`` as the budget allows.
+
+        Args:
+            start: The parameters' values before the step.
+            step: The whole step, one tensor a parameter.
+            outputs: The outputs of the counted inputs after the whole step, ``(N, m)``, if they are known.
+
+        Returns:
+            Where the step ended, or None if the start itself is not within the budget. The parameters are then at the
+            start.
+        """
+        displace(self._params, start, step)
+        whole = self._outputs() if outputs is None else outputs
+        found = self._counted.measure(whole)
+        if self._budget.holds(found):
+            return WithinBudget(1.0, 0, found, whole)
+        displace(self._params, start)
+        before = self._outputs()
+        at_start = self._counted.measure(before)
+        if not self._budget.holds(at_start):
+            return None
+        tried = 1
+        if bool(torch.isfinite(whole).all()):
+            change = whole - before
+            fraction = self._predicted_fraction(before, change)
+            if fraction > 0:
+                displace(self._params, start, step, fraction)
+                end = self._confirmed(fraction, tried)
+                if end is not None:
+                    return end
+                tried += 1
+            end = self._beside_restoring(start, step, before, change, tried)
+            if end is not None:
+                return end
+        displace(self._params, start)
+        return WithinBudget(0.0, tried + 1, at_start, before)
+
+    def _predicted_fraction(self, before: Tensor, change: Tensor) -> float:
+        """The largest fraction that is predicted to be within; 0 if none is."""
+        aim = self._budget.tightened(AIM)
+        for fraction in FRACTIONS:
+            if aim.holds(self._counted.measure(before + fraction * change)):
+                return fraction
+        return 0.0
+
+    def _beside_restoring(
+        self,
+        start: list[Tensor],
+        step: list[Tensor],
+        before: Tensor,
+        change: Tensor,
+        tried: int,
+    ) -> WithinBudget | None:
+        """The largest fraction of the step that is within if the function is restored beside it; None if none is."""
+        direction = self._restoring()
+        if direction is None:
+            return None
+        displace(self._params, start, direction)
+        back = self._outputs() - before
+        mean = AnchorMean(len(back))
+        size = mean.squared(back)
+        if not 0 < size < float("inf"):
+            return None
+        aim = self._budget.tightened(AIM)
+        for fraction in RESTORED_FRACTIONS:
+            ahead = before + fraction * change
+            residual = ahead - self._counted.reference.to(ahead.device)
+            # The least drift along the restoring direction.
+            amount = min(max(-mean.inner(residual, back) / size, 0.0), MOST_RESTORING)
+            if fraction + amount > 0 and aim.holds(self._counted.measure(ahead + amount * back)):
+                displace(self._params, start, step, fraction)
+                torch._foreach_add_(self._params, direction, alpha=amount)
+                return self._confirmed(fraction, tried + 1)
+        return None
+
+    def _confirmed(self, fraction: float, tried: int) -> WithinBudget | None:
+        """The end at the parameters of now, if it is within the budget."""
+        outputs = self._outputs()
+        found = self._counted.measure(outputs)
+        return WithinBudget(fraction, tried, found, outputs) if self._budget.holds(found) else None
+
+    def _outputs(self) -> Tensor:
+        return self._counted.outputs(self._counted.inputs)

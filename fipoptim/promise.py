@@ -1,0 +1,151 @@
+"""The promise of a budget about the network after a step: held at every step, or restored at checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.budget import ADVICE, Budget
+from fipoptim.edge import Edge, WithinBudget
+from fipoptim.metric.metric import AnchorMetric
+from fipoptim.parameters import displace
+from fipoptim.restoring import Restored
+from fipoptim.solver.first_order import first_order_step
+from fipoptim.solver.preconditioner import Preconditioner
+
+
+class Promise(Protocol):
+    """What a step owes to the budget."""
+
+    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
+        """Move the parameters from ``start`` by ``step``, and then so that the budget holds.
+
+        Args:
+            start: The parameters' values before the step.
+            step: The whole step, one tensor a parameter.
+            outputs: The outputs of the counted inputs after the whole step, ``(N, m)``, if they are known.
+
+        Raises:
+            RuntimeError: If the budget cannot be held. The parameters are then somewhere on the way.
+        """
+
+
+class EveryStep:
+    """The budget holds after each step: as much of a step is taken as it allows.
+
+    Args:
+        edge: Finds how much that is.
+        settle: Brings the network at the start of a step within the budget, if something else moved it out.
+    """
+
+    def __init__(self, edge: Edge, settle: Callable[[], Restored]) -> None:
+        self._edge, self._settle = edge, settle
+
+    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
+        """See :class:`Promise`."""
+        end = self._edge.hold(start, step, outputs)
+        if end is None:
+            restored = self._settle()
+            end = WithinBudget(0.0, 1 + restored.steps, restored.after, None)
+        return end
+
+
+class AtCheck:
+    """The whole step is taken, and the network then settled if it is not within the budget.
+
+    Args:
+        budget: The budget.
+        anchors: The anchors; the budget counts on their ``counted`` inputs.
+        params: The parameters, which are moved in place.
+        settle: Brings the network within the budget.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        anchors: AnchorBatch,
+        params: list[Tensor],
+        settle: Callable[[], Restored],
+    ) -> None:
+        self._budget, self._counted, self._params = budget, anchors.counted, params
+        self._settle = settle
+
+    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
+        """See :class:`Promise`."""
+        displace(self._params, start, step)
+        found = self._counted.measure(outputs)
+        if self._budget.holds(found):
+            return WithinBudget(1.0, 0, found, None)
+        restored = self._settle()
+        return WithinBudget(1.0, restored.steps, restored.after, None)
+
+
+def promise_of_step(
+    budget: Budget,
+    check_every: int | None,
+    number: int,
+    metric: AnchorMetric,
+    *,
+    restoring: Callable[[], list[Tensor] | None],
+    settle: Callable[[], Restored],
+) -> Promise | None:
+    """What step ``number``, counted from 1, owes to the budget; None if nothing.
+
+    Args:
+        budget: The budget.
+        check_every: How many steps lie between checks; None never checks.
+        number: The number of the step.
+        metric: The metric of the step.
+        restoring: Gives the direction that restores the function, one tensor a parameter.
+        settle: Brings the network of now within the budget.
+    """
+    if not budget.given or check_every is None or number % check_every:
+        return None
+    if check_every > 1:
+        return AtCheck(budget, metric.anchors, metric.params, settle)
+    return EveryStep(Edge(budget, metric.anchors, metric.params, restoring), settle)
+
+
+def toward_reference(
+    metric: AnchorMetric,
+    gradient: Tensor | None,
+    length: float,
+    preconditioner: Preconditioner | None,
+) -> list[Tensor] | None:
+    """The step of this length down the gradient of the drift, one tensor a parameter; None without a gradient."""
+    if gradient is None:
+        return None
+    v, gain = first_order_step(gradient, length, preconditioner)
+    return metric.unflatten(v) if 0 < gain < math.inf else None
+
+
+def check_unmoved(budget: Budget, anchors: AnchorBatch) -> None:
+    """Hold the promise in a step that moves no weight.
+
+    Raises:
+        RuntimeError: If the network is not within the budget.
+    """
+    found = anchors.counted.measure()
+    if not budget.holds(found):
+        raise RuntimeError(
+            f"{budget.broken(found)}, and this step moves no weight that could restore the function (no gradient, or "
+            f"every lr is 0). {ADVICE}"
+        )
+
+
+def check_start(budget: Budget, anchors: AnchorBatch) -> None:
+    """Refuse to begin a run with a network that is not within the budget.
+
+    Raises:
+        RuntimeError: With what restores it.
+    """
+    found = anchors.counted.measure()
+    if not budget.holds(found):
+        raise RuntimeError(
+            f"{budget.broken(found)}, before the first step; no weight was changed. Call settle(), or restore(model, "
+            f"anchors, ...), first. {ADVICE}"
+        )

@@ -1,0 +1,202 @@
+"""Restoring steps, one after the other, until a network is within a budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.inputs import concatenate
+from fipoptim.anchors.measured import Measured
+from fipoptim.anchors.sample import Sample
+from fipoptim.budget import Budget
+from fipoptim.metric.chunks import Form
+from fipoptim.metric.metric import AnchorMetric
+from fipoptim.parameters import displace
+from fipoptim.solver.restoring import RestoringSteps
+
+PRODUCTS_A_STEP = 8
+# The share of a budget that a step aims at: the first order is not exact.
+AIM = 0.95
+# How often the damping of a step is raised if the drift falls less than predicted, and the factor.
+SHORTER, FACTOR = 4, 8.0
+# How often the damping is bisected for the shortest step that is within the budget.
+BISECTIONS = 4
+# Without a budget, a step that lowers the drift by less than this share is the last one.
+LEAST_GAIN = 0.1
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What :func:`restore` or :meth:`FIPOptimizer.settle` did.
+
+    Attributes:
+        before: The distance from the reference before.
+        after: The distance of the network that was left.
+        within: Whether that is within the budget; True without one.
+        went_back: The share of the way back to the last network known to be within the budget; 0 if restoring steps
+            were enough. Only ``settle`` goes back.
+        steps: The number of restoring steps.
+        products: The number of metric products.
+        length: The Euclidean distance that the weights moved.
+        seconds: The time that it took.
+    """
+
+    before: Measured
+    after: Measured
+    within: bool
+    went_back: float
+    steps: int
+    products: int
+    length: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line: from where to where, and at what price."""
+        end = "within the budget" if self.within else "the budget was not reached"
+        return (
+            f"drift {self.before.drift:.3g} -> {self.after.drift:.3g}, flips {self.before.flips:.2%} -> "
+            f"{self.after.flips:.2%} ({end}; {self.steps} steps, {self.products} products, "
+            f"{f'{self.went_back:.0%} of the way back, ' if self.went_back else ''}{self.seconds:.1f} s)"
+        )
+
+
+class Restoring:
+    """Brings the anchors' model within a budget.
+
+    Steps are taken from all anchors. The budget counts on the check inputs, if there are any.
+
+    Args:
+        anchors: The anchors.
+        params: The parameters that may move.
+        budget: The budget; without a bound, steps are taken while each lowers the drift by a tenth.
+        form: How products are taken.
+        max_products: The most products of all steps together.
+        frozen: For each parameter a bool tensor of its shape, True at weights that do not move.
+    """
+
+    def __init__(
+        self,
+        anchors: AnchorBatch,
+        params: list[Tensor],
+        budget: Budget,
+        *,
+        form: Form,
+        max_products: int,
+        frozen: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._anchors, self._params, self._budget = anchors, params, budget
+        self._left, self._form, self._frozen = max_products, form, frozen
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def run(self) -> Restored:
+        """Take restoring steps; the weights are put back if one raises."""
+        began, steps, products = time.perf_counter(), 0, self._left
+        start = [p.clone() for p in self._params]
+        try:
+            before = here = self._anchors.counted.measure()
+            while self._wanting(here) and self._left > 0:
+                found = self._step(here, steps)
+                steps += 1
+                gained = here.drift - found.drift
+                stopped = gained <= (0 if self._budget.given else LEAST_GAIN * here.drift)
+                here = found
+                if stopped:
+                    break
+        except BaseException:
+            displace(self._params, start)
+            raise
+        moved = torch.stack(
+            [(p - q).double().norm().cpu() for p, q in zip(self._params, start, strict=True)]
+        )
+        return Restored(
+            before,
+            here,
+            self._budget.holds(here),
+            0.0,
+            steps,
+            products - self._left,
+            float(moved.norm()),
+            time.perf_counter() - began,
+        )
+
+    def _wanting(self, here: Measured) -> bool:
+        """Whether there is something to restore: without a budget, any drift that is finite."""
+        within = self._budget.given and self._budget.holds(here)
+        return not within and 0 < here.drift < math.inf
+
+    def _sample(self, step: int) -> Sample:
+        """All anchors; with ``augment`` also an augmented view."""
+        plain = self._anchors.all()
+        if self._anchors.augment is None:
+            return plain
+        view = self._anchors.sample(step)
+        return Sample(
+            concatenate([plain.inputs, view.inputs]),
+            torch.cat([plain.reference, view.reference.to(plain.reference)]),
+        )
+
+    def _step(self, here: Measured, number: int) -> Measured:
+        """Take one restoring step; the weights stay if none lowers the drift."""
+        metric = AnchorMetric(
+            self._anchors,
+            self._params,
+            sample=self._sample(number),
+            form=self._form,
+            guard=False,
+            frozen=self._frozen,
+        )
+        residual = metric.residual()
+        drift = metric.mean.squared(residual)
+        steps = RestoringSteps(
+            metric.matvec,
+            metric.vjp(metric.mean.weighted(residual)),
+            drift,
+            max_products=min(PRODUCTS_A_STEP, self._left),
+        )
+        self._left -= max(1, steps.products)
+        if steps.products == 0:  # no weight changes the outputs
+            return here
+        start = [p.clone() for p in self._params]
+
+        def at(damping: float) -> Measured:
+            displace(self._params, start, metric.unflatten(steps.step(damping)))
+            return self._anchors.counted.measure()
+
+        damping = steps.least_damping
+        if self._budget.max_drift is not None and self._budget.max_flips is None:
+            # The drift of the plain anchors is taken to fall in proportion to that of the sample.
+            damping = steps.damping_for(AIM * self._budget.max_drift * drift / here.drift)
+        found = at(damping)
+        for _ in range(SHORTER):
+            if found.drift < here.drift:
+                break
+            damping *= FACTOR
+            found = at(damping)
+        else:
+            displace(self._params, start)
+            return here
+        if self._budget.max_flips is not None and self._budget.holds(found):
+            found = self._shortest(at, damping, found)
+        return found
+
+    def _shortest(
+        self, at: Callable[[float], Measured], damping: float, found: Measured
+    ) -> Measured:
+        """The shortest step that is within the budget, by bisection between ``damping`` and far more than that."""
+        low, high = damping, damping * FACTOR**SHORTER
+        for _ in range(BISECTIONS):
+            middle = math.sqrt(low * high)
+            tried = at(middle)
+            if self._budget.holds(tried):
+                low, found = middle, tried
+            else:
+                high = middle
+        at(low)
+        return found

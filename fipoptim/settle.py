@@ -1,0 +1,159 @@
+"""The promise about the network that is kept: restoring steps bring it within the budget, or it goes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.measured import Measured
+from fipoptim.budget import ADVICE, Budget
+from fipoptim.metric.chunks import Form
+from fipoptim.parameters import StepParameters, displace
+from fipoptim.restoring import Restored, Restoring
+from fipoptim.state import last_within
+
+# The shares of the way back that are tried before restoring steps. They cost a forward pass each and little of what was
+# learnt: the function drifts on the way by noise as well, and that is what goes first.
+FIRST_SHARES = (0.05, 0.1, 0.2)
+# The share of the way back that is needed at last is found by this many halvings: to a hundredth.
+HALVINGS = 7
+# The most products of all restoring steps of one settlement.
+MAX_PRODUCTS = 64
+
+
+def settle(
+    anchors: AnchorBatch,
+    parameters: StepParameters,
+    budget: Budget,
+    state: Mapping[Tensor, Any],
+    *,
+    form: Form,
+) -> Restored:
+    """Bring the anchors' model within the budget.
+
+    The network goes back a little on the straight line to the last one that was within, if that lowers the drift.
+    Restoring steps then land at the budget. If they do not reach it, the network goes back on the line, no further than
+    it must, up to a hundredth of the way.
+
+    Args:
+        anchors: The anchors; the budget counts on their check inputs, if there are any.
+        parameters: The parameters that may move.
+        budget: The budget, with a bound at least.
+        state: The optimizer's state, which knows the last network that was within.
+        form: How products are taken.
+
+    Raises:
+        RuntimeError: If the network cannot be brought within. The weights are then as they were.
+    """
+    began = time.perf_counter()
+    start = [p.detach().clone() for p in parameters.tensors]
+    try:
+        found = _settled(anchors, parameters, budget, last_within(state, parameters.tensors), form)
+    except BaseException:
+        displace(parameters.tensors, start)
+        raise
+    moved = [
+        (p - q).detach().double().norm().cpu()
+        for p, q in zip(parameters.tensors, start, strict=True)
+    ]
+    length = float(torch.stack(moved).norm()) if moved else 0.0
+    return dataclasses.replace(found, length=length, seconds=time.perf_counter() - began)
+
+
+@torch.no_grad()
+def _settled(
+    anchors: AnchorBatch,
+    parameters: StepParameters,
+    budget: Budget,
+    within: list[Tensor] | None,
+    form: Form,
+) -> Restored:
+    before = here = anchors.counted.measure()
+    if budget.holds(before):
+        return Restored(before, before, True, 0.0, 0, 0, 0.0, 0.0)
+    way = None if within is None else WayBack(anchors, parameters.tensors, within)
+    share = 0.0
+    if way is not None:
+        share, here = way.first(budget, before)
+    if budget.holds(here):
+        return Restored(before, here, True, share, 0, 0, 0.0, 0.0)
+    restored = Restoring(
+        anchors,
+        parameters.tensors,
+        budget,
+        form=form,
+        max_products=MAX_PRODUCTS,
+        frozen=parameters.zeros_to_keep(),
+    ).run()
+    found = dataclasses.replace(restored, before=before, went_back=share)
+    if found.within:
+        return found
+    if way is not None:
+        last = WayBack(anchors, parameters.tensors, way.within).last(budget)
+        if last is not None:
+            share, here = last
+            return dataclasses.replace(found, after=here, within=True, went_back=share)
+    raise RuntimeError(
+        f"{budget.broken(before)}. Restoring steps came to a drift of {found.after.drift:.6g} with "
+        f"{found.after.flips:.4%} of the predictions changed, and no network within the budget lies on the way "
+        f"back. The weights are as they were. {ADVICE}"
+    )
+
+
+class WayBack:
+    """The straight line from a network to the last one that was within the budget.
+
+    Args:
+        anchors: The anchors; the budget counts on their ``counted`` inputs.
+        params: The parameters of now, which are moved in place.
+        within: The values to which the line leads.
+    """
+
+    def __init__(self, anchors: AnchorBatch, params: list[Tensor], within: list[Tensor]) -> None:
+        self._counted, self._params = anchors.counted, params
+        self._here = [p.detach().clone() for p in params]
+        self.within = within
+
+    def first(self, budget: Budget, before: Measured) -> tuple[float, Measured]:
+        """Go back by the first of a few small shares that is within, or else by that with the least drift.
+
+        Returns:
+            The share, which is 0 if none lowers the drift, and the distance from the reference there.
+        """
+        best = (0.0, before)
+        for share in FIRST_SHARES:
+            found = self._at(share)
+            if budget.holds(found):
+                return share, found
+            if found.drift < best[1].drift:
+                best = (share, found)
+        return best[0], self._at(best[0])
+
+    def last(self, budget: Budget) -> tuple[float, Measured] | None:
+        """Go back to the nearest point found that is within the budget; None if there is none."""
+        near, far = 0.0, 1.0
+        if not budget.holds(self._at(far)):
+            return None
+        for _ in range(HALVINGS):
+            middle = (near + far) / 2
+            if budget.holds(self._at(middle)):
+                far = middle
+            else:
+                near = middle
+        found = self._at(far)
+        return (far, found) if budget.holds(found) else None
+
+    def _at(self, share: float) -> Measured:
+        """Move to the network that is this share of the way back, and measure it."""
+        if share in (0.0, 1.0):  # bit for bit
+            displace(self._params, self._here if share == 0.0 else self.within)
+        else:
+            between = torch._foreach_lerp(self._here, self.within, share)
+            torch._foreach_copy_(self._params, list(between))
+        return self._counted.measure()
