@@ -14,11 +14,15 @@ from fipoptim.budget import Budget
 from fipoptim.mean import AnchorMean
 from fipoptim.parameters import displace
 
-# The fractions of a step that are considered, and of the way to the bound on the drift that a prediction aims at.
-FRACTIONS = (0.7, 0.5, 0.35, 0.25, 0.18, 0.12)
+# The fractions of a step that are considered, alone and with the function restored beside the step. To consider one
+# costs no evaluation of the network.
+FRACTIONS = tuple(0.7**k for k in range(1, 20))
+RESTORED_FRACTIONS = (1.0, *FRACTIONS, 0.0)
+# The share of the bound on the drift that a prediction aims at.
 AIM = 0.95
-# The fractions that are considered with the function restored beside the step, and the most of the restoring direction.
-RESTORED_FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.0)
+# The least fraction that is taken alone: a smaller one is worth an evaluation of the restoring direction.
+LEAST_ALONE = 0.15
+# The most of the restoring direction.
 MOST_RESTORING = 4.0
 
 
@@ -61,7 +65,7 @@ class Edge:
         params: list[Tensor],
         restoring: Callable[[], list[Tensor] | None],
     ) -> None:
-        self._budget, self._counted, self._params = budget, anchors.counted, params
+        self._budget, self._counted, self.params = budget, anchors.counted, params
         self._restoring = restoring
 
     def hold(
@@ -78,12 +82,12 @@ class Edge:
             Where the step ended, or None if the start itself is not within the budget. The parameters are then at the
             start.
         """
-        displace(self._params, start, step)
+        displace(self.params, start, step)
         whole = self._outputs() if outputs is None else outputs
         found = self._counted.measure(whole)
         if self._budget.holds(found):
             return WithinBudget(1.0, 0, found, whole)
-        displace(self._params, start)
+        displace(self.params, start)
         before = self._outputs()
         at_start = self._counted.measure(before)
         if not self._budget.holds(at_start):
@@ -91,18 +95,22 @@ class Edge:
         tried = 1
         if bool(torch.isfinite(whole).all()):
             change = whole - before
-            fraction = self._predicted_fraction(before, change)
-            if fraction > 0:
-                displace(self._params, start, step, fraction)
-                end = self._confirmed(fraction, tried)
+            alone = self._predicted_fraction(before, change)
+            direction = self._restoring() if alone < LEAST_ALONE else None
+            if direction is None and alone > 0:
+                displace(self.params, start, step, alone)
+                end = self._confirmed(alone, tried)
                 if end is not None:
                     return end
                 tried += 1
-            end = self._beside_restoring(start, step, before, change, tried)
-            if end is not None:
-                return end
-        displace(self._params, start)
-        return WithinBudget(0.0, tried + 1, at_start, before)
+                direction = self._restoring()
+            if direction is not None:
+                end = self._beside(direction, start, step, before, change, tried)
+                if end is not None:
+                    return end
+                tried += 1
+        displace(self.params, start)
+        return WithinBudget(0.0, tried, at_start, before)
 
     def _predicted_fraction(self, before: Tensor, change: Tensor) -> float:
         """The largest fraction that is predicted to be within; 0 if none is."""
@@ -112,8 +120,9 @@ class Edge:
                 return fraction
         return 0.0
 
-    def _beside_restoring(
+    def _beside(
         self,
+        direction: list[Tensor],
         start: list[Tensor],
         step: list[Tensor],
         before: Tensor,
@@ -121,25 +130,28 @@ class Edge:
         tried: int,
     ) -> WithinBudget | None:
         """The largest fraction of the step that is within if the function is restored beside it; None if none is."""
-        direction = self._restoring()
-        if direction is None:
-            return None
-        displace(self._params, start, direction)
+        displace(self.params, start, direction)
         back = self._outputs() - before
         mean = AnchorMean(len(back))
         size = mean.squared(back)
         if not 0 < size < float("inf"):
             return None
-        aim = self._budget.tightened(AIM)
+        aim, tries = self._budget.tightened(AIM), 0
         for fraction in RESTORED_FRACTIONS:
             ahead = before + fraction * change
             residual = ahead - self._counted.reference.to(ahead.device)
             # The least drift along the restoring direction.
             amount = min(max(-mean.inner(residual, back) / size, 0.0), MOST_RESTORING)
+            # If the largest fraction that is predicted to be within is not, room is made by restoring alone.
+            if tries > 0 and fraction > 0:
+                continue
             if fraction + amount > 0 and aim.holds(self._counted.measure(ahead + amount * back)):
-                displace(self._params, start, step, fraction)
-                torch._foreach_add_(self._params, direction, alpha=amount)
-                return self._confirmed(fraction, tried + 1)
+                displace(self.params, start, step, fraction)
+                torch._foreach_add_(self.params, direction, alpha=amount)
+                end = self._confirmed(fraction, tried + tries)
+                if end is not None:
+                    return end
+                tries += 1
         return None
 
     def _confirmed(self, fraction: float, tried: int) -> WithinBudget | None:

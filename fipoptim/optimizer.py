@@ -33,8 +33,8 @@ from fipoptim.metric.probe import probe
 from fipoptim.move import move
 from fipoptim.parameters import StepParameters, all_params
 from fipoptim.path.record import FIPPath
-from fipoptim.promise import check_start, check_unmoved, promise_of_step, toward_reference
-from fipoptim.restoring import Restored
+from fipoptim.promise import check_start, check_unmoved, down_drift, promise_of_step
+from fipoptim.restoring import Restored, Restoring
 from fipoptim.saving import SavedOptimizer
 from fipoptim.settle import settle
 from fipoptim.solver.settings import Solver
@@ -47,6 +47,9 @@ from fipoptim.step import (
     linear_term,
     minimise,
 )
+
+# The most restoring steps behind a step, with as many products each.
+RESTORING_STEPS = 4
 
 
 class FIPOptimizer(SavedOptimizer):
@@ -179,8 +182,7 @@ class FIPOptimizer(SavedOptimizer):
         check_choice("form", form, (None, "forward", "double-vjp"))
         if solver is not None:
             check_type("solver", solver, Solver, "or give None for the default")
-        self.anchors = anchors
-        self.secondary = secondary
+        self.anchors, self.secondary = anchors, secondary
         self.drift_correction = drift_correction
         self.max_drift, self.max_flips = budget.max_drift, budget.max_flips
         self.check_every = check_every
@@ -189,8 +191,7 @@ class FIPOptimizer(SavedOptimizer):
         self.compile = compile
         self.last_step: StepInfo | None = None
         self._given_form = form
-        # The probed form of the metric's products, for each set of parameters by name.
-        self._forms: dict[tuple[str, ...], Form] = {}
+        self._forms: dict[tuple[str, ...], Form] = {}  # as probed, by the names of the parameters
         defaults = {
             "lr": eps,
             "beta": beta,
@@ -213,7 +214,7 @@ class FIPOptimizer(SavedOptimizer):
 
     @property
     def budget(self) -> Budget:
-        """The bounds ``max_drift`` and ``max_flips``, which may be changed between steps."""
+        """The bounds ``max_drift`` and ``max_flips``, which may change between steps."""
         return Budget.checked(self.max_drift, self.max_flips)
 
     @property
@@ -343,8 +344,9 @@ class FIPOptimizer(SavedOptimizer):
             self.check_every,
             count + 1,
             metric,
-            restoring=functools.partial(toward_reference, metric, kept, parameters.length, P),
+            restoring=functools.partial(down_drift, metric, kept, parameters.length, P),
             settle=self._settle,
+            behind=self._restoring(parameters, step.solution.products),
         )
         if self._keeps_within:
             begin_within(self.state, parameters.tensors)
@@ -366,6 +368,21 @@ class FIPOptimizer(SavedOptimizer):
             residual=solution.residual,
             backtracks=end.backtracks,
         )
+
+    def _restoring(
+        self, parameters: StepParameters, products: int
+    ) -> Callable[[], Restored] | None:
+        """Restores the function of the network of now by this many products a step; None for no products."""
+        if products == 0:
+            return None
+        return Restoring(
+            self.anchors,
+            parameters.tensors,
+            self.budget,
+            form=self._form(parameters.tensors),
+            max_products=RESTORING_STEPS * products,
+            frozen=parameters.zeros_to_keep(),
+        ).run
 
     def _outputs_after(self, metric: AnchorMetric, v: Tensor) -> Tensor:
         """The outputs of the step's anchors after a step; with a budget, by the evaluation that drift() takes."""

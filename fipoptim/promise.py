@@ -17,6 +17,9 @@ from fipoptim.restoring import Restored
 from fipoptim.solver.first_order import first_order_step
 from fipoptim.solver.preconditioner import Preconditioner
 
+# A fraction of a step below which the function is rather restored behind the whole step.
+LITTLE = 0.25
+
 
 class Promise(Protocol):
     """What a step owes to the budget."""
@@ -37,20 +40,37 @@ class Promise(Protocol):
 class EveryStep:
     """The budget holds after each step: as much of a step is taken as it allows.
 
+    A step that was worth products is worth some more: where little of it is left, the whole step is taken and the
+    function restored behind it.
+
     Args:
-        edge: Finds how much that is.
+        edge: Finds how much of a step is within the budget.
         settle: Brings the network at the start of a step within the budget, if something else moved it out.
+        behind: Restores the function behind a whole step by products; None if the step took none.
     """
 
-    def __init__(self, edge: Edge, settle: Callable[[], Restored]) -> None:
-        self._edge, self._settle = edge, settle
+    def __init__(
+        self,
+        edge: Edge,
+        settle: Callable[[], Restored],
+        behind: Callable[[], Restored] | None,
+    ) -> None:
+        self._edge, self._settle, self._behind = edge, settle, behind
 
     def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
         """See :class:`Promise`."""
         end = self._edge.hold(start, step, outputs)
         if end is None:
             restored = self._settle()
-            end = WithinBudget(0.0, 1 + restored.steps, restored.after, None)
+            return WithinBudget(0.0, 1 + restored.steps, restored.after, None)
+        if self._behind is None or end.fraction >= LITTLE:
+            return end
+        here = [p.clone() for p in self._edge.params]
+        displace(self._edge.params, start, step)
+        restored = self._behind()
+        if restored.within:
+            return WithinBudget(1.0, end.backtracks + restored.steps, restored.after, None)
+        displace(self._edge.params, here)
         return end
 
 
@@ -92,6 +112,7 @@ def promise_of_step(
     *,
     restoring: Callable[[], list[Tensor] | None],
     settle: Callable[[], Restored],
+    behind: Callable[[], Restored] | None,
 ) -> Promise | None:
     """What step ``number``, counted from 1, owes to the budget; None if nothing.
 
@@ -102,15 +123,16 @@ def promise_of_step(
         metric: The metric of the step.
         restoring: Gives the direction that restores the function, one tensor a parameter.
         settle: Brings the network of now within the budget.
+        behind: Restores the function behind a step that took products; None if it took none.
     """
     if not budget.given or check_every is None or number % check_every:
         return None
     if check_every > 1:
         return AtCheck(budget, metric.anchors, metric.params, settle)
-    return EveryStep(Edge(budget, metric.anchors, metric.params, restoring), settle)
+    return EveryStep(Edge(budget, metric.anchors, metric.params, restoring), settle, behind)
 
 
-def toward_reference(
+def down_drift(
     metric: AnchorMetric,
     gradient: Tensor | None,
     length: float,

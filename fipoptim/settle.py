@@ -27,6 +27,7 @@ HALVINGS = 7
 MAX_PRODUCTS = 64
 
 
+@torch.no_grad()
 def settle(
     anchors: AnchorBatch,
     parameters: StepParameters,
@@ -52,21 +53,17 @@ def settle(
         RuntimeError: If the network cannot be brought within. The weights are then as they were.
     """
     began = time.perf_counter()
-    start = [p.detach().clone() for p in parameters.tensors]
+    start = [p.clone() for p in parameters.tensors]
     try:
         found = _settled(anchors, parameters, budget, last_within(state, parameters.tensors), form)
     except BaseException:
         displace(parameters.tensors, start)
         raise
-    moved = [
-        (p - q).detach().double().norm().cpu()
-        for p, q in zip(parameters.tensors, start, strict=True)
-    ]
+    moved = [(p - q).double().norm().cpu() for p, q in zip(parameters.tensors, start, strict=True)]
     length = float(torch.stack(moved).norm()) if moved else 0.0
     return dataclasses.replace(found, length=length, seconds=time.perf_counter() - began)
 
 
-@torch.no_grad()
 def _settled(
     anchors: AnchorBatch,
     parameters: StepParameters,
@@ -117,7 +114,7 @@ class WayBack:
 
     def __init__(self, anchors: AnchorBatch, params: list[Tensor], within: list[Tensor]) -> None:
         self._counted, self._params = anchors.counted, params
-        self._here = [p.detach().clone() for p in params]
+        self._here = [p.clone() for p in params]
         self.within = within
 
     def first(self, budget: Budget, before: Measured) -> tuple[float, Measured]:

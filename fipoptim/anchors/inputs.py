@@ -22,13 +22,13 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(function(x) for x in inputs)
 
 
-def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
+def named_tensors(inputs: Inputs, subject: str = "inputs") -> dict[str, Tensor]:
     """The tensors of ``inputs`` by the names that messages give them."""
     if isinstance(inputs, Tensor):
-        return {"inputs": inputs}
+        return {subject: inputs}
     if isinstance(inputs, dict):
-        return {f"inputs[{name!r}]": x for name, x in inputs.items()}
-    return {f"inputs[{i}]": x for i, x in enumerate(inputs)}
+        return {f"{subject}[{name!r}]": x for name, x in inputs.items()}
+    return {f"{subject}[{i}]": x for i, x in enumerate(inputs)}
 
 
 def count_inputs(inputs: Inputs) -> int:
@@ -79,7 +79,7 @@ def copied_to(device: torch.device, inputs: Inputs) -> Inputs:
 
 
 def checked_inputs(inputs: Any, subject: str = "inputs") -> Inputs:
-    """A detached copy of ``inputs`` in one of the three forms.
+    """A detached copy of ``inputs`` in one of the three forms; a message begins with the ``subject``.
 
     Raises:
         TypeError: If ``inputs`` is not a tensor or a tuple, list or mapping of tensors.
@@ -94,12 +94,14 @@ def checked_inputs(inputs: Any, subject: str = "inputs") -> Inputs:
         form = tuple(inputs)
     else:
         raise TypeError(
-            "inputs: must be a tensor, a tuple of tensors or a dict of tensors with the anchors along "
+            f"{subject}: must be a tensor, a tuple of tensors or a dict of tensors with the anchors along "
             f"dimension 0; got {type(inputs).__name__}."
         )
-    tensors = named_tensors(form)
+    tensors = named_tensors(form, subject)
     if not tensors:
-        raise ValueError(f"inputs: got an empty {type(inputs).__name__}; give at least one tensor.")
+        raise ValueError(
+            f"{subject}: got an empty {type(inputs).__name__}; give at least one tensor."
+        )
     sizes: dict[str, int] = {}
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
@@ -113,7 +115,7 @@ def checked_inputs(inputs: Any, subject: str = "inputs") -> Inputs:
         sizes[name] = x.shape[0]
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            f"inputs: all tensors need the same number of anchors along dimension 0, got {sizes}."
+            f"{subject}: all tensors need the same number of anchors along dimension 0, got {sizes}."
         )
     return map_inputs(lambda x: x.detach().clone(), form)
 

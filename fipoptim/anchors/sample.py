@@ -53,7 +53,7 @@ def set_aside(inputs: Inputs, check: Any, seed: int) -> SetAside:
     if check is None:
         return SetAside(inputs, None, None, None)
     if isinstance(check, bool) or not isinstance(check, Real):
-        return SetAside(inputs, None, checked_inputs(check), None)
+        return SetAside(inputs, None, checked_inputs(check, "check"), None)
     count, share = count_inputs(inputs), float(check)
     if not 0 < share < 1:
         raise ValueError(f"check: a share of the inputs must be in (0, 1), got {check!r}.")

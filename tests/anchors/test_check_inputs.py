@@ -147,8 +147,8 @@ def test_another_check_is_another_reference() -> None:
         ({"check": 0.0}, ValueError, r"^check: a share of the inputs must be in \(0, 1\), got 0.0"),
         ({"check": 1}, ValueError, r"^check: a share of the inputs must be in \(0, 1\), got 1"),
         ({"check": 0.01}, ValueError, r"^check: a share of 0.01 of 10 inputs is 0"),
-        ({"check": True}, TypeError, r"^inputs: must be"),
-        ({"check": "half"}, TypeError, r"^inputs: must be"),
+        ({"check": True}, TypeError, r"^check: must be"),
+        ({"check": "half"}, TypeError, r"^check: must be"),
         ({"check": (torch.zeros(3, 4),)}, TypeError, r"^check: the anchors held are"),
         (
             {"check": inputs(3, 1), "reference": torch.zeros(10, 3)},

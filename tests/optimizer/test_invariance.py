@@ -224,7 +224,8 @@ def test_a_run_at_its_drift_budget_still_makes_progress() -> None:
     # A long run at its budget still makes progress: the drift is corrected each time, and the run continues.
     run = {
         "widths": [4, 16, 2], "activation": nn.Tanh, "anchors": 5, "seed": 0, "output": "logits",
-        "mode": "closure", "share": None, "options": {"beta": 10.0, "eps": 0.1},
+        "mode": "closure", "share": None,
+        "options": {"beta": 10.0, "eps": 0.1, "solver": Solver(products=2)},
     }  # fmt: skip
     it = Run(run, max_drift=1e-4)
     before = float(it.loss())
@@ -252,6 +253,7 @@ def test_a_drift_left_by_others_is_restored_by_the_next_step() -> None:
     model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)).double()
     anchors = AnchorBatch(model, torch.randn(6, 3, dtype=torch.float64))
     opt = FIPOptimizer(model.parameters(), anchors, eps=0.1, max_drift=1e-6)
+    opt.step()
     with torch.no_grad():
         model[2].bias.add_(0.05)
     assert anchors.drift() > 1e-3
