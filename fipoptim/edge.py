@@ -69,7 +69,11 @@ class Edge:
         self._restoring = restoring
 
     def hold(
-        self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None = None
+        self,
+        start: list[Tensor],
+        step: list[Tensor],
+        outputs: Tensor | None = None,
+        before: Tensor | None = None,
     ) -> WithinBudget | None:
         """Move the parameters from ``start`` by as much of ``step`` as the budget allows.
 
@@ -77,6 +81,7 @@ class Edge:
             start: The parameters' values before the step.
             step: The whole step, one tensor a parameter.
             outputs: The outputs of the counted inputs after the whole step, ``(N, m)``, if they are known.
+            before: Their outputs at the start, if they are known.
 
         Returns:
             Where the step ended, or None if the start itself is not within the budget. The parameters are then at the
@@ -88,9 +93,8 @@ class Edge:
         if self._budget.holds(found):
             return WithinBudget(1.0, 0, found, whole)
         displace(self.params, start)
-        before = self._outputs()
-        at_start = self._counted.measure(before)
-        if not self._budget.holds(at_start):
+        before = self._outputs() if before is None else before
+        if not self._budget.holds(self._counted.measure(before)):
             return None
         tried = 1
         if bool(torch.isfinite(whole).all()):
@@ -110,7 +114,7 @@ class Edge:
                     return end
                 tried += 1
         displace(self.params, start)
-        return WithinBudget(0.0, tried, at_start, before)
+        return self._confirmed(0.0, tried)
 
     def _predicted_fraction(self, before: Tensor, change: Tensor) -> float:
         """The largest fraction that is predicted to be within; 0 if none is."""

@@ -59,7 +59,8 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
             outputs = _finite(metric.outputs_now())
             return Landing(1.0, 0, _drift(metric, outputs), None, outputs, length)
         counted = metric.sample.inputs is metric.anchors.counted.inputs
-        end = promise.hold(start, v, outputs if counted else None)
+        known = (outputs, metric.outputs) if counted else (None, None)
+        end = promise.hold(start, v, *known)
         if counted and end.outputs is not None:
             outputs = end.outputs
         elif end.backtracks or outputs is None:

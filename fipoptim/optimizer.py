@@ -88,7 +88,7 @@ class FIPOptimizer(SavedOptimizer):
         anchors: The inputs whose outputs are to stay.
         secondary: A callable without arguments that returns the secondary loss; see :mod:`fipoptim.secondary`.
         beta: Weight of the secondary objective. It may differ by group. ``"auto"`` asks for a budget and chooses it
-            from the first gradient; see :mod:`fipoptim.automatic`. The group then carries the number.
+            from the first gradient; see "How it works". The group then carries the number.
         eps: Length of a step.
         momentum: Decay of the running mean of ``b`` (bias-corrected); 0 takes ``b`` as it is. It may differ by group.
             With ``precondition="muon"`` the mean is that of all of ``c``, with Nesterov's look-ahead.

@@ -24,13 +24,20 @@ LITTLE = 0.25
 class Promise(Protocol):
     """What a step owes to the budget."""
 
-    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
+    def hold(
+        self,
+        start: list[Tensor],
+        step: list[Tensor],
+        outputs: Tensor | None,
+        before: Tensor | None,
+    ) -> WithinBudget:
         """Move the parameters from ``start`` by ``step``, and then so that the budget holds.
 
         Args:
             start: The parameters' values before the step.
             step: The whole step, one tensor a parameter.
             outputs: The outputs of the counted inputs after the whole step, ``(N, m)``, if they are known.
+            before: Their outputs at the start, if they are known.
 
         Raises:
             RuntimeError: If the budget cannot be held. The parameters are then somewhere on the way.
@@ -57,9 +64,15 @@ class EveryStep:
     ) -> None:
         self._edge, self._settle, self._behind = edge, settle, behind
 
-    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
+    def hold(
+        self,
+        start: list[Tensor],
+        step: list[Tensor],
+        outputs: Tensor | None,
+        before: Tensor | None,
+    ) -> WithinBudget:
         """See :class:`Promise`."""
-        end = self._edge.hold(start, step, outputs)
+        end = self._edge.hold(start, step, outputs, before)
         if end is None:
             restored = self._settle()
             return WithinBudget(0.0, 1 + restored.steps, restored.after, None)
@@ -94,7 +107,13 @@ class AtCheck:
         self._budget, self._counted, self._params = budget, anchors.counted, params
         self._settle = settle
 
-    def hold(self, start: list[Tensor], step: list[Tensor], outputs: Tensor | None) -> WithinBudget:
+    def hold(
+        self,
+        start: list[Tensor],
+        step: list[Tensor],
+        outputs: Tensor | None,
+        before: Tensor | None,
+    ) -> WithinBudget:
         """See :class:`Promise`."""
         displace(self._params, start, step)
         found = self._counted.measure(outputs)

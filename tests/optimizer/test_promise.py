@@ -109,17 +109,19 @@ def test_a_step_at_the_edge_takes_forward_passes_and_no_product(
 
     monkeypatch.setattr(AnchorBatch, "outputs", counted)
     walk(model, optimizer, 3)
-    shortened = 0
+    shortened = usual = 0
     for k in range(20):
         passes.clear()
         walk(model, optimizer, 1, seed=5 + k)
         info = optimizer.last_step
         assert info is not None
         assert info.iterations == 0
-        # The whole step, the start, the restoring direction, and a confirmation of each kind.
-        assert len(passes) <= 5
+        # The whole step, the restoring direction, and a confirmation. Sometimes one more.
+        assert len(passes) <= 4
+        usual += len(passes) <= 3
         shortened += info.backtracks > 0
     assert shortened > 10
+    assert usual > 10
 
 
 def test_a_budget_at_every_step_still_learns() -> None:
