@@ -1,4 +1,4 @@
-"""The figure that only ``recipes.new_task`` draws: both accuracies and the drift along the way."""
+"""The figures that only ``recipes.new_task`` draws: accuracies and drift along the way, and a run in its budget."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def budget(
         bottom.plot(along, flips, "-", label=f"{title}: {flips[-1]:.2f} %", **style)
         if own:
             counted = [100 * share for share in curve.counted if share is not None]
-            label = f"{title}, check inputs: {counted[-1]:.2f} %"
+            label = f"{title}, check inputs, settled: {counted[-1]:.2f} %"
             bottom.plot(along, counted, ":", label=label, **style)
     label = f"budget on check inputs: {100 * max_flips:g} %"
     bottom.axhline(100 * max_flips, color="black", linewidth=1.0, linestyle="--", label=label)
@@ -89,7 +89,7 @@ def budget(
     bottom.set_xlabel(f"share of the steps on {task2} (%)")
     for axis in (top, bottom):
         plain(axis)
-        axis.legend(loc="center right", frameon=False, fontsize=9)
+        axis.legend(loc="center right", fontsize=9)
     save(figure, path)
 
 
