@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,8 +24,10 @@ from fipoptim.state import last_within
 FIRST_SHARES = (0.05, 0.1, 0.2)
 # The share of the way back that is needed at last is found by this many halvings: to a hundredth.
 HALVINGS = 7
+# How often the first share that is within is halved.
+FIRST_HALVINGS = 2
 # The most products of all restoring steps of one settlement.
-MAX_PRODUCTS = 64
+MAX_PRODUCTS = 32
 
 
 @torch.no_grad()
@@ -118,33 +121,38 @@ class WayBack:
         self.within = within
 
     def first(self, budget: Budget, before: Measured) -> tuple[float, Measured]:
-        """Go back by the first of a few small shares that is within, or else by that with the least drift.
+        """Go back by the least of a few small shares that is within, or else by that with the least drift.
 
         Returns:
             The share, which is 0 if none lowers the drift, and the distance from the reference there.
         """
         best = (0.0, before)
-        for share in FIRST_SHARES:
+        for near, share in itertools.pairwise((0.0, *FIRST_SHARES)):
             found = self._at(share)
             if budget.holds(found):
-                return share, found
+                return self._nearest(budget, near, share, FIRST_HALVINGS)
             if found.drift < best[1].drift:
                 best = (share, found)
         return best[0], self._at(best[0])
 
     def last(self, budget: Budget) -> tuple[float, Measured] | None:
         """Go back to the nearest point found that is within the budget; None if there is none."""
-        near, far = 0.0, 1.0
-        if not budget.holds(self._at(far)):
+        if not budget.holds(self._at(1.0)):
             return None
-        for _ in range(HALVINGS):
+        share, found = self._nearest(budget, 0.0, 1.0, HALVINGS)
+        return (share, found) if budget.holds(found) else None
+
+    def _nearest(
+        self, budget: Budget, near: float, far: float, halvings: int
+    ) -> tuple[float, Measured]:
+        """Go to the nearest point found that is within, between one that is not and one that is."""
+        for _ in range(halvings):
             middle = (near + far) / 2
             if budget.holds(self._at(middle)):
                 far = middle
             else:
                 near = middle
-        found = self._at(far)
-        return (far, found) if budget.holds(found) else None
+        return far, self._at(far)
 
     def _at(self, share: float) -> Measured:
         """Move to the network that is this share of the way back, and measure it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import runpy
@@ -64,9 +65,13 @@ def test_the_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def readers_own_names() -> dict[str, Any]:
     """Returns a network and its data, which a reader of the README has already."""
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
     return {
         "F": F,
-        "model": nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)),
+        "model": model,
+        "shipped": copy.deepcopy(model),
+        "held_out": torch.randn(50, 4),
+        "labels": torch.randint(3, (50,)),
         "old_inputs": torch.randn(20, 4),
         "loader": [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(6)],
     }

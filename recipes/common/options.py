@@ -82,6 +82,11 @@ def products(text: str) -> str | int:
     return text if text == "adaptive" else whole(0)(text)
 
 
+def automatic(text: str) -> str | float:
+    """An argument type: a finite number above 0, or the word auto."""
+    return text if text == "auto" else positive(text)
+
+
 def or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """An argument type: what ``parse`` takes, or the word none."""
     return lambda text: None if text == "none" else parse(text)

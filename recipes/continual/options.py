@@ -65,7 +65,8 @@ def add_settings_options(
 def settings_from(parser: argparse.ArgumentParser, arguments: argparse.Namespace, defaults: S) -> S:
     """The defaults, with what the command line says in their place.
 
-    If anchors are too few for ``--anchor-batch``, the parser ends the program and says so.
+    If anchors are too few for ``--anchor-batch``, or options of a method do not go together, the parser ends the
+    program and says so.
     """
     methods = {
         method.name: dataclasses.replace(
@@ -84,6 +85,9 @@ def settings_from(parser: argparse.ArgumentParser, arguments: argparse.Namespace
                 "(--augment makes them many)"
             )
         settings = dataclasses.replace(settings, anchor_batch=None)
+    for method in METHODS.values():
+        if (fault := method.fault(methods[method.name], settings)) is not None:
+            parser.error(f"argument --{fault}")
     return settings
 
 

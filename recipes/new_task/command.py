@@ -8,6 +8,9 @@ The folder ``--out`` gets ``results.json`` (configuration, environment, metrics)
 four plots: ``path.png`` (both accuracies and the drift along the way), ``bars.png`` (the methods side by side),
 ``scores.png`` (how sure networks are of single test images) and ``weights.png`` (the networks in weight space). It also
 gets the outcome of each method, from which ``--resume`` goes on after an interruption.
+
+With ``--max-flips`` or ``--max-drift`` the path keeps a budget, counted on a part of the remembered inputs that no step
+sees. ``budget.png`` shows a run with ``--max-flips``: what was learnt, and which share of the old predictions changed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The figure that only ``recipes.new_task`` draws: both accuracies and the drift along the way."""
+"""The figures that only ``recipes.new_task`` draws: accuracies and drift along the way, and a run in its budget."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -12,6 +14,8 @@ from recipes.common.figures import plain, save
 from recipes.continual.figures import FIRST, SECOND
 from recipes.continual.methods import METHODS
 from recipes.new_task.outcome import Curve
+
+_COLOURS = ("#1f5fa8", "#d9730d", "0.45", "#4c9150", "#8c5aa8")
 
 
 def curves(path: Path, found: Mapping[str, Curve], *, task1: str, task2: str) -> None:
@@ -47,6 +51,45 @@ def curves(path: Path, found: Mapping[str, Curve], *, task1: str, task2: str) ->
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("drift on anchors")
     figure.suptitle(f"{task1}, then {task2}", fontsize=12)
+    save(figure, path)
+
+
+def budget(
+    path: Path, found: Mapping[str, Curve], *, max_flips: float, task1: str, task2: str
+) -> None:
+    """What each method has learnt and which share of the old predictions it has changed, with the budget as a line."""
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.2, 6.4), sharex=True, layout="constrained"
+    )
+    for (method, curve), colour in zip(found.items(), itertools.cycle(_COLOURS), strict=False):
+        # A method may take more steps than another: all are drawn from start to end.
+        along = [100 * step / curve.steps[-1] for step in curve.steps]
+        title, own = METHODS[method].title, method == "fip"
+        style: dict[str, Any] = {
+            "color": colour,
+            "linewidth": 2.0 if own else 1.2,
+            "zorder": 3 if own else 2,
+        }
+        top.plot(along, curve.task2, "-", label=f"{title}: {curve.task2[-1]:.1f} %", **style)
+        flips = [100 * share for share in curve.flips]
+        bottom.plot(along, flips, "-", label=f"{title}: {flips[-1]:.2f} %", **style)
+        if own:
+            counted = [100 * share for share in curve.counted if share is not None]
+            label = f"{title}, check inputs, settled: {counted[-1]:.2f} %"
+            bottom.plot(along, counted, ":", label=label, **style)
+    label = f"budget on check inputs: {100 * max_flips:g} %"
+    bottom.axhline(100 * max_flips, color="black", linewidth=1.0, linestyle="--", label=label)
+    # Shares within a budget are small, and plain training changes everything.
+    bottom.set_yscale("symlog", linthresh=200 * max_flips or 1.0, linscale=1.5)
+    bottom.set_ylim(0, 130)
+    bottom.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    top.set_ylim(-3, 103)
+    top.set_ylabel(f"{task2}: test accuracy (%)")
+    bottom.set_ylabel(f"{task1}: predictions changed (%)")
+    bottom.set_xlabel(f"share of the steps on {task2} (%)")
+    for axis in (top, bottom):
+        plain(axis)
+        axis.legend(loc="center right", fontsize=9)
     save(figure, path)
 
 

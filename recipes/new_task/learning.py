@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fipoptim import AnchorBatch
+from fipoptim import AnchorBatch, certify
 from recipes.common.augment import many
 from recipes.common.data import Task
 from recipes.common.process_memory import PeakMemory
@@ -17,6 +18,7 @@ from recipes.common.training import (
     accuracy,
     adam_one_cycle,
     minibatches,
+    outputs,
     scores,
     steps_an_epoch,
     steps_in_epochs,
@@ -28,7 +30,7 @@ from recipes.new_task.settings import NewTaskSettings
 
 EARLY_STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # a switch of task does its damage here
 TESTED_EVENLY = 20  # networks on the way that are tested beside these
-HELD_OUT = 2000  # test inputs of task 1 on which drift is measured, too
+HELD_OUT = 2000  # test inputs of task 1 on which changes are measured, too
 SCORED = 60  # test images of each task whose scores are drawn
 IN_WEIGHT_SPACE = ("fip", "naive")  # the methods whose networks are drawn in weight space
 DRAWN_THERE = 10  # networks of each
@@ -95,9 +97,10 @@ def learn_second_task(
         networks: The folder that keeps the networks along the path; None if none are kept.
     """
     inputs, labels = remembered
-    # These two only measure drift, in the same way for all methods.
+    # These only measure, in the same way for all methods.
     anchors = AnchorBatch(model, inputs, output=settings.output_space)
-    held_out = AnchorBatch(model, task1.test_inputs[:HELD_OUT], output=settings.output_space)
+    start, held_out = copy.deepcopy(model), task1.test_inputs[:HELD_OUT]
+    predicted = outputs(start, held_out).argmax(dim=1)
     epochs = settings.epochs_of(method)
     steps = steps_in_epochs(task2, settings.batch_size, epochs)
     # Batch norm is frozen: the function to keep is that of eval mode, and if running statistics followed task 2's
@@ -121,7 +124,16 @@ def learn_second_task(
                 first = accuracy(model, task1.test_inputs, task1.test_labels)
                 second = accuracy(model, task2.test_inputs, task2.test_labels)
                 drift = float(anchors.drift())
-                curve.add(step, first, second, drift)
+                changed = outputs(model, held_out).argmax(dim=1) != predicted
+                counted = learner.counted()
+                curve.add(
+                    step,
+                    first,
+                    second,
+                    drift=drift,
+                    flips=float(changed.double().mean()),
+                    counted=None if counted is None else counted.flips,
+                )
                 tested_scores.append(
                     torch.cat(
                         [
@@ -147,10 +159,20 @@ def learn_second_task(
                 after_step=test,
                 record=None if networks is None else (spacing(steps), networks),
             )
+    certificate = certify(
+        model,
+        start,
+        held_out,
+        task1.test_labels[:HELD_OUT],
+        output=settings.output_space,
+        chunk_size=HELD_OUT,
+    )
     return Outcome(
         curve=curve,
         predictions_kept=anchors.predictions_kept(),
-        drift_held_out=float(held_out.drift()),
+        drift_held_out=certificate.drift.rate,
+        flips_at_most=certificate.flips.bound,
+        certificate=str(certificate),
         within_task={
             name: accuracy(model, t.test_inputs, t.test_labels, classes=t.class_range)
             for name, t in (("task1", task1), ("task2", task2))

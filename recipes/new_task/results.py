@@ -11,6 +11,7 @@ import torch
 from recipes.common import report
 from recipes.continual import figures as continual_figures
 from recipes.continual import tables
+from recipes.continual.methods import METHODS
 from recipes.continual.tables import Row
 from recipes.new_task import figures
 from recipes.new_task.outcome import Outcome, write_curves
@@ -39,7 +40,9 @@ def report_seed(
     """
     runs = {name: [outcome.metrics()] for name, outcome in outcomes.items()}
     print(f"\nseed {seed}\n{tables.summary(runs, rows(*tasks))}")
-    _draw(folder, outcomes, tasks)
+    if "fip" in outcomes:
+        print(f"\n{certified(outcomes['fip'], tasks[0])}\n")
+    _draw(folder, outcomes, tasks, config["max_flips"])
     write_curves(folder / "path.csv", {name: o.curve for name, o in outcomes.items()})
     report.write_results(
         folder / "results.json",
@@ -87,11 +90,21 @@ def rows(task1: str, task2: str) -> list[Row]:
         Row("drift", "drift on anchors", ".3g", compared=True),
         Row("drift_held_out", f"drift on {task1} test", ".3g", compared=True),
         Row("predictions_kept", "anchor predictions kept", ".1%"),
+        Row("flips_held_out", f"predictions changed, {task1} test", ".2%", compared=True),
+        Row("flips_held_out_at_most", "  at most, with 95 % confidence", ".2%"),
         Row("remembered_megabytes", "remembered (MB)", ".3g"),
         Row("peak_megabytes", "peak memory (MB)", ".0f"),
         Row("steps", f"steps on {task2}", ".0f"),
         Row("seconds", f"seconds on {task2}", ".1f", compared=True),
     ]
+
+
+def certified(outcome: Outcome, task1: str) -> str:
+    """The certificate of the path, and what it says in a sentence."""
+    return (
+        f"{METHODS['fip'].title}, test inputs of {task1}, none of them remembered\n{outcome.certificate}\n"
+        f"At most {outcome.flips_at_most:.2%} of all predictions on {task1} changed, with 95 % confidence."
+    )
 
 
 def _bars(task1: str, task2: str) -> dict[str, str]:
@@ -103,14 +116,17 @@ def _bars(task1: str, task2: str) -> dict[str, str]:
     }
 
 
-def _draw(folder: Path, outcomes: Mapping[str, Outcome], tasks: tuple[str, str]) -> None:
+def _draw(
+    folder: Path,
+    outcomes: Mapping[str, Outcome],
+    tasks: tuple[str, str],
+    max_flips: float | None,
+) -> None:
     task1, task2 = tasks
-    figures.curves(
-        folder / "path.png",
-        {name: o.curve for name, o in outcomes.items()},
-        task1=task1,
-        task2=task2,
-    )
+    curves = {name: o.curve for name, o in outcomes.items()}
+    figures.curves(folder / "path.png", curves, task1=task1, task2=task2)
+    if max_flips is not None and "fip" in curves:
+        figures.budget(folder / "budget.png", curves, max_flips=max_flips, task1=task1, task2=task2)
     continual_figures.score_maps(
         folder / "scores.png",
         {name: (o.curve.steps, o.scores) for name, o in outcomes.items()},

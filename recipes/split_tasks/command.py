@@ -22,6 +22,7 @@ from recipes.common.options import (
     usable_device,
     whole,
 )
+from recipes.continual.methods import options_of
 from recipes.continual.options import (
     add_method_option,
     add_settings_options,
@@ -54,6 +55,11 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.error(
             f"argument --hold: {settings.hold} goes with --output-space logits, got "
             f"{settings.output_space!r}; give --hold all"
+        )
+    if settings.hold != "all" and options_of("fip", settings).max_flips is not None:
+        parser.error(
+            f"argument --max-flips: an old class may be taken for a new one, so predictions count over all of the "
+            f"head, but --hold {settings.hold} leaves outputs out; give --hold all"
         )
     methods = chosen_methods(parser, arguments)
     try:

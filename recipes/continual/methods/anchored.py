@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fipoptim import AnchorBatch
@@ -17,16 +17,27 @@ class AnchoredLearner(Learner):
 
     anchors: AnchorBatch | None = None
 
+    def set_aside(self) -> float | None:
+        """The share of remembered inputs that no step sees, as ``AnchorBatch(check=)`` takes it; None is none."""
+        return None
+
     def remember(self, inputs: Tensor, labels: Tensor, held: OutputRange | None = None) -> None:
         """Keeps the inputs and the outputs they have now."""
         new = inputs if held is None else with_ranges(inputs, held)
         if self.anchors is not None:
-            self.anchors.extend(new)
-            return
-        ranges = held is not None
-        self.anchors = AnchorBatch(
+            self.anchors.extend(new, check=self.set_aside())
+        else:
+            self.anchors = self._make_anchors(new, self.set_aside())
+
+    def _make_anchors(
+        self, inputs: Tensor | Sequence[Tensor], check: Tensor | Sequence[Tensor] | float | None
+    ) -> AnchorBatch:
+        """Anchors of inputs, or of inputs with the ranges of their outputs that are held."""
+        ranges = not isinstance(inputs, Tensor)
+        return AnchorBatch(
             HeldOutputs(self.model) if ranges else self.model,
-            new,
+            inputs,
+            check=check,
             output=self.settings.output_space,
             batch_size=self.settings.anchors_drawn,
             augment=augmented(self.augment) if ranges and self.augment else self.augment,
@@ -42,12 +53,12 @@ class AnchoredLearner(Learner):
 
     def load(self, state: Any) -> None:
         """See :class:`Learner`."""
-        count, inputs, held = self.settings.anchors_drawn or 1, state["anchors"]["inputs"], None
-        if isinstance(inputs, tuple):
-            inputs, ranges = inputs
-            held = tuple(ranges[0].tolist())
-        self.remember(inputs[:count], torch.empty(0), held)
-        self.known_anchors().load_state_dict(state["anchors"])
+        saved = state["anchors"]
+        check = None if saved["check"] is None else _first(saved["check"]["inputs"], 1)
+        self.anchors = self._make_anchors(
+            _first(saved["inputs"], self.settings.anchors_drawn or 1), check
+        )
+        self.anchors.load_state_dict(saved)
         self.generator.set_state(state["generator"])
 
     def known_anchors(self) -> AnchorBatch:
@@ -63,3 +74,10 @@ class AnchoredLearner(Learner):
     def remembered_bytes(self) -> int:
         """The bytes of the anchors, their reference outputs, and with augmentation the reference networks."""
         return 0 if self.anchors is None else bytes_of(self.anchors.state_dict())
+
+
+def _first(inputs: Tensor | tuple[Tensor, ...], count: int) -> Tensor | tuple[Tensor, ...]:
+    """The first ``count`` of some inputs, which may have the ranges of their outputs beside them."""
+    if isinstance(inputs, Tensor):
+        return inputs[:count]
+    return tuple(part[:count] for part in inputs)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fipoptim.anchors.measured import Measured
 from recipes.common.augment import Augment
 from recipes.continual.known_outputs import OutputRange
 from recipes.continual.settings import ContinualSettings
@@ -75,6 +76,10 @@ class Learner(ABC):
     def remembered_bytes(self) -> int:
         """How many bytes are kept of the earlier tasks: inputs, outputs, labels, networks, importances."""
 
+    def counted(self) -> Measured | None:
+        """How far the function has moved where the method's budget counts; None without a budget."""
+        return None
+
     @abstractmethod
     def learn(
         self,
@@ -119,6 +124,10 @@ class Needs:
         return False
 
 
+def _no_fault(options: Any, settings: ContinualSettings) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to learn the next task. Its file makes one; ``recipes.continual.methods`` registers it.
@@ -132,6 +141,8 @@ class Method:
         needs: What must be installed beside the dependencies of the recipes; None if nothing.
         prefixed: Whether the options carry the method's name on the command line and stand under it in
             ``results.json``; those of the invariant path, which the recipes are about, do not.
+        fault: Says what is wrong with options that do not go together, or with the shared settings: the name of an
+            option, a colon and the reason. None if nothing is.
     """
 
     name: str
@@ -140,6 +151,7 @@ class Method:
     options: type[Any]
     needs: Needs | None = None
     prefixed: bool = True
+    fault: Callable[[Any, ContinualSettings], str | None] = _no_fault
 
     @property
     def prefix(self) -> str:

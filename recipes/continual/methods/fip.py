@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
 
 from fipoptim import FIPOptimizer, Solver
-from recipes.common.options import COUNT, RATE, fraction, or_none, positive, products
+from fipoptim.anchors.measured import Measured
+from recipes.common.options import COUNT, RATE, automatic, fraction, or_none, positive, products
 from recipes.common.settings import option
 from recipes.common.training import train
 from recipes.continual.methods.anchored import AnchoredLearner
 from recipes.continual.methods.base import Batches, Method
 from recipes.continual.methods.schedules import SCHEDULES
+from recipes.continual.settings import ContinualSettings
+
+TITLE = "invariant path"
+CHECKED = (
+    1 / 3
+)  # the share of the remembered inputs on which a budget counts, unless another is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,7 @@ class PathOptions:
     """The options of the invariant path; see ``FIPOptimizer`` and ``Solver``.
 
     Attributes:
-        beta: The weight of the new task's loss against the squared output change.
+        beta: The weight of the new task's loss against the squared output change; "auto" leaves it to the optimizer.
         eps: The length of a step, at the top of its schedule.
         schedule: The course of the step length, a key of ``SCHEDULES``.
         momentum: The share of the last step's gradient that is kept.
@@ -32,10 +42,18 @@ class PathOptions:
         products: Metric products of a step.
         max_products: The most products of an adaptive step.
         radius: How far an adaptive step may move the outputs.
-        max_drift: The bound that the drift on the anchors never passes.
+        max_drift: The most drift once a task is learnt.
+        max_flips: The largest share of predictions that has changed once a task is learnt.
+        check: The share of the remembered inputs that no step sees and on which these two count; 0 lets them count on
+            the anchors themselves, and None is a third with a budget.
     """
 
-    beta: float = option("weight of the new task", default=10.0, **RATE)
+    beta: float | str = option(
+        "weight of the new task; auto, with a budget, chooses it",
+        default=10.0,
+        type=automatic,
+        metavar="X",
+    )
     eps: float = option("length of a step, at the top of its schedule", default=0.8, **RATE)
     schedule: str = option(
         "course of the step length", default="one-cycle", choices=list(SCHEDULES)
@@ -64,11 +82,57 @@ class PathOptions:
         metavar="X",
     )
     max_drift: float | None = option(
-        "bound that drift on the anchors never passes",
+        "budget: the most drift on the check inputs once a task is learnt",
         default=None,
         type=or_none(positive),
         metavar="X",
     )
+    max_flips: float | None = option(
+        "budget: the largest share of predictions on the check inputs that has changed once a task is learnt",
+        default=None,
+        type=or_none(fraction),
+        metavar="X",
+    )
+    check: float | None = option(
+        "share of the remembered inputs that no step sees and on which the budget counts; 0 counts it on the anchors, "
+        "none is a third with a budget",
+        default=None,
+        type=or_none(fraction),
+        metavar="SHARE",
+    )
+
+    @property
+    def budget(self) -> bool:
+        """Whether there is a budget."""
+        return self.max_drift is not None or self.max_flips is not None
+
+    @property
+    def set_aside(self) -> float | None:
+        """The share of the remembered inputs on which the budget counts; None if none are set aside."""
+        share = CHECKED if self.check is None else self.check
+        return share if self.budget and share > 0 else None
+
+    def fault(self, settings: ContinualSettings) -> str | None:
+        """See :attr:`Method.fault`."""
+        if not self.budget:
+            needs = "needs a budget; give --max-flips or --max-drift"
+            if self.beta == "auto":
+                return f"beta: auto {needs}"
+            return None if self.check is None else f"check: {self.check:g} {needs}"
+        if self.set_aside is None:
+            return None
+        checked = round(self.set_aside * settings.anchors)
+        if not 0 < checked < settings.anchors:
+            return (
+                f"check: {self.set_aside:.3g} of {settings.anchors} remembered inputs is {checked}, but the steps and "
+                "the budget need one each; give another share or more --anchors"
+            )
+        if settings.anchors - checked < (settings.anchors_drawn or 0):
+            return (
+                f"anchor-batch: {settings.anchors_drawn} is more than the {settings.anchors - checked} anchors that "
+                f"are left when {checked} of {settings.anchors} are set aside (--check)"
+            )
+        return None
 
 
 class InvariantPath(AnchoredLearner):
@@ -76,8 +140,19 @@ class InvariantPath(AnchoredLearner):
 
     options: PathOptions
 
+    def set_aside(self) -> float | None:
+        """See :class:`AnchoredLearner`: with a budget some inputs are check inputs."""
+        return self.options.set_aside
+
+    def counted(self) -> Measured | None:
+        """See :class:`Learner`; on the check inputs, or on the anchors if there are none."""
+        return self.known_anchors().counted.measure() if self.options.budget else None
+
     def optimizer(self, steps: int) -> tuple[FIPOptimizer, LRScheduler]:
-        """The optimizer, and the schedule of the step length over that many steps."""
+        """The optimizer, and the schedule of the step length over that many steps.
+
+        With a budget the last of these steps ends by bringing the network within it, and prints what that took.
+        """
         options = self.options
         optimizer = FIPOptimizer(
             self.model.parameters(),
@@ -87,6 +162,8 @@ class InvariantPath(AnchoredLearner):
             momentum=options.momentum,
             precondition=options.precondition,
             max_drift=options.max_drift,
+            max_flips=options.max_flips,
+            check_every=None if options.budget else 1,
             solver=Solver(
                 products=options.products,
                 max_products=options.max_products,
@@ -94,6 +171,8 @@ class InvariantPath(AnchoredLearner):
             ),
             generator=self.generator,
         )
+        if options.budget:
+            _settle_after(optimizer, steps)
         return optimizer, SCHEDULES[options.schedule](optimizer, options.eps, steps)
 
     def learn(
@@ -122,4 +201,15 @@ class InvariantPath(AnchoredLearner):
             )
 
 
-METHOD = Method("fip", "invariant path", InvariantPath, PathOptions, prefixed=False)
+def _settle_after(optimizer: FIPOptimizer, steps: int) -> None:
+    """Brings the network within the budget at the end of step number ``steps``, before anybody else sees it."""
+    count = itertools.count(1)
+
+    def settle(*_: Any) -> None:
+        if next(count) == steps:
+            tqdm.write(f"{TITLE}, settled: {optimizer.settle()}")
+
+    optimizer.register_step_post_hook(settle)
+
+
+METHOD = Method("fip", TITLE, InvariantPath, PathOptions, prefixed=False, fault=PathOptions.fault)
