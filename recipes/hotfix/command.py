@@ -111,6 +111,8 @@ def _checkpoint(
             f"argument --checkpoint: the network of {arguments.data} is trained here, because the inputs that it was "
             "not trained on must be known"
         )
+    if not arguments.checkpoint.is_file():
+        parser.error(f"argument --checkpoint: cannot be read: {arguments.checkpoint} is no file")
     model = setup.build()
     try:
         load_weights(arguments.checkpoint, model)

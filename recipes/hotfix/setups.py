@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from recipes.common.networks import digits_mlp, resnet20
+from recipes.hotfix.methods.distillation import DistillationOptions
+from recipes.hotfix.methods.kfac import KFACOptions
+from recipes.hotfix.methods.l2sp import L2SPOptions
 from recipes.hotfix.methods.path import PathOptions
+from recipes.hotfix.methods.plain import PlainOptions
 from recipes.hotfix.settings import HotfixSettings
 
 
@@ -42,7 +46,8 @@ SETUPS = {
             anchor_batch=300,
             check=300,
             unseen=500,
-            method_options=(PathOptions(eps=0.03),),
+            max_flips=0.03,
+            method_options=(PathOptions(beta=1.0, eps=0.1, products="adaptive"),),
         ),
     ),
     "cifar10": Setup(
@@ -51,11 +56,17 @@ SETUPS = {
         epochs=None,
         augment=True,
         settings=HotfixSettings(
-            anchors=512,
+            anchors=256,
             anchor_batch=128,
-            check=2000,
+            check=1000,
             unseen=3000,
-            method_options=(PathOptions(eps=0.03, momentum=0.9, precondition="muon"),),
+            method_options=(
+                PathOptions(beta=0.3, eps=0.03, momentum=0.9, precondition="muon", products=0),
+                PlainOptions(plain_lr=(1e-4,)),
+                DistillationOptions(distillation_lr=(1e-4, 3e-5), distillation_weight=(0.3, 3.0)),
+                L2SPOptions(l2sp_lr=(1e-4,), l2sp_weight=(1.0, 10.0)),
+                KFACOptions(kfac_eps=(0.03,), kfac_damping=(0.1, 0.01)),
+            ),
         ),
     ),
 }

@@ -12,7 +12,7 @@ from torch import nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.geometry import GEOMETRIES
-from recipes.common.options import COUNT, RATE, fraction, or_none, whole
+from recipes.common.options import COUNT, RATE, fraction, or_none, positive, products
 from recipes.common.progress import Progress
 from recipes.common.settings import option
 from recipes.hotfix.case import AT_ONCE, Case
@@ -20,11 +20,16 @@ from recipes.hotfix.methods.method import Method, count_right, edit_loss, take_s
 from recipes.hotfix.settings import HotfixSettings
 
 
+def _weight(text: str) -> float | str:
+    return text if text == "auto" else positive(text)
+
+
 @dataclass(frozen=True)
 class PathOptions:
     """The options of the path.
 
     Attributes:
+        beta: The weight of the wrong inputs' loss, or ``"auto"``.
         eps: The length of a step.
         momentum: The decay of the running mean of gradients.
         precondition: The geometry of a step.
@@ -34,6 +39,9 @@ class PathOptions:
     """
 
     group: ClassVar[str] = "path"
+    beta: float | str = option(
+        "weight of the wrong inputs' loss, or auto", default="auto", type=_weight, metavar="X"
+    )
     eps: float = option("length of a step", default=0.03, **RATE)
     momentum: float = option("decay of the mean of gradients", default=0.0, type=fraction)
     precondition: str | None = option(
@@ -43,7 +51,9 @@ class PathOptions:
         choices=[None, *(name for name in GEOMETRIES if name is not None)],
         metavar="NAME",
     )
-    products: int = option("metric products of a step", default=0, type=whole(0), metavar="N")
+    products: str | int = option(
+        "metric products of a step, or adaptive", default=0, type=products, metavar="N"
+    )
     rounds: int = option("settlements at most", default=5, **COUNT)
     margin: float = option(
         "probability of the right class to reach before settling", default=0.5, type=fraction
@@ -88,7 +98,7 @@ class InvariantPath(Method):
         opt = FIPOptimizer(
             model.parameters(),
             anchors,
-            beta="auto",
+            beta=own.beta,
             eps=own.eps,
             momentum=own.momentum,
             max_flips=settings.max_flips,
