@@ -113,14 +113,7 @@ def draw(
         reserved, others = others[: settings.unseen], others[settings.unseen :]
     unseen, check = reserved[: settings.unseen], others[: settings.check]
     rest = others[settings.check :]
-    guessed = outputs(old, task.test_inputs[rest], AT_ONCE).argmax(dim=1)
-    wrong = rest[(guessed != task.test_labels[rest]).cpu()]
-    if len(wrong) < settings.wrong:
-        raise DataError(
-            f"argument --wrong: the network gets only {len(wrong)} of {len(rest)} held-out inputs wrong, "
-            f"and {settings.wrong} are asked for"
-        )
-    wrong = wrong[: settings.wrong]
+    wrong = _wrong(old, task, rest, settings.wrong)
     anchors = torch.randperm(len(task.train_inputs), generator=generator)[: settings.anchors]
     case = Case(
         old,
@@ -139,3 +132,20 @@ def _reserved(task: Task) -> tuple[Tensor, Tensor]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(_RESERVING_SEED))
     kept = round(RESERVED * count)
     return order[:kept], order[kept:]
+
+
+def _wrong(old: nn.Module, task: Task, among: Tensor, count: int) -> Tensor:
+    """The first ``count`` of these test inputs that the network gets wrong."""
+    found, number = list[Tensor](), 0
+    for rows in among.split(AT_ONCE):
+        if number >= count:
+            break
+        guessed = outputs(old, task.test_inputs[rows], AT_ONCE).argmax(dim=1)
+        found.append(rows[(guessed != task.test_labels[rows]).cpu()])
+        number += len(found[-1])
+    if number < count:
+        raise DataError(
+            f"argument --wrong: the network gets only {number} of {len(among)} held-out inputs wrong, "
+            f"and {count} are asked for"
+        )
+    return torch.cat(found)[:count]
