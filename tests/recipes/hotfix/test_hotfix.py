@@ -16,7 +16,7 @@ from recipes.hotfix.setups import SETUPS
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hotfix")
-    return folder, run(folder, "--method", "all")
+    return folder, run(folder, "--method", "all", "--max-flips", "0.01")
 
 
 def case_of(folder, **changes):
@@ -95,7 +95,10 @@ def test_a_run_that_does_not_get_there_says_so(tmp_path, capsys):
 
 def test_a_resumed_run_finds_what_there_is(finished, capsys):
     folder, results = finished
-    assert main([*SHORT, "--method", "fip", "--resume", "--out", str(folder)]) == 0
+    assert (
+        main([*SHORT, "--max-flips", "0.01", "--method", "fip", "--resume", "--out", str(folder)])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "Certificate on 200 inputs" in said
     assert f"{results['metrics']['fip']['seconds']:.1f}" in said
