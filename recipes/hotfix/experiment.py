@@ -86,7 +86,7 @@ class HotfixExperiment(Experiment[Start, Content]):
     def start(self, seed: int) -> Start:
         """The old network, and the inputs that are drawn for the seed."""
         old = (self._trained(seed) if self.checkpoint is None else self.checkpoint).eval()
-        old = old.to(self.task.train_inputs.device, memory_format=torch.channels_last)
+        old = old.to(self.task.train_inputs.device).to(memory_format=torch.channels_last)
         old.requires_grad_(False)
         stored.save_tensors(self.folder(seed) / OLD, old.state_dict(), self.config_of(seed))
         case, unseen = draw(

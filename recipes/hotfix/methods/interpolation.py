@@ -53,7 +53,7 @@ class Interpolation(FineTuning):
                 for p, old, new in zip(model.parameters(), *ends, strict=True):
                     p.copy_(torch.lerp(old, new, share))
 
-        found = []
+        found: list[tuple[int, int, float]] = []
         for k in range(1, PLACES + 1):
             place(k / PLACES)
             right = count_right(model, case)
@@ -62,6 +62,6 @@ class Interpolation(FineTuning):
             if right == max([right, *(r for r, _, _ in found)]):
                 flips = int((outputs(model, case.check, AT_ONCE).argmax(dim=1) != guessed).sum())
             found.append((right, -flips, k / PLACES))
-        share = max(found)[2] if found else 1.0
+        share = max(found)[2]
         place(share)
         return taken, {"share": share}

@@ -65,7 +65,7 @@ class KFAC(Method):
         Raises:
             DataError: If curvlinops is not installed.
         """
-        params = [
+        params: list[Tensor] = [
             p
             for layer in model.modules()
             if isinstance(layer, nn.Conv2d | nn.Linear)
