@@ -24,6 +24,7 @@ RECIPES: dict[str, set[str]] = {
     "split_tasks": {"common", "continual"},
     "sparsify": {"common"},
     "diversity": {"common"},
+    "hotfix": {"common"},
 }
 LONGEST = 400  # lines of a file, docstrings included
 

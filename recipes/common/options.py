@@ -125,8 +125,8 @@ def run_recipe(recipe: Callable[[], int], program: str, kept: str) -> int:
         return 130
 
 
-def add_data_options(group: argparse._ArgumentGroup) -> None:
-    """``--data-root``, ``--download`` and ``--validation``."""
+def add_data_options(group: argparse._ArgumentGroup, *, validation: bool = True) -> None:
+    """``--data-root``, ``--download`` and, unless it is left out, ``--validation``."""
     group.add_argument(
         "--data-root",
         type=Path,
@@ -135,13 +135,14 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
         help="folder of torchvision's data sets [%(default)s]",
     )
     group.add_argument("--download", action="store_true", help="fetch data that is not there")
-    group.add_argument(
-        "--validation",
-        type=fraction,
-        default=0.0,
-        metavar="SHARE",
-        help="test on this share of the training inputs, held out, instead of the test set: for choosing settings",
-    )
+    if validation:
+        group.add_argument(
+            "--validation",
+            type=fraction,
+            default=0.0,
+            metavar="SHARE",
+            help="test on this share of the training inputs, held out, instead of the test set: for choosing settings",
+        )
 
 
 def add_run_options(group: argparse._ArgumentGroup, recipe: str) -> None:

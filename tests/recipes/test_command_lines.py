@@ -6,13 +6,14 @@ import pytest
 
 from benchmarks import trade_off
 from recipes.diversity import command as diversity
+from recipes.hotfix import command as hotfix
 from recipes.new_task import command as new_task
 from recipes.sparsify import command as sparsify
 from recipes.split_tasks import command as split_tasks
 
 
 def test_a_seed_that_is_given_twice_is_refused(monkeypatch, capsys, tmp_path):
-    mains = [new_task.main, split_tasks.main, sparsify.main, diversity.main]
+    mains = [new_task.main, split_tasks.main, sparsify.main, diversity.main, hotfix.main]
     for main in mains:
         with pytest.raises(SystemExit) as exit:
             main(["--seeds", "3", "1", "3", "--out", str(tmp_path)])

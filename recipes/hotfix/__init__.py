@@ -1,0 +1,1 @@
+"""A trained network is made right on a few inputs, and flips nothing else beyond a budget."""
