@@ -78,6 +78,10 @@ class Restoring:
         form: How products are taken.
         max_products: The most products of all steps together.
         frozen: For each parameter a bool tensor of its shape, True at weights that do not move.
+
+    Attributes:
+        steps: The number of steps taken.
+        products: The number of products taken.
     """
 
     def __init__(
@@ -91,19 +95,19 @@ class Restoring:
         frozen: Sequence[Tensor] | None = None,
     ) -> None:
         self._anchors, self._params, self._budget = anchors, params, budget
-        self._left, self._form, self._frozen = max_products, form, frozen
+        self._max_products, self._form, self._frozen = max_products, form, frozen
+        self.steps = self.products = 0
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def run(self) -> Restored:
         """Take restoring steps; the weights are put back if one raises."""
-        began, steps, products = time.perf_counter(), 0, self._left
+        began = time.perf_counter()
         start = [p.clone() for p in self._params]
         try:
             before = here = self._anchors.counted.measure()
-            while self._wanting(here) and self._left > 0:
-                found = self._step(here, steps)
-                steps += 1
+            while self.can_go_on(here):
+                found = self.step(here)
                 gained = here.drift - found.drift
                 stopped = gained <= (0 if self._budget.given else LEAST_GAIN * here.drift)
                 here = found
@@ -120,16 +124,16 @@ class Restoring:
             here,
             self._budget.holds(here),
             0.0,
-            steps,
-            products - self._left,
+            self.steps,
+            self.products,
             float(moved.norm()),
             time.perf_counter() - began,
         )
 
-    def _wanting(self, here: Measured) -> bool:
-        """Whether there is something to restore: without a budget, any drift that is finite."""
+    def can_go_on(self, here: Measured) -> bool:
+        """Whether products are left, and something to restore: without a budget, any drift that is finite."""
         within = self._budget.given and self._budget.holds(here)
-        return not within and 0 < here.drift < math.inf
+        return not within and 0 < here.drift < math.inf and self.products < self._max_products
 
     def _sample(self, step: int) -> Sample:
         """All anchors; with ``augment`` also an augmented view."""
@@ -142,12 +146,20 @@ class Restoring:
             torch.cat([plain.reference, view.reference.to(plain.reference)]),
         )
 
-    def _step(self, here: Measured, number: int) -> Measured:
-        """Take one restoring step; the weights stay if none lowers the drift."""
+    @torch.no_grad()
+    def step(self, here: Measured) -> Measured:
+        """Take one restoring step from the network of now; the weights stay if none lowers the drift.
+
+        Args:
+            here: The distance of the network of now from the reference.
+
+        Returns:
+            Its distance after the step.
+        """
         metric = AnchorMetric(
             self._anchors,
             self._params,
-            sample=self._sample(number),
+            sample=self._sample(self.steps),
             form=self._form,
             guard=False,
             frozen=self._frozen,
@@ -158,9 +170,10 @@ class Restoring:
             metric.matvec,
             metric.vjp(metric.mean.weighted(residual)),
             drift,
-            max_products=min(PRODUCTS_A_STEP, self._left),
+            max_products=min(PRODUCTS_A_STEP, self._max_products - self.products),
         )
-        self._left -= max(1, steps.products)
+        self.products += max(1, steps.products)
+        self.steps += 1
         if steps.products == 0:  # no weight changes the outputs
             return here
         start = [p.clone() for p in self._params]

@@ -27,7 +27,9 @@ HALVINGS = 7
 # How often the first share that is within is halved.
 FIRST_HALVINGS = 2
 # The most products of all restoring steps of one settlement.
-MAX_PRODUCTS = 32
+MAX_PRODUCTS = 64
+# A round is the last one if it leaves more than this share of the drift.
+LEAST_GAIN = 0.98
 
 
 @torch.no_grad()
@@ -41,9 +43,10 @@ def settle(
 ) -> Restored:
     """Bring the anchors' model within the budget.
 
-    The network goes back a little on the straight line to the last one that was within, if that lowers the drift.
-    Restoring steps then land at the budget. If they do not reach it, the network goes back on the line, no further than
-    it must, up to a hundredth of the way.
+    In turns, the network goes back a little on the straight line to the last one that was within, if that lowers the
+    drift, and takes a restoring step, until it lands at the budget. Neither alone comes as far for as little of what was
+    learnt. If they do not reach the budget, the network goes back on the line, no further than it must, up to a hundredth
+    of the way.
 
     Args:
         anchors: The anchors; the budget counts on their check inputs, if there are any.
@@ -75,29 +78,34 @@ def _settled(
     form: Form,
 ) -> Restored:
     before = here = anchors.counted.measure()
-    if budget.holds(before):
-        return Restored(before, before, True, 0.0, 0, 0, 0.0, 0.0)
-    way = None if within is None else WayBack(anchors, parameters.tensors, within)
-    share = 0.0
-    if way is not None:
-        share, here = way.first(budget, before)
-    if budget.holds(here):
-        return Restored(before, here, True, share, 0, 0, 0.0, 0.0)
-    restored = Restoring(
+    restoring = Restoring(
         anchors,
         parameters.tensors,
         budget,
         form=form,
         max_products=MAX_PRODUCTS,
         frozen=parameters.zeros_to_keep(),
-    ).run()
-    found = dataclasses.replace(restored, before=before, went_back=share)
+    )
+    kept = 1.0  # of the way from the last network within
+    while not budget.holds(here):
+        start = here.drift
+        if within is not None:
+            share, here = WayBack(anchors, parameters.tensors, within).first(budget, here)
+            kept *= 1.0 - share
+        if not budget.holds(here) and restoring.can_go_on(here):
+            here = restoring.step(here)
+        if not here.drift < LEAST_GAIN * start or not restoring.can_go_on(here):
+            break
+    found = Restored(
+        before, here, budget.holds(here), 1.0 - kept, restoring.steps, restoring.products, 0.0, 0.0
+    )
     if found.within:
         return found
-    if way is not None:
-        last = WayBack(anchors, parameters.tensors, way.within).last(budget)
+    if within is not None:
+        last = WayBack(anchors, parameters.tensors, within).last(budget)
         if last is not None:
             share, here = last
+            share = 1.0 - kept * (1.0 - share)
             return dataclasses.replace(found, after=here, within=True, went_back=share)
     raise RuntimeError(
         f"{budget.broken(before)}. Restoring steps came to a drift of {found.after.drift:.6g} with "
@@ -118,7 +126,7 @@ class WayBack:
     def __init__(self, anchors: AnchorBatch, params: list[Tensor], within: list[Tensor]) -> None:
         self._counted, self._params = anchors.counted, params
         self._here = [p.clone() for p in params]
-        self.within = within
+        self._within = within
 
     def first(self, budget: Budget, before: Measured) -> tuple[float, Measured]:
         """Go back by the least of a few small shares that is within, or else by that with the least drift.
@@ -157,8 +165,8 @@ class WayBack:
     def _at(self, share: float) -> Measured:
         """Move to the network that is this share of the way back, and measure it."""
         if share in (0.0, 1.0):  # bit for bit
-            displace(self._params, self._here if share == 0.0 else self.within)
+            displace(self._params, self._here if share == 0.0 else self._within)
         else:
-            between = torch._foreach_lerp(self._here, self.within, share)
+            between = torch._foreach_lerp(self._here, self._within, share)
             torch._foreach_copy_(self._params, list(between))
         return self._counted.measure()
