@@ -6,6 +6,9 @@ distillation runs, each of which takes as long, and the best network on the stra
 training (WiSE-FT; Wortsman et al., 2022). Neither can be told a budget: they are chosen by the drift on the test images
 themselves, which favours them.
 
+The path does not depend on the size of the budget before :meth:`settle`, so it is walked once. Copies of it settle
+within each budget, and its time counts in each.
+
 Times are CPU times. The path and one distillation run take turns step by step on the same batches, so that a slow phase
 of the machine slows both.
 """
@@ -319,8 +322,8 @@ def measure(
     steps = int(SHARE_OF_PATH * case.steps / ratio)
 
     walk = Walk(start, remembered[0], case, steps, seed=seed)
-    network = copy.deepcopy(start)
-    other = distilling(network, remembered, case, *middle, seed=seed)
+    beside = copy.deepcopy(start)
+    other = distilling(beside, remembered, case, *middle, seed=seed)
     ours_seconds, other_seconds = list[float](), list[float]()
     for x, y in tqdm(batches(case.steps), total=case.steps, desc="in turn", disable=not progress):
         other_seconds.append(other(x, y))
@@ -335,12 +338,11 @@ def measure(
         point["of_distillation"] = rounded(seconds / sum(other_seconds))
         point["of_as_many_steps"] = rounded(seconds / sum(other_seconds[:steps]))
         ours.append(point)
-        print(f"  budget {budget:g}: {point}", flush=True)
 
     sweep = []
     for strength, rate in tqdm(grid, desc="sweep", disable=not progress):
         if (strength, rate) == middle:
-            seconds = sum(other_seconds)
+            network, seconds = beside, sum(other_seconds)
         else:
             network = copy.deepcopy(start)
             step = distilling(network, remembered, case, strength, rate, seed=seed)
@@ -432,6 +434,14 @@ def table(by_seed: dict[str, Any]) -> str:
         f"seed {seed}: {found['steps']} steps, beta {found['beta']:g}; a step {found['ratio_of_a_step']:.2f} times one "
         f"of distillation; sweep {found['sweep_seconds']:.0f} s, line {found['line_seconds']:.0f} s; without settle() "
         f"{found['unsettled']['new']:.2f} at a drift of {found['unsettled']['drift']:.2f}"
+        for seed, found in by_seed.items()
+    ]
+    lines += [
+        f"seed {seed}: drift / budget on unseen inputs (on the check inputs): "
+        + ", ".join(
+            f"{p['drift'] / p['budget']:.2f} ({p['check_drift'] / p['budget']:.2f})"
+            for p in found["ours"]
+        )
         for seed, found in by_seed.items()
     ]
     lines += [
