@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from benchmarks import products, steps
+from benchmarks import budget, products, steps
 from benchmarks.cases import CASES
+from recipes.common.data import load_pair
 
 CPU = torch.device("cpu")
 SMALLEST = CASES[0]
@@ -37,3 +40,23 @@ def test_a_product_is_measured_beside_other_ways() -> None:
     found = products.measure(SMALLEST, rounds=1, seed=0, device=CPU, compiled=False)
     assert products.BASE in found["rows"]
     assert products.WAYS[0] in found["rows"]
+
+
+def test_what_is_learnt_within_a_budget_is_measured_beside_a_sweep() -> None:
+    case = dataclasses.replace(
+        budget.CASES["digits"],
+        budgets=(5.0,),
+        steps=12,
+        timed=4,
+        strengths=(0.1,),
+        rates=(1e-2,),
+        lengths=(2.0,),
+        within=5.0,
+    )
+    found = budget.measure(load_pair(*case.tasks), case, seed=0, lengths=True, progress=False)
+    (ours,) = found["ours"]
+    assert ours["within"]
+    assert ours["check_drift"] <= 5.0
+    assert len(found["sweep"]) == len(found["lengths"]) == 1
+    assert budget.best_within(found["line"], 0.0) == found["line"][0]["new"]
+    assert "eps 1.6, budget 5" in budget.table({"0": found})
