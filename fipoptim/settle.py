@@ -45,8 +45,7 @@ def settle(
 
     In turns, the network goes back a little on the straight line to the last one that was within, if that lowers the
     drift, and takes a restoring step, until it lands at the budget. Neither alone comes as far for as little of what
-    was learnt. If they do not reach it, the network goes back on the line, no further than it must, up to a hundredth of
-    the way.
+    was learnt. If they do not reach it, the network goes back on the line, no further than it must, up to a hundredth.
 
     Args:
         anchors: The anchors; the budget counts on their check inputs, if there are any.
