@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import budget, products, steps
+from benchmarks import budget, edge, products, steps
 from benchmarks.cases import CASES
 from recipes.common.data import load_pair
+from recipes.common.networks import digits_mlp
 
 CPU = torch.device("cpu")
 SMALLEST = CASES[0]
@@ -60,3 +61,17 @@ def test_what_is_learnt_within_a_budget_is_measured_beside_a_sweep() -> None:
     assert len(found["sweep"]) == len(found["lengths"]) == 1
     assert budget.best_within(found["line"], 0.0) == found["line"][0]["new"]
     assert "eps 1.6, budget 5" in budget.table({"0": found})
+
+
+def test_a_step_at_the_edge_of_a_budget_is_measured_beside_distillation() -> None:
+    start = digits_mlp(10)
+    with torch.no_grad():
+        for p in start.parameters():
+            p.mul_(3.0)  # so that steps move the outputs far
+    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = iter([(x[:20], torch.arange(20) % 10)] * 8)
+    found = edge.measure(start, batches, x[:40], None)
+    assert found["steps"] == 8
+    assert found["at_the_edge"] > edge.FIRST
+    assert found["ratio"] > 0
+    assert found["drift"] <= edge.MAX_DRIFT
