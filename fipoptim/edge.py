@@ -72,8 +72,8 @@ class Edge:
         self,
         start: list[Tensor],
         step: list[Tensor],
-        outputs: Tensor | None = None,
-        before: Tensor | None = None,
+        outputs: Tensor | None,
+        before: Tensor | None,
     ) -> WithinBudget | None:
         """Move the parameters from ``start`` by as much of ``step`` as the budget allows.
 
@@ -142,13 +142,13 @@ class Edge:
             return None
         aim, tries = self._budget.tightened(AIM), 0
         for fraction in RESTORED_FRACTIONS:
+            # If the largest fraction that is predicted to be within is not, room is made by restoring alone.
+            if tries > 0 and fraction > 0:
+                continue
             ahead = before + fraction * change
             residual = ahead - self._counted.reference.to(ahead.device)
             # The least drift along the restoring direction.
             amount = min(max(-mean.inner(residual, back) / size, 0.0), MOST_RESTORING)
-            # If the largest fraction that is predicted to be within is not, room is made by restoring alone.
-            if tries > 0 and fraction > 0:
-                continue
             if fraction + amount > 0 and aim.holds(self._counted.measure(ahead + amount * back)):
                 displace(self.params, start, step, fraction)
                 torch._foreach_add_(self.params, direction, alpha=amount)

@@ -33,7 +33,7 @@ from fipoptim.metric.probe import probe
 from fipoptim.move import move
 from fipoptim.parameters import StepParameters, all_params
 from fipoptim.path.record import FIPPath
-from fipoptim.promise import check_start, check_unmoved, down_drift, promise_of_step
+from fipoptim.promise import START, UNMOVED, check_within, down_drift, promise_of_step
 from fipoptim.restoring import Restored, Restoring
 from fipoptim.saving import SavedOptimizer
 from fipoptim.settle import settle
@@ -254,7 +254,7 @@ class FIPOptimizer(SavedOptimizer):
             if b.parameters:
                 self._take_step(b)
             elif self.check_every == 1:
-                check_unmoved(self.budget, self.anchors)
+                check_within(self.budget, self.anchors, UNMOVED)
             self.begin_resting(within=self._keeps_within)
         return b.loss
 
@@ -291,7 +291,7 @@ class FIPOptimizer(SavedOptimizer):
         parameters, gradients, budget = b.parameters, b.tensors, self.budget
         count, state = steps_taken(self.state), StepState(self.state, parameters)
         if count == 0 and budget.given:
-            check_start(budget, self.anchors)
+            check_within(budget, self.anchors, START)
         geometry = GEOMETRIES[self.precondition](parameters, state)
         zeros = parameters.zeros_to_keep()
         metric_of = functools.partial(
@@ -346,7 +346,9 @@ class FIPOptimizer(SavedOptimizer):
             metric,
             restoring=functools.partial(down_drift, metric, kept, parameters.length, P),
             settle=self._settle,
-            behind=self._restoring(parameters, step.solution.products),
+            behind=functools.partial(self._restore_behind, parameters, step.solution.products)
+            if step.solution.products
+            else None,
         )
         if self._keeps_within:
             begin_within(self.state, parameters.tensors)
@@ -369,12 +371,8 @@ class FIPOptimizer(SavedOptimizer):
             backtracks=end.backtracks,
         )
 
-    def _restoring(
-        self, parameters: StepParameters, products: int
-    ) -> Callable[[], Restored] | None:
-        """Restores the function of the network of now by this many products a step; None for no products."""
-        if products == 0:
-            return None
+    def _restore_behind(self, parameters: StepParameters, products: int) -> Restored:
+        """Restore the function of the network of now, by this many products a step."""
         return Restoring(
             self.anchors,
             parameters.tensors,
@@ -382,7 +380,7 @@ class FIPOptimizer(SavedOptimizer):
             form=self._form(parameters.tensors),
             max_products=RESTORING_STEPS * products,
             frozen=parameters.zeros_to_keep(),
-        ).run
+        ).run()
 
     def _outputs_after(self, metric: AnchorMetric, v: Tensor) -> Tensor:
         """The outputs of the step's anchors after a step; with a budget, by the evaluation that drift() takes."""

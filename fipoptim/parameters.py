@@ -94,3 +94,9 @@ def displace(
     torch._foreach_copy_(params, list(start))
     if step is not None and factor > 0:
         torch._foreach_add_(params, step, alpha=factor)
+
+
+def distance(params: list[Tensor], start: Iterable[Tensor]) -> float:
+    """The Euclidean distance of the parameters from ``start``, in float64; 0 for no parameters."""
+    parts = [(p - q).double().norm().cpu() for p, q in zip(params, start, strict=True)]
+    return float(torch.stack(parts).norm()) if parts else 0.0

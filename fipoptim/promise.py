@@ -17,6 +17,11 @@ from fipoptim.restoring import Restored
 from fipoptim.solver.first_order import first_order_step
 from fipoptim.solver.preconditioner import Preconditioner
 
+# Why a network has to be within the budget, in a step that moves nothing and before the first one.
+UNMOVED = (
+    "and this step moves no weight that could restore the function (no gradient, or every lr is 0)."
+)
+START = "before the first step; no weight was changed. Call settle(), or restore(model, anchors, ...), first."
 # A fraction of a step below which the function is rather restored behind the whole step.
 LITTLE = 0.25
 
@@ -164,29 +169,17 @@ def down_drift(
     return metric.unflatten(v) if 0 < gain < math.inf else None
 
 
-def check_unmoved(budget: Budget, anchors: AnchorBatch) -> None:
-    """Hold the promise in a step that moves no weight.
+def check_within(budget: Budget, anchors: AnchorBatch, why: str) -> None:
+    """Refuse a network that is not within the budget.
+
+    Args:
+        budget: The budget.
+        anchors: The anchors; the budget counts on their ``counted`` inputs.
+        why: The end of the message, after what is not within.
 
     Raises:
-        RuntimeError: If the network is not within the budget.
+        RuntimeError: If a bound does not hold.
     """
     found = anchors.counted.measure()
     if not budget.holds(found):
-        raise RuntimeError(
-            f"{budget.broken(found)}, and this step moves no weight that could restore the function (no gradient, or "
-            f"every lr is 0). {ADVICE}"
-        )
-
-
-def check_start(budget: Budget, anchors: AnchorBatch) -> None:
-    """Refuse to begin a run with a network that is not within the budget.
-
-    Raises:
-        RuntimeError: With what restores it.
-    """
-    found = anchors.counted.measure()
-    if not budget.holds(found):
-        raise RuntimeError(
-            f"{budget.broken(found)}, before the first step; no weight was changed. Call settle(), or restore(model, "
-            f"anchors, ...), first. {ADVICE}"
-        )
+        raise RuntimeError(f"{budget.broken(found)}, {why} {ADVICE}")

@@ -17,7 +17,7 @@ from fipoptim.anchors.sample import Sample
 from fipoptim.budget import Budget
 from fipoptim.metric.chunks import Form
 from fipoptim.metric.metric import AnchorMetric
-from fipoptim.parameters import displace
+from fipoptim.parameters import displace, distance
 from fipoptim.solver.restoring import RestoringSteps
 
 PRODUCTS_A_STEP = 8
@@ -116,9 +116,6 @@ class Restoring:
         except BaseException:
             displace(self._params, start)
             raise
-        moved = torch.stack(
-            [(p - q).double().norm().cpu() for p, q in zip(self._params, start, strict=True)]
-        )
         return Restored(
             before,
             here,
@@ -126,7 +123,7 @@ class Restoring:
             0.0,
             self.steps,
             self.products,
-            float(moved.norm()),
+            distance(self._params, start),
             time.perf_counter() - began,
         )
 

@@ -15,7 +15,7 @@ from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.measured import Measured
 from fipoptim.budget import ADVICE, Budget
 from fipoptim.metric.chunks import Form
-from fipoptim.parameters import StepParameters, displace
+from fipoptim.parameters import StepParameters, displace, distance
 from fipoptim.restoring import Restored, Restoring
 from fipoptim.state import last_within
 
@@ -64,8 +64,7 @@ def settle(
     except BaseException:
         displace(parameters.tensors, start)
         raise
-    moved = [(p - q).double().norm().cpu() for p, q in zip(parameters.tensors, start, strict=True)]
-    length = float(torch.stack(moved).norm()) if moved else 0.0
+    length = distance(parameters.tensors, start)
     return dataclasses.replace(found, length=length, seconds=time.perf_counter() - began)
 
 
@@ -137,35 +136,40 @@ class WayBack:
         for near, share in itertools.pairwise((0.0, *FIRST_SHARES)):
             found = self._at(share)
             if budget.holds(found):
-                return self._nearest(budget, near, share, FIRST_HALVINGS)
+                return self._nearest(budget, near, (share, found), FIRST_HALVINGS)
             if found.drift < best[1].drift:
                 best = (share, found)
-        return best[0], self._at(best[0])
+        self._go(best[0])
+        return best
 
     def last(self, budget: Budget) -> tuple[float, Measured] | None:
         """Go back to the nearest point found that is within the budget; None if there is none."""
-        if not budget.holds(self._at(1.0)):
-            return None
-        share, found = self._nearest(budget, 0.0, 1.0, HALVINGS)
-        return (share, found) if budget.holds(found) else None
+        found = self._at(1.0)
+        return self._nearest(budget, 0.0, (1.0, found), HALVINGS) if budget.holds(found) else None
 
     def _nearest(
-        self, budget: Budget, near: float, far: float, halvings: int
+        self, budget: Budget, near: float, far: tuple[float, Measured], halvings: int
     ) -> tuple[float, Measured]:
-        """Go to the nearest point found that is within, between one that is not and one that is."""
+        """Go to the nearest point found that is within, between a share that is not and a point that is."""
         for _ in range(halvings):
-            middle = (near + far) / 2
-            if budget.holds(self._at(middle)):
-                far = middle
+            middle = (near + far[0]) / 2
+            found = self._at(middle)
+            if budget.holds(found):
+                far = (middle, found)
             else:
                 near = middle
-        return far, self._at(far)
+        self._go(far[0])
+        return far
 
     def _at(self, share: float) -> Measured:
         """Move to the network that is this share of the way back, and measure it."""
+        self._go(share)
+        return self._counted.measure()
+
+    def _go(self, share: float) -> None:
+        """Move to the network that is this share of the way back."""
         if share in (0.0, 1.0):  # bit for bit
             displace(self._params, self._here if share == 0.0 else self._within)
         else:
             between = torch._foreach_lerp(self._here, self._within, share)
             torch._foreach_copy_(self._params, list(between))
-        return self._counted.measure()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,20 @@ def add_data_options(group: argparse._ArgumentGroup, *, validation: bool = True)
             metavar="SHARE",
             help="test on this share of the training inputs, held out, instead of the test set: for choosing settings",
         )
+
+
+def add_method_option(
+    group: argparse._ArgumentGroup, methods: Collection[str], default: Sequence[str]
+) -> None:
+    """``--method``: several names of methods, or all."""
+    group.add_argument(
+        "--method",
+        choices=[*methods, "all"],
+        nargs="+",
+        default=default,
+        metavar="NAME",
+        help=f"{', '.join(methods)}, or all [{' '.join(default)}]",
+    )
 
 
 def add_run_options(group: argparse._ArgumentGroup, recipe: str) -> None:

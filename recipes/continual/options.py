@@ -14,18 +14,6 @@ from recipes.continual.settings import ContinualSettings
 S = TypeVar("S", bound=ContinualSettings)
 
 
-def add_method_option(group: argparse._ArgumentGroup, default: Sequence[str]) -> None:
-    """``--method``: one or several, or all."""
-    group.add_argument(
-        "--method",
-        choices=[*METHODS, "all"],
-        nargs="+",
-        default=default,
-        metavar="NAME",
-        help=f"{', '.join(METHODS)}, or all [{' '.join(default)}]",
-    )
-
-
 def chosen_methods(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
     """The methods asked for; if one cannot run here, the parser ends the program and says why."""
     asked = METHODS if "all" in arguments.method else dict.fromkeys(arguments.method)

@@ -20,7 +20,13 @@ from torch import nn
 from recipes.common import report, stored
 from recipes.common.checkpoints import load_weights
 from recipes.common.data import DataError, load_task
-from recipes.common.options import add_data_options, add_run_options, run_recipe, usable_device
+from recipes.common.options import (
+    add_data_options,
+    add_method_option,
+    add_run_options,
+    run_recipe,
+    usable_device,
+)
 from recipes.common.recipe_settings import add_settings_options, given_settings, option_kinds
 from recipes.hotfix import tables
 from recipes.hotfix.case import check_sizes, with_held_out
@@ -147,14 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave the inputs that are kept for results alone and measure on others: for choosing settings",
     )
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--method",
-        nargs="+",
-        choices=[*METHODS, "all"],
-        default=list(DEFAULT_METHODS),
-        metavar="NAME",
-        help=f"{', '.join(METHODS)}, or all [{' '.join(DEFAULT_METHODS)}]",
-    )
+    add_method_option(run, METHODS, list(DEFAULT_METHODS))
     add_run_options(run, RECIPE)
     defaults = [_defaults(setup) for setup in SETUPS.values()]
     add_settings_options(parser, defaults, option_kinds(METHODS.values()))

@@ -19,9 +19,15 @@ import argparse
 from collections.abc import Sequence
 
 from recipes.common.data import DATASETS, DataError, Task, check_pair, load_pair
-from recipes.common.options import add_data_options, add_run_options, run_recipe, usable_device
-from recipes.continual.options import (
+from recipes.common.options import (
+    add_data_options,
     add_method_option,
+    add_run_options,
+    run_recipe,
+    usable_device,
+)
+from recipes.continual.methods import METHODS
+from recipes.continual.options import (
     add_settings_options,
     chosen_methods,
     config_of,
@@ -121,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = parser.add_argument_group("run")
     add_run_options(run, RECIPE)
-    add_method_option(run, DEFAULT_METHODS)
+    add_method_option(run, METHODS, DEFAULT_METHODS)
     run.add_argument(
         "--keep-networks",
         action="store_true",

@@ -24,6 +24,7 @@ from recipes.common.data import DataError, load_task
 from recipes.common.options import (
     Distinct,
     add_data_options,
+    add_method_option,
     add_run_options,
     number,
     run_recipe,
@@ -194,14 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep", nargs="+", default=[], metavar="LAYER", help="layers that are not pruned"
     )
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--method",
-        nargs="+",
-        choices=[*METHODS, "all"],
-        default=list(DEFAULT_METHODS),
-        metavar="NAME",
-        help=f"{', '.join(METHODS)}, or all [{' '.join(DEFAULT_METHODS)}]",
-    )
+    add_method_option(run, METHODS, list(DEFAULT_METHODS))
     add_run_options(run, RECIPE)
     run.add_argument(
         "--export",

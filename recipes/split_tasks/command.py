@@ -17,14 +17,14 @@ from recipes.common.data import DataError, load_task, split
 from recipes.common.options import (
     COUNT,
     add_data_options,
+    add_method_option,
     add_run_options,
     run_recipe,
     usable_device,
     whole,
 )
-from recipes.continual.methods import options_of
+from recipes.continual.methods import METHODS, options_of
 from recipes.continual.options import (
-    add_method_option,
     add_settings_options,
     chosen_methods,
     config_of,
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(data)
     run = parser.add_argument_group("run")
     add_run_options(run, RECIPE)
-    add_method_option(run, DEFAULT_METHODS)
+    add_method_option(run, METHODS, DEFAULT_METHODS)
     run.add_argument(
         "--budget",
         choices=["short", "full"],

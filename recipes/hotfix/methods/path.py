@@ -12,16 +12,12 @@ from torch import nn
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.geometry import GEOMETRIES
-from recipes.common.options import COUNT, RATE, fraction, or_none, positive, products
+from recipes.common.options import COUNT, RATE, automatic, fraction, or_none, products
 from recipes.common.progress import Progress
 from recipes.common.settings import option
 from recipes.hotfix.case import AT_ONCE, Case
 from recipes.hotfix.methods.method import Method, count_right, edit_loss, take_steps
 from recipes.hotfix.settings import HotfixSettings
-
-
-def _weight(text: str) -> float | str:
-    return text if text == "auto" else positive(text)
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class PathOptions:
 
     group: ClassVar[str] = "path"
     beta: float | str = option(
-        "weight of the wrong inputs' loss, or auto", default="auto", type=_weight, metavar="X"
+        "weight of the wrong inputs' loss, or auto", default="auto", type=automatic, metavar="X"
     )
     eps: float = option("length of a step", default=0.03, **RATE)
     momentum: float = option("decay of the mean of gradients", default=0.0, type=fraction)
