@@ -6,11 +6,8 @@ distillation runs, each of which takes as long, and the best network on the stra
 training (WiSE-FT; Wortsman et al., 2022). Neither can be told a budget: they are chosen by the drift on the test images
 themselves, which favours them.
 
-The path does not depend on the size of the budget before :meth:`settle`, so it is walked once. Copies of it settle
-within each budget, and its time counts in each.
-
-Times are CPU times. The path and one distillation run take turns step by step on the same batches, so that a slow phase
-of the machine slows both.
+Times are CPU times. The paths and one distillation run take turns step by step on the same batches, so that a slow
+phase of the machine slows all of them.
 """
 
 from __future__ import annotations
@@ -138,7 +135,7 @@ CASES = {
             "eps": 0.5,
             "momentum": 0.9,
             "precondition": "muon",
-            "solver": Solver(products=0, radius=10.0),
+            "solver": Solver(products=0),
         },
         steps=450,
         timed=30,
@@ -181,15 +178,21 @@ def rounded(value: float) -> float:
 
 
 class Walk:
-    """A path that is told its budget at the end, as its way there does not depend on it.
+    """A path that is told a budget and nothing else.
 
     Args:
         start: The network before; it stays as it is.
         inputs: The anchors, and after them the check inputs.
         case: The case.
+        budget: The budget.
         steps: Steps of the whole path.
         seed: The seed of the anchors' draws.
         factor: Multiplies ``eps``.
+
+    Attributes:
+        model: The network on the path.
+        optimizer: The optimizer that moves it.
+        step: Takes one step and returns its CPU time.
     """
 
     def __init__(
@@ -197,8 +200,9 @@ class Walk:
         start: nn.Module,
         inputs: Tensor,
         case: Case,
-        steps: int,
+        budget: float,
         *,
+        steps: int,
         seed: int,
         factor: float = 1.0,
     ) -> None:
@@ -216,26 +220,25 @@ class Walk:
             self.model.parameters(),
             self.anchors,
             beta="auto",
-            max_drift=max(case.budgets),
+            max_drift=budget,
             check_every=None,
             **options,
         )
         scheduler = SCHEDULES["one-cycle"](self.optimizer, options["eps"], steps)
         self.step = stepper(self.model, self.optimizer, scheduler)
 
-    def settled(self, budget: float, measuring: Measuring) -> Point:
-        """The network that a copy of the path is left with when it settles within a budget."""
-        walk = (self.model, self.anchors, self.optimizer)
-        model, anchors, optimizer = copy.deepcopy(walk)
-        optimizer.max_drift = budget
+    def settled(self, measuring: Measuring) -> Point:
+        """Settle, and measure the network that is left, and the one before."""
+        unsettled = measuring.point(self.model)
         began = time.process_time()
-        found = optimizer.settle()
+        found = self.optimizer.settle()
         seconds = time.process_time() - began
         return {
-            "budget": budget,
-            **measuring.point(model),
-            "check_drift": rounded(anchors.counted.drift()),
+            "budget": self.optimizer.max_drift,
+            **measuring.point(self.model),
+            "check_drift": rounded(found.after.drift),
             "check_drift_before": rounded(found.before.drift),
+            "new_before": unsettled["new"],
             "within": found.within,
             "went_back": found.went_back,
             "products": found.products,
@@ -298,8 +301,8 @@ def measure(
         progress: Whether to show progress bars.
 
     Returns:
-        ``ours``, one point for each budget, ``sweep``, one for each run of distillation, ``line``, ``unsettled``, the
-        path's end, ``lengths``, and the times.
+        ``ours``, one point for each budget, ``sweep``, one for each run of distillation, ``line``, ``lengths``, and the
+        times.
     """
     settings = case.settings
     seed_everything(seed)
@@ -315,25 +318,25 @@ def measure(
         return minibatches(tasks[1], batch_size=settings.batch_size, epochs=epochs, seed=seed + 1)
 
     # How long a step takes, on copies, over the whole course of a short cycle.
-    walk = Walk(start, remembered[0], case, case.timed, seed=seed)
+    walk = Walk(start, remembered[0], case, case.within, steps=case.timed, seed=seed)
     other = distilling(copy.deepcopy(start), remembered, case, *middle, seed=seed)
     both = [(walk.step(x, y), other(x, y)) for x, y in batches(case.timed)]
     ratio = sum(a for a, _ in both) / sum(b for _, b in both)
     steps = int(SHARE_OF_PATH * case.steps / ratio)
 
-    walk = Walk(start, remembered[0], case, steps, seed=seed)
+    walks = [Walk(start, remembered[0], case, b, steps=steps, seed=seed) for b in case.budgets]
     beside = copy.deepcopy(start)
     other = distilling(beside, remembered, case, *middle, seed=seed)
-    ours_seconds, other_seconds = list[float](), list[float]()
+    took = [0.0 for _ in walks]
+    other_seconds = list[float]()
     for x, y in tqdm(batches(case.steps), total=case.steps, desc="in turn", disable=not progress):
         other_seconds.append(other(x, y))
-        if len(ours_seconds) < steps:
-            ours_seconds.append(walk.step(x, y))
-    took = sum(ours_seconds)
+        if len(other_seconds) <= steps:
+            took = [t + walk.step(x, y) for t, walk in zip(took, walks, strict=True)]
     ours = []
-    for budget in case.budgets:
-        point = walk.settled(budget, measuring)
-        seconds = took + point["settle_seconds"]
+    for walk, of_path in zip(walks, took, strict=True):
+        point = walk.settled(measuring)
+        seconds = of_path + point["settle_seconds"]
         point["seconds"] = rounded(seconds)
         point["of_distillation"] = rounded(seconds / sum(other_seconds))
         point["of_as_many_steps"] = rounded(seconds / sum(other_seconds[:steps]))
@@ -364,8 +367,7 @@ def measure(
     found: dict[str, Any] = {
         "steps": steps,
         "ratio_of_a_step": rounded(ratio),
-        "beta": rounded(walk.optimizer.param_groups[0]["beta"]),
-        "unsettled": measuring.point(walk.model),
+        "beta": rounded(walks[0].optimizer.param_groups[0]["beta"]),
         "plain": measuring.point(plain),
         "ours": ours,
         "sweep": sweep,
@@ -376,11 +378,12 @@ def measure(
     if lengths:
         found["lengths"] = []
         for factor in case.lengths:
-            walk = Walk(start, remembered[0], case, steps, seed=seed, factor=factor)
+            walk = Walk(
+                start, remembered[0], case, case.within, steps=steps, seed=seed, factor=factor
+            )
             for x, y in batches(steps):
                 walk.step(x, y)
-            eps = factor * case.path["eps"]
-            found["lengths"].append({"eps": eps, **walk.settled(case.within, measuring)})
+            found["lengths"].append({"eps": factor * case.path["eps"], **walk.settled(measuring)})
     return found
 
 
@@ -432,8 +435,11 @@ def table(by_seed: dict[str, Any]) -> str:
     lines = [report.aligned(rows)]
     lines += [
         f"seed {seed}: {found['steps']} steps, beta {found['beta']:g}; a step {found['ratio_of_a_step']:.2f} times one "
-        f"of distillation; sweep {found['sweep_seconds']:.0f} s, line {found['line_seconds']:.0f} s; without settle() "
-        f"{found['unsettled']['new']:.2f} at a drift of {found['unsettled']['drift']:.2f}"
+        f"of distillation; sweep {found['sweep_seconds']:.0f} s, line {found['line_seconds']:.0f} s; before settle() "
+        + ", ".join(
+            f"{p['new_before']:.2f} at a drift of {p['check_drift_before']:.2f}"
+            for p in found["ours"]
+        )
         for seed, found in by_seed.items()
     ]
     lines += [

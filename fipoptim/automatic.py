@@ -2,13 +2,18 @@ r"""The weight :math:`\beta` of the secondary objective that a run chooses for i
 
 The step minimises :math:`v^\top g v + c^\top v`, so along :math:`-b` the pull of the objective, :math:`\beta \|b\|`, is
 balanced by that of the anchors, :math:`2 \rho \lambda_b`, at the distance :math:`\rho` at which the outputs have
-changed by :math:`\rho^2 \lambda_b`. Here :math:`\lambda_b = b^\top g b / \|b\|^2`. The weight puts that balance where
-the change is as large as the spread :math:`S` of the reference outputs, the change that would forget everything:
+changed by :math:`\rho^2 \lambda_b`. Here :math:`\lambda_b = b^\top g b / \|b\|^2`. With the weight
+:math:`2 \sqrt{S \lambda_b} / \|b\|` the first gradient is balanced where the change is as large as the spread
+:math:`S` of the reference outputs, the change that would forget everything. The run takes four times that, as the
+gradient falls while the objective is learnt, and less if the budget leaves room for a drift :math:`D` that is small
+against the spread:
 
-.. math:: \beta = \frac{2 \sqrt{S \lambda_b}}{\|b\|}.
+.. math:: \beta = 4 \cdot \frac{2 \sqrt{S \lambda_b}}{\|b\|} \cdot \min\left(1, \frac{D}{S / 50}\right)^{3/2}.
 
-It is free of units: it does not change if outputs, losses or weights are measured on another scale. Neither the length
-of a step nor the budget enters.
+The weight does not change if outputs, losses or weights are measured on another scale, and the length of a step does
+not enter. Both constants and the power were chosen on training images of MNIST and Fashion-MNIST that were held out:
+within a drift of 2.5 and of 5 most is learnt with a weight of 40 and of 100 to 300, and beyond 10 more weight does not
+learn more.
 """
 
 from __future__ import annotations
@@ -23,20 +28,28 @@ from fipoptim.mean import AnchorMean
 from fipoptim.metric.metric import AnchorMetric
 from fipoptim.solver.vectors import norm
 
+FACTOR = 4.0
+# A budget is small if it leaves room for less than this share of the spread.
+SMALL = 1 / 50
 
-def automatic_beta(metric: AnchorMetric, gradients: list[Tensor]) -> float | None:
+
+def automatic_beta(metric: AnchorMetric, gradients: list[Tensor], room: float) -> float | None:
     """The weight for a first gradient; None if that says nothing, as it is zero or does not change the outputs.
 
     Args:
         metric: The metric on the anchors of the step. One product is taken with it.
         gradients: The gradient ``b``, one tensor a parameter.
+        room: The drift that the budget leaves room for.
     """
     b = metric.flatten(gradients)
     size = norm(b)
     if not 0 < size < math.inf:
         return None
     change = metric.mean.rms(metric.jvp(b.div_(size)))
-    beta = 2 * math.sqrt(spread(metric.anchors.reference)) * change / size
+    most = spread(metric.anchors.reference)
+    beta = FACTOR * 2 * math.sqrt(most) * change / size
+    if 0 < room < SMALL * most:
+        beta *= (room / (SMALL * most)) ** 1.5
     return beta if 0 < beta < math.inf else None
 
 

@@ -35,6 +35,7 @@ from fipoptim.parameters import StepParameters, all_params
 from fipoptim.path.record import FIPPath
 from fipoptim.promise import START, UNMOVED, check_within, down_drift, promise_of_step
 from fipoptim.restoring import Restored, Restoring
+from fipoptim.room import radius, room_within
 from fipoptim.saving import SavedOptimizer
 from fipoptim.settle import settle
 from fipoptim.solver.settings import Solver
@@ -98,7 +99,7 @@ class FIPOptimizer(SavedOptimizer):
         check_every: When the budget holds. 1: after every step, of which only as much is taken as the budget allows; a
             step that moves nothing is checked, too. k: after every k-th step, by :meth:`settle`. None: once
             :meth:`settle` has been called. A budget at every step can cost learning: a path to a better network may
-            lead through worse ones.
+            lead through worse ones. Otherwise the budget bounds the length of a step (``fipoptim.room``).
         precondition: The name of the geometry in which the step's length is measured. ``"adam"``: ``P`` is proportional
             to the damped root of the running mean of :math:`c^2`, scaled to a mean of 1 so that ``eps`` keeps its
             meaning. ``"muon"``: the weights of a linear or convolutional layer are measured as a matrix. ``P`` is
@@ -259,10 +260,10 @@ class FIPOptimizer(SavedOptimizer):
         return b.loss
 
     def settle(self) -> Restored:
-        """Bring the network within the budget, by restoring steps that land at it.
+        """Bring the network within the budget, and leave one alone that is within.
 
-        If these do not reach it, the network goes back on the straight line to the last one that is known to be within.
-        A network that is within is left alone.
+        In turns the network takes a restoring step and goes back a little on the straight line to the last one that is
+        known to be within, until it lands at the budget.
 
         Returns:
             The account of it: the distance from the reference before and after, and what it took.
@@ -283,13 +284,12 @@ class FIPOptimizer(SavedOptimizer):
             remember_within(self.state, all_params(self.param_groups))
         return found
 
-    # --- one step --------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def _take_step(self, b: SecondaryGradient) -> None:
         r"""Take the step :math:`v` that minimises :math:`v^\top g v + c^\top v` on :math:`\|v\|_P = \varepsilon`."""
         parameters, gradients, budget = b.parameters, b.tensors, self.budget
         count, state = steps_taken(self.state), StepState(self.state, parameters)
+        room = room_within(budget, self.anchors)
         if count == 0 and budget.given:
             check_within(budget, self.anchors, START)
         geometry = GEOMETRIES[self.precondition](parameters, state)
@@ -314,7 +314,7 @@ class FIPOptimizer(SavedOptimizer):
         averaged = None if gradients is None else geometry.average(gradients)
         chosen = None
         if gradients is not None and any(math.isnan(beta) for beta in parameters.beta):
-            chosen = automatic_beta(metric, gradients)
+            chosen = automatic_beta(metric, gradients, room)
             parameters = parameters.with_beta(1.0 if chosen is None else chosen)
         kept = None
         if pull is not None and self.check_every == 1 and budget.given:
@@ -330,6 +330,7 @@ class FIPOptimizer(SavedOptimizer):
             parameters.length,
             P,
             self.solver,
+            radius=self.solver.radius or radius(room, self.check_every),
             gradients=gradients,
             onward=without_objective,
             outputs_after=functools.partial(self._outputs_after, metric),

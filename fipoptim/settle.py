@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,17 +20,18 @@ from fipoptim.parameters import StepParameters, displace, distance
 from fipoptim.restoring import Restored, Restoring
 from fipoptim.state import last_within
 
-# The shares of the way back that are tried before restoring steps. They cost a forward pass each and little of what was
-# learnt: the function drifts on the way by noise as well, and that is what goes first.
-FIRST_SHARES = (0.05, 0.1, 0.2)
-# The share of the way back that is needed at last is found by this many halvings: to a hundredth.
+# A budget that is reached within this share of the way back takes no restoring step.
+NEAR = 0.05
+# The shares of the way back that are tried before a restoring step. They cost a forward pass each and little of what
+# was learnt: the function drifts on the way by noise as well, and that is what goes first.
+SHARES = (0.025, 0.05)
+# After a round that leaves more than LITTLE_GAIN of the drift, the next one goes back by FARTHER, even if the drift
+# rises on the way: the restoring step behind it then lowers the drift further.
+LITTLE_GAIN, FARTHER = 0.95, 0.1
+# The share of the way back that is needed is found by this many halvings: to a hundredth.
 HALVINGS = 7
-# How often the first share that is within is halved.
-FIRST_HALVINGS = 2
 # The most products of all restoring steps of one settlement.
-MAX_PRODUCTS = 64
-# A round is the last one if it leaves more than this share of the drift.
-LEAST_GAIN = 0.98
+MAX_PRODUCTS = 96
 
 
 @torch.no_grad()
@@ -43,9 +45,9 @@ def settle(
 ) -> Restored:
     """Bring the anchors' model within the budget.
 
-    In turns, the network goes back a little on the straight line to the last one that was within, if that lowers the
-    drift, and takes a restoring step, until it lands at the budget. Neither alone comes as far for as little of what
-    was learnt. If they do not reach it, the network goes back on the line, no further than it must, up to a hundredth.
+    One network within lies on the straight line back to the last one that was. If it is not near, rounds look for a
+    nearer one: each goes back a little on the line from where it is and takes a restoring step. Neither alone comes as
+    far for as little of what was learnt. The line is taken if the rounds have moved the weights further than it does.
 
     Args:
         anchors: The anchors; the budget counts on their check inputs, if there are any.
@@ -75,101 +77,159 @@ def _settled(
     within: list[Tensor] | None,
     form: Form,
 ) -> Restored:
-    before = here = anchors.counted.measure()
+    tensors = parameters.tensors
+    before = anchors.counted.measure()
+    found = Restored(before, before, budget.holds(before), 0.0, 0, 0, 0.0, 0.0)
+    if found.within:
+        return found
+    line, on_line, farthest = None, None, math.inf
+    if within is not None:
+        line = Line(anchors, tensors, within)
+        on_line = line.go_to_nearest(budget)
+    if line is not None and on_line is not None:
+        found = dataclasses.replace(
+            found, after=on_line.measured, within=True, went_back=on_line.share
+        )
+        if on_line.share <= NEAR:
+            return found
+        farthest = on_line.share * line.length
+        line.go(0.0)
     restoring = Restoring(
         anchors,
-        parameters.tensors,
+        tensors,
         budget,
         form=form,
         max_products=MAX_PRODUCTS,
         frozen=parameters.zeros_to_keep(),
     )
-    kept = 1.0  # of the way from the last network within
-    while not budget.holds(here):
-        start = here.drift
-        if within is not None:
-            share, here = WayBack(anchors, parameters.tensors, within).first(budget, here)
-            kept *= 1.0 - share
-        if not budget.holds(here) and restoring.can_go_on(here):
-            here = restoring.step(here)
-        if not here.drift < LEAST_GAIN * start or not restoring.can_go_on(here):
-            break
-    found = Restored(
-        before, here, budget.holds(here), 1.0 - kept, restoring.steps, restoring.products, 0.0, 0.0
-    )
-    if found.within:
-        return found
-    if within is not None:
-        last = WayBack(anchors, parameters.tensors, within).last(budget)
+    start = [p.clone() for p in tensors]
+    after, went_back = rounds(anchors, tensors, budget, within, restoring, farthest)
+    found = dataclasses.replace(found, steps=restoring.steps, products=restoring.products)
+    if within is not None and not budget.holds(after):
+        last = Line(anchors, tensors, within).go_to_nearest(budget)
         if last is not None:
-            share, here = last
-            share = 1.0 - kept * (1.0 - share)
-            return dataclasses.replace(found, after=here, within=True, went_back=share)
-    raise RuntimeError(
-        f"{budget.broken(before)}. Restoring steps came to a drift of {found.after.drift:.6g} with "
-        f"{found.after.flips:.4%} of the predictions changed, and no network within the budget lies on the way "
-        f"back. The weights are as they were. {ADVICE}"
-    )
+            after, went_back = last.measured, 1.0 - (1.0 - went_back) * (1.0 - last.share)
+    if budget.holds(after) and distance(tensors, start) < farthest:
+        return dataclasses.replace(found, after=after, within=True, went_back=went_back)
+    if line is None or on_line is None:
+        raise RuntimeError(
+            f"{budget.broken(before)}. Restoring steps came to a drift of {after.drift:.6g} with {after.flips:.4%} of "
+            f"the predictions changed, and no network within the budget lies on the way back. The weights are as they "
+            f"were. {ADVICE}"
+        )
+    line.go(on_line.share)
+    return found
 
 
-class WayBack:
-    """The straight line from a network to the last one that was within the budget.
+def rounds(
+    anchors: AnchorBatch,
+    params: list[Tensor],
+    budget: Budget,
+    within: list[Tensor] | None,
+    restoring: Restoring,
+    farthest: float,
+) -> tuple[Measured, float]:
+    """Go back a little and take a restoring step, in turns, until the network is within the budget or no nearer.
+
+    Args:
+        anchors: The anchors.
+        params: The parameters, which are moved in place.
+        budget: The budget.
+        within: The last network that was within; without one, restoring steps are taken alone.
+        restoring: Takes the restoring steps.
+        farthest: The distance from here at which to give up.
+
+    Returns:
+        What was measured at the end, and the share of the way that it went back.
+    """
+    start = [p.clone() for p in params]
+    here = anchors.counted.measure()
+    kept, gained = 1.0, True
+    while restoring.can_go_on(here) and distance(params, start) < farthest:
+        drift = here.drift
+        if within is not None:
+            point = Line(anchors, params, within).go_back_a_little(budget, here, farther=not gained)
+            kept, here = kept * (1.0 - point.share), point.measured
+        if not budget.holds(here):
+            here = restoring.step(here)
+        gained = here.drift < LITTLE_GAIN * drift
+        if within is None and not gained:
+            break
+    return here, 1.0 - kept
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network on the way back: which share of the way lies behind it, and what was measured there."""
+
+    share: float
+    measured: Measured
+
+
+class Line:
+    """The straight line from the network of now to the last one that was within the budget.
 
     Args:
         anchors: The anchors; the budget counts on their ``counted`` inputs.
         params: The parameters of now, which are moved in place.
         within: The values to which the line leads.
+
+    Attributes:
+        length: The Euclidean distance of both ends.
     """
 
     def __init__(self, anchors: AnchorBatch, params: list[Tensor], within: list[Tensor]) -> None:
         self._counted, self._params = anchors.counted, params
-        self._here = [p.clone() for p in params]
+        self._start = [p.clone() for p in params]
         self._within = within
+        self.length = distance(params, within)
 
-    def first(self, budget: Budget, before: Measured) -> tuple[float, Measured]:
-        """Go back by the least of a few small shares that is within, or else by that with the least drift.
-
-        Returns:
-            The share, which is 0 if none lowers the drift, and the distance from the reference there.
-        """
-        best = (0.0, before)
-        for near, share in itertools.pairwise((0.0, *FIRST_SHARES)):
-            found = self._at(share)
-            if budget.holds(found):
-                return self._nearest(budget, near, (share, found), FIRST_HALVINGS)
-            if found.drift < best[1].drift:
-                best = (share, found)
-        self._go(best[0])
-        return best
-
-    def last(self, budget: Budget) -> tuple[float, Measured] | None:
-        """Go back to the nearest point found that is within the budget; None if there is none."""
-        found = self._at(1.0)
-        return self._nearest(budget, 0.0, (1.0, found), HALVINGS) if budget.holds(found) else None
-
-    def _nearest(
-        self, budget: Budget, near: float, far: tuple[float, Measured], halvings: int
-    ) -> tuple[float, Measured]:
-        """Go to the nearest point found that is within, between a share that is not and a point that is."""
-        for _ in range(halvings):
-            middle = (near + far[0]) / 2
-            found = self._at(middle)
-            if budget.holds(found):
-                far = (middle, found)
-            else:
-                near = middle
-        self._go(far[0])
-        return far
-
-    def _at(self, share: float) -> Measured:
-        """Move to the network that is this share of the way back, and measure it."""
-        self._go(share)
-        return self._counted.measure()
-
-    def _go(self, share: float) -> None:
+    def go(self, share: float) -> None:
         """Move to the network that is this share of the way back."""
         if share in (0.0, 1.0):  # bit for bit
-            displace(self._params, self._here if share == 0.0 else self._within)
+            displace(self._params, self._start if share == 0.0 else self._within)
         else:
-            between = torch._foreach_lerp(self._here, self._within, share)
+            between = torch._foreach_lerp(self._start, self._within, share)
             torch._foreach_copy_(self._params, list(between))
+
+    def go_to_nearest(self, budget: Budget) -> Point | None:
+        """Move to the nearest network found that is within the budget; None if the end is not."""
+        end = self._at(1.0)
+        return self._nearest(budget, 0.0, end, HALVINGS) if budget.holds(end.measured) else None
+
+    def go_back_a_little(self, budget: Budget, here: Measured, *, farther: bool) -> Point:
+        """Go back by the least of SHARES that is within, or else by that with the least drift.
+
+        Args:
+            budget: The budget.
+            here: What was measured at the start, which is the best point if each of the others drifts further.
+            farther: Go back by FARTHER, unless a point before that is within.
+        """
+        best, near = Point(0.0, here), 0.0
+        for share in (*SHARES, FARTHER) if farther else SHARES:
+            point = self._at(share)
+            if budget.holds(point.measured):
+                return self._nearest(budget, near, point, 2)
+            if point.measured.drift < best.measured.drift:
+                best = point
+            near = share
+        if farther:
+            return point
+        self.go(best.share)
+        return best
+
+    def _nearest(self, budget: Budget, near: float, far: Point, halvings: int) -> Point:
+        """Go to the nearest point found that is within, between a share that is not and a point that is."""
+        for _ in range(halvings):
+            middle = self._at((near + far.share) / 2)
+            if budget.holds(middle.measured):
+                far = middle
+            else:
+                near = middle.share
+        self.go(far.share)
+        return far
+
+    def _at(self, share: float) -> Point:
+        """Move to the network that is this share of the way back, and measure it."""
+        self.go(share)
+        return Point(share, self._counted.measure())

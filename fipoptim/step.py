@@ -134,6 +134,7 @@ def minimise(
     preconditioner: Preconditioner | None,
     solver: Solver,
     *,
+    radius: float | None,
     gradients: list[Tensor] | None,
     onward: bool,
     outputs_after: Callable[[Tensor], Tensor],
@@ -147,6 +148,7 @@ def minimise(
         length: The length :math:`\varepsilon` of the step.
         preconditioner: ``P``; None is the identity.
         solver: The settings: whether the step without products is tried, and how many products are allowed.
+        radius: How far the step may move the outputs, RMS over anchors; a step that would go further is shortened.
         gradients: The gradient ``b``, one tensor a parameter; None for L = 0. If it is zero, at a minimum of L, the
             step may be shorter than ``length``.
         onward: Whether there is no objective, so that the path goes on in the direction it has.
@@ -154,7 +156,7 @@ def minimise(
         direction: Gives the direction of the hard case.
     """
     if solver.tries_first_order:
-        step = _first_order(metric, linear, length, preconditioner, solver, outputs_after)
+        step = _first_order(metric, linear, length, preconditioner, solver, radius, outputs_after)
         if step is not None:
             return step
     metric.prepare_products()
@@ -173,7 +175,7 @@ def minimise(
         quadratic=lambda v: metric.mean.rms(metric.jvp(v)) ** 2,
         onward=onward,
     )
-    return Step(solution.within(solver.radius), outputs=None)
+    return Step(solution.within(radius), outputs=None)
 
 
 def _first_order(
@@ -182,12 +184,13 @@ def _first_order(
     length: float,
     preconditioner: Preconditioner | None,
     solver: Solver,
+    radius: float | None,
     outputs_after: Callable[[Tensor], Tensor],
 ) -> Step | None:
     r"""The step without products if its effect on the outputs is good enough, else None.
 
-    If the solver allows no products, the step is shortened to the radius instead. The outputs after a step are
-    evaluated in any case; here they stand for :math:`J v` as well.
+    If the solver allows no products, it is good enough. The outputs after a step are evaluated in any case; here they
+    stand for :math:`J v` as well.
     """
     v, gain = first_order_step(linear, length, preconditioner)
     if gain == 0.0 or not math.isfinite(gain):
@@ -199,7 +202,7 @@ def _first_order(
     if solver.adaptive and not solver.accepts(change, multiplier):
         return None
     whole = SphereSolution(v, multiplier, change, products=0, residual=None)
-    solution = whole.within(solver.radius)
+    solution = whole.within(radius)
     return Step(solution, outputs if solution is whole else outputs_after(solution.step))
 
 

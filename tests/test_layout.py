@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Top to bottom: a module imports from those below it only.
 LAYERS = (
     *("testing", "certificate", "restore", "bounds", "outputs"),
-    *("optimizer", "move", "promise", "edge", "settle", "restoring", "budget"),
+    *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "budget"),
     *("automatic", "step", "gradients", "saving", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
     *("parameters", "flat", "solver", "mean", "optional"),

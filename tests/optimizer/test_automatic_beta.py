@@ -28,9 +28,13 @@ def loss(model: nn.Module, scale: float = 1.0) -> Tensor:
     return scale * nn.functional.cross_entropy(model(inputs(16, 5) + 1), zeros)
 
 
-def first_beta(model: nn.Module, scale: float = 1.0, **options: Any) -> float:
+def first_beta(
+    model: nn.Module, scale: float = 1.0, max_drift: float | None = 10.0, **options: Any
+) -> float:
     anchors = AnchorBatch(model, inputs(20, 0))
-    optimizer = FIPOptimizer(model.parameters(), anchors, beta="auto", max_drift=0.1, **options)
+    optimizer = FIPOptimizer(
+        model.parameters(), anchors, beta="auto", max_drift=max_drift, **options
+    )
     assert optimizer.param_groups[0]["beta"] == "auto"
     loss(model, scale).backward()
     optimizer.step()
@@ -46,13 +50,23 @@ def test_the_weight_is_that_of_the_dense_formula() -> None:
     model.zero_grad()
     curvature = float(b @ g @ b / (b @ b))
     s = float((reference - reference.mean(0)).square().sum(dim=1).mean())
-    expected = 2 * (s * curvature) ** 0.5 / float(b.norm())
+    expected = 4 * 2 * (s * curvature) ** 0.5 / float(b.norm())
     assert first_beta(model) == pytest.approx(expected, rel=1e-6)
+    # A budget is small below a 50th of the spread.
+    for share in (0.5, 0.01):
+        found = first_beta(network(), max_drift=share * s / 50)
+        assert found == pytest.approx(share**1.5 * expected, rel=1e-6)
 
 
-def test_neither_eps_nor_the_budget_enters() -> None:
-    betas = {first_beta(network(), eps=eps) for eps in (0.01, 0.5)}
+def test_the_length_of_a_step_does_not_enter() -> None:
+    betas = {first_beta(network(), eps=eps, check_every=None) for eps in (0.01, 0.5)}
     assert len(betas) == 1
+
+
+def test_the_strictest_bound_counts() -> None:
+    flips = first_beta(network(), max_drift=None, max_flips=0.05)
+    assert first_beta(network(), max_drift=10.0, max_flips=0.05) == flips
+    assert first_beta(network(), max_drift=1e-6, max_flips=0.05) < flips
 
 
 def test_units_do_not_matter() -> None:
