@@ -330,7 +330,7 @@ class FIPOptimizer(SavedOptimizer):
             parameters.length,
             P,
             self.solver,
-            radius=self.solver.radius or radius(room, self.check_every),
+            radius=radius(self.solver.radius, room, self.check_every),
             gradients=gradients,
             onward=without_objective,
             outputs_after=functools.partial(self._outputs_after, metric),

@@ -33,17 +33,20 @@ def room_within(budget: Budget, anchors: AnchorBatch) -> float:
     return min(drift, drift_of_flips(anchors.counted, budget.max_flips))
 
 
-def radius(room: float, check_every: int | None) -> float | None:
+def radius(given: float | None, room: float, check_every: int | None) -> float | None:
     r"""How far one step may move the outputs, RMS over anchors of :math:`\|\Delta z\|`; None bounds nothing.
 
     A step may go as far as the whole run may: a longer one goes where no later step brings the function back from. If
     the budget holds at every step, the step is shortened to what the budget leaves instead.
 
     Args:
+        given: The radius of the solver, if it has one; the smaller counts.
         room: The drift that the budget leaves room for.
         check_every: When the budget holds, as in :class:`FIPOptimizer`.
     """
-    return math.sqrt(room) if check_every != 1 and 0 < room < math.inf else None
+    if check_every == 1 or not 0 < room < math.inf:
+        return given
+    return math.sqrt(room) if given is None else min(given, math.sqrt(room))
 
 
 def drift_of_flips(counted: AnchorBatch, share: float) -> float:

@@ -62,8 +62,10 @@ def test_the_strictest_bound_is_the_room() -> None:
 
 
 def test_only_a_budget_that_need_not_hold_at_every_step_bounds_a_step() -> None:
-    assert radius(4.0, None) == radius(4.0, 10) == 2.0
-    assert radius(4.0, 1) is radius(math.inf, None) is radius(0.0, None) is None
+    assert radius(None, 4.0, None) == radius(None, 4.0, 10) == 2.0
+    assert radius(None, 4.0, 1) is radius(None, math.inf, None) is radius(None, 0.0, None) is None
+    assert radius(1.0, 4.0, None) == radius(1.0, 4.0, 1) == radius(1.0, math.inf, 1) == 1.0
+    assert radius(3.0, 4.0, None) == 2.0
 
 
 @pytest.mark.parametrize("products", [0, 3, "adaptive"])
@@ -92,5 +94,5 @@ def test_no_step_goes_further_than_the_whole_run_may(products: int | str) -> Non
 
     # The step is linear in the weights, so that the first order is exact.
     assert first_change(Solver(products=products)) == pytest.approx(0.5, rel=1e-3)
-    # A radius that is given is taken instead.
+    # The smaller one counts if a radius is given.
     assert first_change(Solver(products=products, radius=0.1)) == pytest.approx(0.1, rel=1e-3)
