@@ -93,6 +93,13 @@ def check_options(group: Mapping[str, Any]) -> None:
     if not isinstance(group["keep_zeros"], bool):
         raise TypeError(f"keep_zeros: must be True or False, got {group['keep_zeros']!r}.")
     check_number("lr", group["lr"])
+    matrix = group.get("matrix")
+    if matrix is not None and not isinstance(matrix, bool):
+        raise TypeError(f"matrix: must be True, False or None, got {matrix!r}.")
+    if matrix and group["keep_zeros"]:
+        raise ValueError(
+            "matrix: a group with keep_zeros=True cannot be measured as matrices, got True; leave it out."
+        )
 
 
 def checked_state(

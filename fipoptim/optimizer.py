@@ -287,7 +287,7 @@ class FIPOptimizer(SavedOptimizer):
     @torch.no_grad()
     def _take_step(self, b: SecondaryGradient) -> None:
         r"""Take the step :math:`v` that minimises :math:`v^\top g v + c^\top v` on :math:`\|v\|_P = \varepsilon`."""
-        parameters, gradients, budget = b.parameters, b.tensors, self.budget
+        parameters, gradients, budget = self.measured(b.parameters), b.tensors, self.budget
         count, state = steps_taken(self.state), StepState(self.state, parameters)
         room = room_within(budget, self.anchors)
         if count == 0 and budget.given:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -26,6 +26,8 @@ class StepParameters:
         beta: The weight of the secondary objective, for each parameter; NaN where the run is still to choose it.
         momentum: The decay of the running mean, for each parameter.
         keep_zeros: Whether weights that are zero do not move, for each parameter.
+        matrix: Whether the weights may be measured as a matrix, for each parameter: as its group says, False if the
+            group keeps zeros, None if it says nothing. :meth:`but_for` makes some of the latter False.
     """
 
     tensors: list[Tensor]
@@ -33,6 +35,7 @@ class StepParameters:
     beta: list[float]
     momentum: list[float]
     keep_zeros: list[bool]
+    matrix: list[bool | None]
 
     @classmethod
     def of_groups(cls, groups: Groups, wanted: Callable[[Mapping[str, Any], Tensor], bool]) -> Self:
@@ -44,6 +47,7 @@ class StepParameters:
             beta=[math.nan if g["beta"] == "auto" else float(g["beta"]) for _, g in found],
             momentum=[float(g["momentum"]) for _, g in found],
             keep_zeros=[g["keep_zeros"] for _, g in found],
+            matrix=[False if g["keep_zeros"] else g.get("matrix") for _, g in found],
         )
 
     def __len__(self) -> int:
@@ -53,6 +57,14 @@ class StepParameters:
     def with_beta(self, chosen: float) -> Self:
         """The same with ``chosen`` where the weight was still to be chosen."""
         return replace(self, beta=[chosen if math.isnan(beta) else beta for beta in self.beta])
+
+    def but_for(self, others: Collection[Tensor]) -> Self:
+        """The same, with ``others`` not measured as matrices unless their groups say so."""
+        matrix = [
+            False if said is None and p in others else said
+            for p, said in zip(self.tensors, self.matrix, strict=True)
+        ]
+        return replace(self, matrix=matrix)
 
     @cached_property
     def flat(self) -> FlatVectors:

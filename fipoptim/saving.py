@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.checks import check_options, checked_state
 from fipoptim.geometry import GEOMETRIES
+from fipoptim.geometry.layers import other_than_matrices
 from fipoptim.metric.parameters import parameter_names
 from fipoptim.parameters import StepParameters
 from fipoptim.state import begin_state, begin_within
@@ -31,6 +32,9 @@ class SavedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of the model's parameters, which may have its own ``lr``, ``beta``, ``momentum``, ``keep_zeros``.
+
+        A group may also have a ``matrix``: in Muon's geometry, True measures all its weights as matrices that have two
+        sides, and False none; None, or nothing, measures those as matrices that are by custom.
 
         Raises:
             ValueError: If an option is negative or not finite, or a parameter is not the model's.
@@ -62,7 +66,7 @@ class SavedOptimizer(Optimizer):
                 state["state"],
                 state["param_groups"],
                 self.anchors.fingerprint(),
-                lambda p: geometry.entries(p, keep_zeros=True),
+                lambda p: geometry.entries(p, False),
             )
             state = state | {"state": checked}
         super().__setstate__(state)
@@ -86,6 +90,10 @@ class SavedOptimizer(Optimizer):
         """
         super().load_state_dict(state_dict)
 
+    def measured(self, parameters: StepParameters) -> StepParameters:
+        """``parameters``, with what is said of the layers of the model: which weights are no matrices, by custom."""
+        return parameters.but_for(other_than_matrices(self.anchors.model))
+
     def begin_resting(self, *, within: bool) -> None:
         """Begin the state of parameters that have a gradient and an ``lr`` of 0.
 
@@ -95,6 +103,7 @@ class SavedOptimizer(Optimizer):
         resting = StepParameters.of_groups(
             self.param_groups, lambda g, p: float(g["lr"]) == 0 and p.grad is not None
         )
+        resting = self.measured(resting)
         begin_state(self.state, resting, GEOMETRIES[self.precondition], own_memory=True)
         if within:
             begin_within(self.state, resting.tensors)

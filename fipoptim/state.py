@@ -72,8 +72,8 @@ def begin_state(
         geometry: The geometry, which may keep entries of its own.
         own_memory: Give each zero memory of its own, so that it can be written to.
     """
-    for p, momentum, keep_zeros in zip(
-        parameters.tensors, parameters.momentum, parameters.keep_zeros, strict=True
+    for p, momentum, matrix in zip(
+        parameters.tensors, parameters.momentum, parameters.matrix, strict=True
     ):
         entries = state[p]
         if "step" not in entries:
@@ -81,7 +81,7 @@ def begin_state(
         if momentum > 0 and "exp_avg" not in entries:
             entries["exp_avg"] = torch.zeros_like(p)
             entries["exp_avg_weight"] = torch.zeros((), dtype=p.dtype, device="cpu")
-        for name in geometry.entries(p, keep_zeros):
+        for name in geometry.entries(p, matrix):
             if name not in entries:
                 entries[name] = torch.zeros_like(p)
         if "velocity" not in entries:

@@ -76,9 +76,40 @@ def of_matrix(c: np.ndarray) -> np.ndarray:
     return 5 * np.kron(np.eye(rows), (vt.T * s) @ vt / np.sqrt(rows))
 
 
-def damped(geometry: np.ndarray) -> np.ndarray:
+def newton_schulz(s: np.ndarray) -> np.ndarray:
+    """Returns what Muon's five iterations make of singular values, divided by them; they are at most 1."""
+    factors = np.ones_like(s)
+    for _ in range(5):
+        x = s * factors
+        factors = factors * (3.4445 - 4.7750 * x**2 + 2.0315 * x**4)
+    return factors
+
+
+def side_of_long_matrix(c: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns P of Muon's geometry on the shorter side of a matrix beyond 256, and the mean of its diagonal.
+
+    The mean is that of the orthogonal factor's product with ``c``.
+    """
+    c = c if len(c) <= len(c.T) else c.T
+    size = np.linalg.norm(c)
+    u, s, _ = np.linalg.svd(c / size)
+    s = np.concatenate([s, np.zeros(len(u) - len(s))])
+    unit = 5 * size / np.sqrt(c.shape[1])
+    return unit * (u / newton_schulz(s)) @ u.T, unit * float((s**2 * newton_schulz(s)).mean())
+
+
+def of_long_matrix(c: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns P of Muon's geometry for one matrix beyond 256, and the mean of its diagonal."""
+    side, mean = side_of_long_matrix(c)
+    rows, columns = c.shape
+    dense = np.kron(side, np.eye(columns)) if rows <= columns else np.kron(np.eye(rows), side)
+    return dense, mean
+
+
+def damped(geometry: np.ndarray, mean: float | None = None) -> np.ndarray:
     """Returns P scaled to a mean diagonal of 1, of which one hundredth comes from the identity."""
-    return (geometry / geometry.diagonal().mean() + 0.01 * np.eye(len(geometry))) / 1.01
+    mean = geometry.diagonal().mean() if mean is None else mean
+    return (geometry / mean + 0.01 * np.eye(len(geometry))) / 1.01
 
 
 def sphere_step(

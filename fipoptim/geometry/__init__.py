@@ -6,10 +6,16 @@ A new geometry is a subclass of :class:`Geometry` (or of :class:`DiagonalGeometr
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.geometry.adam import Adam
 from fipoptim.geometry.base import DiagonalGeometry, Geometry
 from fipoptim.geometry.euclidean import Euclidean
+from fipoptim.geometry.layers import other_than_matrices
 from fipoptim.geometry.muon import Muon
+from fipoptim.metric.parameters import parameter_names
+from fipoptim.parameters import StepParameters
 
 GEOMETRIES: dict[str | None, type[Geometry]] = {None: Euclidean, "adam": Adam, "muon": Muon}
 
@@ -29,4 +35,36 @@ def register(name: str, geometry: type[Geometry]) -> None:
         raise ValueError(f"name: {name!r} is the name of {GEOMETRIES[name].__name__} already.")
 
 
-__all__ = ["GEOMETRIES", "DiagonalGeometry", "Geometry", "register"]
+class _Optimizer(Protocol):
+    """What is read of a :class:`fipoptim.FIPOptimizer`."""
+
+    anchors: AnchorBatch
+    param_groups: list[dict[str, Any]]
+    precondition: str | None
+
+
+def describe(optimizer: _Optimizer) -> dict[str, str]:
+    """What each parameter is measured by in the geometry of an optimizer, by its name in the model.
+
+    Args:
+        optimizer: A :class:`fipoptim.FIPOptimizer`.
+
+    Returns:
+        For each parameter ``"matrix"`` (Muon's geometry), ``"squares"`` (Adam's, and Muon's where a parameter is no
+        matrix), ``"euclidean"``, or what another geometry calls it.
+
+    Example:
+        >>> for name, kind in fipoptim.geometry.describe(opt).items():
+        ...     print(f"{kind:10} {name}")
+    """
+    model, geometry = optimizer.anchors.model, GEOMETRIES[optimizer.precondition]
+    every = StepParameters.of_groups(optimizer.param_groups, lambda g, p: True)
+    every = every.but_for(other_than_matrices(model))
+    names = parameter_names(model, every.tensors)
+    return {
+        name: geometry.kind(p, matrix)
+        for name, p, matrix in zip(names, every.tensors, every.matrix, strict=True)
+    }
+
+
+__all__ = ["GEOMETRIES", "DiagonalGeometry", "Geometry", "describe", "register"]

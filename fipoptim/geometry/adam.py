@@ -14,9 +14,14 @@ class Adam(Geometry):
     """``P`` diagonal, proportional to the damped root of the running mean of :math:`c^2` (Kingma and Ba, 2015)."""
 
     @classmethod
-    def entries(cls, p: Tensor, keep_zeros: bool) -> tuple[str, ...]:
+    def entries(cls, p: Tensor, matrix: bool | None) -> tuple[str, ...]:
         """See :class:`Geometry`."""
         return ("exp_avg_sq",)
+
+    @classmethod
+    def kind(cls, p: Tensor, matrix: bool | None) -> str:
+        """See :class:`Geometry`."""
+        return "squares"
 
     def update(self, linear: Tensor, size: float, *, objective: bool) -> Preconditioner:
         """See :class:`Geometry`."""

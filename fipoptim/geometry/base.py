@@ -30,14 +30,19 @@ class Geometry(ABC):
         self.memory = memory
 
     @classmethod
-    def entries(cls, p: Tensor, keep_zeros: bool) -> tuple[str, ...]:
+    def entries(cls, p: Tensor, matrix: bool | None) -> tuple[str, ...]:
         """The names under which the geometry keeps tensors in the shape of the parameter ``p``.
 
         Args:
             p: The parameter.
-            keep_zeros: Whether weights of ``p`` that are zero do not move.
+            matrix: False if the weights of ``p`` are not to be measured as a matrix: see :class:`StepParameters`.
         """
         return ()
+
+    @classmethod
+    def kind(cls, p: Tensor, matrix: bool | None) -> str:
+        """What the parameter ``p`` is measured by, in a word or two, for :func:`fipoptim.geometry.describe`."""
+        return cls.__name__.lower()
 
     def average(self, gradients: list[Tensor]) -> list[Tensor]:
         """The gradient ``b`` with momentum, one tensor a parameter: here its running mean."""

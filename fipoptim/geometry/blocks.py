@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fipoptim.flat import matrix_shape
+from fipoptim.geometry.sides import Sides, on_rows
 from fipoptim.solver.preconditioner import Preconditioner
 
 # The damping that is added to P, relative to the mean of its diagonal.
 DAMPING = 1e-2
 
 
-@dataclass(frozen=True)
-class Sides:
-    """P on the shorter sides of k matrices of weights; the sides are equally long.
-
-    Attributes:
-        members: The numbers of the blocks that these matrices are.
-        values: The eigenvalues of P on each side, ``(k, side)``, in float64.
-        vectors: The eigenvectors, ``(k, side, side)``, in float64.
-    """
-
-    members: list[int]
-    values: Tensor
-    vectors: Tensor
-
-
 class BlockPreconditioner(Preconditioner):
-    """P in blocks, one for each tensor of weights, damped and scaled so that its diagonal has a mean of 1.
+    """P in blocks, one for each tensor of weights, damped and scaled so that its diagonal has a mean of about 1.
 
     Args:
         shapes: The shapes of the tensors, in the order of the flat vectors.
@@ -64,18 +49,17 @@ class BlockPreconditioner(Preconditioner):
         # In float32 the unit underflows if the whole diagonal does.
         unit_of_weights = unit.to(like).clamp_(min=torch.finfo(like.dtype).tiny)
         self._diagonal = torch.addcdiv(damping.to(like), self._diagonal, unit_of_weights)
-        self._sides = [replace(g, values=g.values / unit + damping) for g in sides]
-        if stretch is not None and any(factor != 1.0 for factor in stretch):
-            blocks = dict(zip(self._diagonals, self._split(self._diagonal), strict=True))
-            for group in self._sides:
-                blocks |= zip(group.members, group.values, strict=True)
-            torch._foreach_mul_(list(blocks.values()), [stretch[k] ** 2 for k in blocks])
+        factors = [1.0] * len(shapes) if stretch is None else [factor**2 for factor in stretch]
+        self._sides = [g.damped(unit, damping, [factors[k] for k in g.members]) for g in sides]
+        if self._diagonals and any(factor != 1.0 for factor in factors):
+            blocks = self._split(self._diagonal)
+            torch._foreach_mul_(blocks, [factors[k] for k in self._diagonals])
 
     def _trace(self, sides: Sequence[Sides]) -> Tensor:
         """The trace of P before damping."""
         sums, times = [self._diagonal.sum().double()], [1.0]
         for group in sides:
-            sums.extend(group.values.sum(dim=1))
+            sums.extend(group.traces())
             # P is the Kronecker product of the shorter side's matrix with the identity of the longer side, so each
             # eigenvalue counts as many times as the longer side is long.
             times.extend(float(max(matrix_shape(self._shapes[k]))) for k in group.members)
@@ -88,27 +72,23 @@ class BlockPreconditioner(Preconditioner):
         result = v.clone()
         if self._diagonals:
             torch._foreach_div_(self._diagonal_blocks(result), self._split(self._diagonal))
-        return self._times_matrices(result, self._matrices(-1.0))
-
-    def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
-        """See :class:`Preconditioner`."""
-        return self._times(v, *self._inverse_roots, out=out)
+        return self._times_matrices(result, self._of_blocks(lambda g: g.inverses()))
 
     def root(self, v: Tensor) -> Tensor:
         """See :class:`Preconditioner`."""
-        return self._times(v, self._diagonal.sqrt(), self._matrices(0.5))
+        return self._times(v, self._diagonal.sqrt(), lambda g: g.roots())
+
+    def inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """See :class:`Preconditioner`."""
+        return self._times(v, self._inverse_root, lambda g: g.inverse_roots(), out=out)
+
+    def transposed_inverse_root(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """See :class:`Preconditioner`."""
+        return self._times(v, self._inverse_root, lambda g: g.transposed_inverse_roots(), out=out)
 
     @cached_property
-    def _inverse_roots(self) -> tuple[Tensor, dict[int, Tensor]]:
-        return self._diagonal.rsqrt(), self._matrices(-0.5)
-
-    def _matrices(self, power: float) -> dict[int, Tensor]:
-        """P to a power, on the shorter side of each block that is a matrix."""
-        found: dict[int, Tensor] = {}
-        for group in self._sides:
-            raised = group.vectors * group.values.pow(power)[:, None]
-            found |= zip(group.members, (raised @ group.vectors.mT).to(self._like), strict=True)
-        return found
+    def _inverse_root(self) -> Tensor:
+        return self._diagonal.rsqrt()
 
     def _split(self, diagonal: Tensor) -> list[Tensor]:
         return list(diagonal.split([self._sizes[k] for k in self._diagonals]))
@@ -118,11 +98,15 @@ class BlockPreconditioner(Preconditioner):
         parts = v.split(self._sizes)
         return [parts[k] for k in self._diagonals]
 
+    def _of_blocks(self, of: Callable[[Sides], Sequence[Tensor]]) -> dict[int, Tensor]:
+        """A matrix on the shorter side of each block that is a matrix."""
+        return {k: matrix for g in self._sides for k, matrix in zip(g.members, of(g), strict=True)}
+
     def _times(
         self,
         v: Tensor,
         diagonal: Tensor,
-        matrices: Mapping[int, Tensor],
+        matrices: Callable[[Sides], Sequence[Tensor]],
         out: Tensor | None = None,
     ) -> Tensor:
         """``v`` multiplied block by block, in ``out`` if it is given."""
@@ -131,7 +115,7 @@ class BlockPreconditioner(Preconditioner):
         result = v.clone() if out is None else out.copy_(v)
         if self._diagonals:
             torch._foreach_mul_(self._diagonal_blocks(result), self._split(diagonal))
-        return self._times_matrices(result, matrices)
+        return self._times_matrices(result, self._of_blocks(matrices))
 
     def _times_matrices(self, v: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
         """``v``, with the blocks that are matrices multiplied in place."""
@@ -143,9 +127,3 @@ class BlockPreconditioner(Preconditioner):
         ]
         torch._foreach_copy_(list(blocks.values()), products)
         return v
-
-
-def on_rows(shape: torch.Size) -> bool:
-    """Whether P of a matrix acts on its rows, as the shorter side, or on its columns."""
-    rows, columns = matrix_shape(shape)
-    return rows <= columns

@@ -2,10 +2,11 @@ r"""Eq. 4 on the sphere, from a product :math:`v \mapsto g v` alone; nothing abo
 
 The step is the minimiser of :math:`v^\top g v + c^\top v` over :math:`\|v\|_P = \varepsilon`. The metric ``g`` is
 symmetric positive semi-definite, ``c`` is the linear term (:math:`\beta b`, plus :math:`2 J^\top r / N` with drift
-correction), and ``P`` is the preconditioner. In the coordinates :math:`y = P^{1/2} v` the sphere is Euclidean. A Krylov
-space of :math:`P^{-1/2} g P^{-1/2}` then reduces the problem to a small one of the same form, which is solved to
-machine precision. With the multiplier :math:`\mu`, the solution satisfies :math:`2 (g + \mu P) v + c = 0` and
-:math:`\mu \ge -\lambda_{\min}` (Conn, Gould, Toint, *Trust-Region Methods*, 2000, chapters 5 and 7).
+correction), and ``P`` is the preconditioner. In the coordinates :math:`y = R v`, with :math:`P = R^\top R`, the sphere
+is Euclidean. A Krylov space of :math:`R^{-\top} g R^{-1}` then reduces the problem to a small one of the same form,
+which is solved to machine precision. With the multiplier :math:`\mu`, the solution satisfies
+:math:`2 (g + \mu P) v + c = 0` and :math:`\mu \ge -\lambda_{\min}` (Conn, Gould, Toint, *Trust-Region Methods*, 2000,
+chapters 5 and 7).
 """
 
 from __future__ import annotations
@@ -57,30 +58,32 @@ class SphereSolution:
 
 
 class _Coordinates:
-    """The coordinates :math:`y = P^{1/2} v`, in which the sphere is Euclidean."""
+    r"""The coordinates :math:`y = R v` with :math:`P = R^\top R`, in which the sphere is Euclidean."""
 
     def __init__(self, preconditioner: Preconditioner | None, like: Tensor) -> None:
         self._preconditioner = preconditioner
         self._buffer = None if preconditioner is None else torch.empty_like(like)
 
     def step_of(self, y: Tensor) -> Tensor:
-        """The step :math:`P^{-1/2} y`."""
+        """The step :math:`R^{-1} y`."""
         return y if self._preconditioner is None else self._preconditioner.inverse_root(y)
 
     def of_step(self, v: Tensor) -> Tensor:
-        """The coordinates :math:`P^{1/2} v` of a step."""
+        """The coordinates :math:`R v` of a step."""
         return v if self._preconditioner is None else self._preconditioner.root(v)
 
     def of_gradient(self, c: Tensor) -> Tensor:
-        """The coordinates :math:`P^{-1/2} c` of a gradient."""
-        return self.step_of(c)
+        r"""The coordinates :math:`R^{-\top} c` of a gradient."""
+        return (
+            c if self._preconditioner is None else self._preconditioner.transposed_inverse_root(c)
+        )
 
     def product(self, matvec: MatVec, y: Tensor) -> Tensor:
-        """:math:`P^{-1/2} g P^{-1/2} y`."""
+        r""":math:`R^{-\top} g R^{-1} y`."""
         if self._preconditioner is None:
             return matvec(y)
         result = matvec(self._preconditioner.inverse_root(y, self._buffer))
-        return self._preconditioner.inverse_root(result, result)
+        return self._preconditioner.transposed_inverse_root(result, result)
 
     def quadratic(self, quadratic: Callable[[Tensor], float], y: Tensor) -> float:
         """:math:`v^T g v` of the step v that ``y`` stands for."""

@@ -19,7 +19,7 @@ class AdaGrad(DiagonalGeometry):
     """Each weight is measured by the root of the sum of its squared linear terms (Duchi et al., 2011)."""
 
     @classmethod
-    def entries(cls, p: Tensor, keep_zeros: bool) -> tuple[str, ...]:
+    def entries(cls, p: Tensor, matrix: bool | None) -> tuple[str, ...]:
         return ("sum",)
 
     def diagonal(self, linear: Tensor) -> Tensor:

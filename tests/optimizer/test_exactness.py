@@ -26,9 +26,11 @@ def dense_geometry(
     geometry = np.eye(len(linear)) if opt.precondition is None else np.diag(np.abs(linear))
     if opt.precondition == "muon":
         start = 0
+        modules = opt.anchors.model.modules()
+        tables = {m.weight for m in modules if isinstance(m, nn.Embedding)}
         for p in params:
             block = slice(start, start + p.numel())
-            if p.dim() >= 2 and min(len(p), p[0].numel()) > 1:
+            if p.dim() >= 2 and min(len(p), p[0].numel()) > 1 and p not in tables:
                 geometry[block, block] = oracle.of_matrix(linear[block].reshape(len(p), -1))
             start += p.numel()
     if opt.precondition is not None:
