@@ -27,7 +27,7 @@ help:
 # More digits are remembered than by default, as 1 % has to be measured on a part of them.
 demo: $(STAMP)
 	$(BIN) -m recipes.new_task --task1 digits-low --task2 digits-high --out runs/demo \
-		--beta auto --max-flips 0.01 --anchors 450 --epochs 15 --baseline-epochs 100
+		--beta auto --max-flips 0.01 --anchors 450 --epochs 22 --baseline-epochs 100
 
 # One thread a worker: the processes share the cores, and sums come out the same in every run.
 test: $(STAMP)
