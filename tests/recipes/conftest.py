@@ -1,10 +1,33 @@
 """Fixtures that several tests of the recipes share."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 from recipe_helpers import SHORT
 
 from recipes.new_task import command as new_task
+
+
+@pytest.fixture
+def rendered():
+    """Has the figures of a test rendered."""
+
+
+@pytest.fixture(autouse=True)
+def few_figures_are_rendered(request, monkeypatch):
+    """Figures are put together in every test, but turned into pixels only where a test asks for ``rendered``.
+
+    A run of a recipe spends up to half of its time on pixels. Runs of a session or a module start before this
+    fixture does, so their figures are all rendered.
+    """
+    if "rendered" not in request.fixturenames:
+
+        def signature(self: Figure, path: Path, **options: object) -> None:
+            Path(path).write_bytes(b"\x89PNG")
+
+        monkeypatch.setattr(Figure, "savefig", signature)
 
 
 @pytest.fixture

@@ -92,8 +92,9 @@ def test_the_same_seed_gives_the_same_results(digits_run, tmp_path):
     assert without_cost(tmp_path) == without_cost(digits_run)
 
 
-def test_several_seeds_are_averaged_and_compared_pair_by_pair(tmp_path, capsys):
-    assert new_task.main(["--out", str(tmp_path), *SHORT, "--seeds", "1", "2"]) == 0
+def test_several_seeds_are_averaged_and_compared_pair_by_pair(tmp_path, capsys, rendered):
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "fip", "naive", "--seeds", "1", "2"]
+    assert new_task.main(arguments) == 0
     runs = [json.loads((tmp_path / f"seed-{s}/results.json").read_text()) for s in (1, 2)]
     both = json.loads((tmp_path / "results.json").read_text())
     path, plain = both["metrics"], both["metrics"]["baselines"]["naive"]
@@ -121,7 +122,8 @@ def test_several_seeds_are_averaged_and_compared_pair_by_pair(tmp_path, capsys):
     ],
 )
 def test_options_reach_the_optimizer(options, tmp_path):
-    assert new_task.main(["--out", str(tmp_path), *SHORT, *options.split()]) == 0
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "fip"]
+    assert new_task.main([*arguments, *options.split()]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     if "--max-drift" in options:
         with (tmp_path / "path.csv").open() as file:
@@ -129,14 +131,15 @@ def test_options_reach_the_optimizer(options, tmp_path):
         assert drifts[-1] <= results["config"]["max_drift"] == 0.01
 
 
-def test_validation_never_sees_the_test_part(tmp_path, monkeypatch):
+def test_validation_never_sees_the_test_part(tmp_path, rendered):
     task = load_task("digits-low")
     held = task.held_out(0.25)
     assert len(held.test_inputs) == round(0.25 * len(task.train_inputs))
     both = torch.cat([held.train_inputs, held.test_inputs]).flatten(1)
     assert torch.equal(both.unique(dim=0), task.train_inputs.flatten(1).unique(dim=0))
     assert torch.equal(held.test_inputs, task.held_out(0.25).test_inputs)
-    assert new_task.main(["--out", str(tmp_path), *SHORT, "--validation", "0.25"]) == 0
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "fip", "--validation", "0.25"]
+    assert new_task.main(arguments) == 0
     assert json.loads((tmp_path / "results.json").read_text())["config"]["validation"] == 0.25
 
 
@@ -193,18 +196,8 @@ def test_out_that_is_a_file_is_an_error(tmp_path, capsys):
     assert "argument --out" in capsys.readouterr().err
 
 
-def test_all_methods_run_side_by_side(tmp_path):
-    arguments = [
-        "--out",
-        str(tmp_path),
-        *SHORT,
-        "--method",
-        "all",
-        "--seeds",
-        "0",
-        "1",
-        "--augment",
-    ]
+def test_all_methods_run_side_by_side(tmp_path, rendered):
+    arguments = ["--out", str(tmp_path), *SHORT, "--method", "all", "--augment"]
     assert new_task.main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     baselines = results["metrics"]["baselines"]

@@ -12,6 +12,9 @@ from recipes.continual.methods.fip import InvariantPath
 from recipes.new_task import command as new_task
 from recipes.new_task import experiment
 
+# The path at its shortest: without products nothing is traced.
+PATH = [*SHORT, "--epochs", "1", "--products", "0", "--method", "fip"]
+
 
 def test_an_interrupted_run_loses_only_the_unfinished_method(
     digits_run, tmp_path, capsys, monkeypatch
@@ -42,7 +45,7 @@ def test_an_interrupted_run_loses_only_the_unfinished_method(
 def test_results_of_later_seeds_of_an_earlier_run_are_not_reused_by_an_interrupted_one(
     tmp_path, monkeypatch
 ):
-    arguments = [*SHORT, "--method", "fip", "--seeds", "1", "2"]
+    arguments = [*PATH, "--seeds", "1", "2"]
     changed = [*arguments, "--beta", "3", "--task1-epochs", "1"]
     both, alone = (["--out", str(tmp_path / name)] for name in ("both", "alone"))
     assert new_task.main([*both, *arguments]) == 0
@@ -61,7 +64,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(
     tmp_path, capsys, monkeypatch
 ):
     def main(name, *options):
-        return new_task.main(["--out", str(tmp_path / name), *SHORT, "--method", "fip", *options])
+        return new_task.main(["--out", str(tmp_path / name), *PATH, *options])
 
     def refused(*options):
         with pytest.raises(SystemExit) as exit:
@@ -116,7 +119,7 @@ def test_an_outcome_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
 
 def test_networks_of_another_run_are_not_taken_for_those_of_a_finished_path(tmp_path, capsys):
     def main(*options):
-        return new_task.main(["--out", str(tmp_path), *SHORT, "--method", "fip", *options])
+        return new_task.main(["--out", str(tmp_path), *PATH, *options])
 
     assert main("--keep-networks", "--beta", "3") == 0
     kept = (tmp_path / "networks").stat().st_mtime_ns
@@ -136,7 +139,7 @@ def test_networks_of_another_run_are_not_taken_for_those_of_a_finished_path(tmp_
 
 
 def test_seeds_can_be_run_one_by_one_and_put_together(tmp_path):
-    arguments = ["--out", str(tmp_path), *SHORT, "--method", "fip", "--resume", "--seeds"]
+    arguments = ["--out", str(tmp_path), *PATH, "--resume", "--seeds"]
     assert new_task.main([*arguments, "1"]) == 0
     assert new_task.main([*arguments, "2"]) == 0
     finished = [(tmp_path / f"seed-{s}/fip.pt").stat().st_mtime_ns for s in (1, 2)]

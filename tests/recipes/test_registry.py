@@ -54,7 +54,7 @@ def test_the_help_lists_the_options_of_a_registered_method(capsys):
         assert "--decay-lr X weight decay: Adam's highest learning rate [0.003 / 0.003" in shown
 
 
-def test_a_registered_method_runs_beside_the_others(tmp_path, capsys):
+def test_a_registered_method_runs_beside_the_others(tmp_path, capsys, rendered):
     chosen = ["--method", "naive", "decay", "--decay-strength", "0.5"]
     assert new_task.main(["--out", str(tmp_path), *SHORT, *chosen]) == 0
     assert "weight decay" in capsys.readouterr().out

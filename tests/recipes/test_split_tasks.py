@@ -262,14 +262,14 @@ def test_a_run_without_resume_starts_over(tmp_path):
 
 
 @pytest.mark.parametrize("options", ["--loss-over all", "--augment --anchor-batch 30 --shift"])
-def test_options_are_taken(options, tmp_path):
+def test_options_are_taken(options, tmp_path, rendered):
     assert run(tmp_path, "--method", "fip", "distillation", *options.split()) == 0
     config = results(tmp_path)["config"]
     assert config["loss_over"] == ("all" if "all" in options else "task")
     assert config["augment"] == ("--augment" in options)
 
 
-def test_tasks_limits_the_run_to_the_first_tasks(tmp_path):
+def test_tasks_limits_the_run_to_the_first_tasks(tmp_path, rendered):
     assert run(tmp_path, "--method", "naive", "--tasks", "3") == 0
     found = results(tmp_path)
     assert found["config"]["tasks"] == 3

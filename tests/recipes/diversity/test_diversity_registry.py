@@ -45,7 +45,7 @@ def added():
     del METHODS["decay"], METHODS["second-noise"]
 
 
-def test_methods_from_outside_run_like_any_other(added, tmp_path, capsys):
+def test_methods_from_outside_run_like_any_other(added, tmp_path, capsys, rendered):
     arguments = ["--out", str(tmp_path), *SHORT]
     arguments += ["--objective", "decay", "--baseline", "second-noise"]
     assert main([*arguments, "--decay", "0.25"]) == 0

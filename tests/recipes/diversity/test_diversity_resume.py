@@ -12,7 +12,7 @@ from recipes.diversity.ensembles import SECONDS_FILE
 from recipes.diversity.methods import METHODS, path_names
 
 
-def test_the_recipe_leaves_results_members_and_plots_and_resumes(tmp_path, capsys):
+def test_the_recipe_leaves_results_members_and_plots_and_resumes(tmp_path, capsys, rendered):
     arguments = ["--out", str(tmp_path), *SHORT, "--seeds", "0", "1"]
     assert main([*arguments, "--objective", "none", "--baseline", "noise"]) == 0
     everything = [*arguments, "--objective", *path_names(), "--baseline", "all"]
@@ -92,7 +92,7 @@ def test_a_result_belongs_to_the_configuration_that_is_stored_beside_it(tmp_path
     assert "epochs 2 there, 3 asked for" in refusal(capsys, *arguments("b"))
 
 
-def test_a_run_interrupted_before_the_attacks_are_recorded_resumes(tmp_path):
+def test_a_run_interrupted_before_the_attacks_are_recorded_resumes(tmp_path, rendered):
     out = ["--out", str(tmp_path), *SHORT, "--objective", "none", "--baseline"]
     assert main(out) == 0
     record = tmp_path / "seed-0" / "start.json"

@@ -14,7 +14,7 @@ from recipes.sparsify.dense import load_dense
 from recipes.sparsify.networks import NETWORKS
 
 
-def test_a_checkpoint_with_convolutions_serves_several_seeds(tmp_path, monkeypatch):
+def test_a_checkpoint_with_convolutions_serves_several_seeds(tmp_path, monkeypatch, rendered):
     torch.manual_seed(0)
     model = small_cnn()
     save_file(model.state_dict(), tmp_path / "dense.safetensors")
@@ -27,7 +27,7 @@ def test_a_checkpoint_with_convolutions_serves_several_seeds(tmp_path, monkeypat
         assert all(torch.equal(found[name], t) for name, t in model.state_dict().items())
 
 
-def test_sparsities_that_are_nearly_alike_have_files_of_their_own(tmp_path, short_dense):
+def test_sparsities_that_are_nearly_alike_have_files_of_their_own(tmp_path, short_dense, rendered):
     arguments = ["--out", str(tmp_path), *SHORT, "--method", "one-shot"]
     assert main([*arguments, "--sparsity", "0.9", "0.9000001"]) == 0
     files = sorted(file.name for file in (tmp_path / "seed-0").glob("one-shot-*"))
@@ -51,7 +51,7 @@ def test_a_checkpoint_of_somebody_else_runs_no_code(zipped, tmp_path, capsys):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_checkpoint_is_the_start_network(tmp_path, dense, short_dense):
+def test_a_checkpoint_is_the_start_network(tmp_path, dense, short_dense, rendered):
     save_file(dense.model.state_dict(), tmp_path / "dense.safetensors")
     torch.save(dense.model.state_dict(), tmp_path / "dense.pt")
     for name in ("dense.safetensors", "dense.pt"):

@@ -93,7 +93,7 @@ def test_export_loads_again_and_is_smaller(tmp_path):
             assert torch.equal(masks[name], tensor != 0)
 
 
-def test_the_recipe_leaves_its_results(tmp_path, capsys, short_dense):
+def test_the_recipe_leaves_its_results(tmp_path, capsys, short_dense, rendered):
     arguments = ["--out", str(tmp_path), *SHORT, "--method", "all", "--export"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
