@@ -39,7 +39,7 @@ from fipoptim.anchors.measured import measured
 from recipes.common import report, stored
 from recipes.common.augment import Augment, augmentation
 from recipes.common.data import DataError, Task, load_pair
-from recipes.common.networks import network_for
+from recipes.common.networks import network_for, path_groups
 from recipes.common.options import SEED, Distinct
 from recipes.common.training import (
     accuracy,
@@ -217,7 +217,7 @@ class Walk:
         )
         options = {**case.path, "eps": factor * case.path["eps"]}
         self.optimizer = FIPOptimizer(
-            self.model.parameters(),
+            path_groups(self.model),
             self.anchors,
             beta="auto",
             max_drift=budget,

@@ -22,7 +22,7 @@ from benchmarks import record
 from fipoptim import AnchorBatch, FIPOptimizer, Solver, StepInfo
 from fipoptim.anchors import squared_distance
 from recipes.common.data import DataError, Task, load_pair
-from recipes.common.networks import network_for
+from recipes.common.networks import network_for, path_groups
 from recipes.common.options import COUNT, SEED
 from recipes.common.training import (
     minibatches,
@@ -51,7 +51,7 @@ def budgeted(model: nn.Module, inputs: Tensor, check: Tensor | None) -> tuple[FI
     """An optimizer whose budget holds at every step, and a function that takes a step with it."""
     anchors = AnchorBatch(model, inputs, check=check)
     optimizer = FIPOptimizer(
-        model.parameters(),
+        path_groups(model),
         anchors,
         beta=BETA,
         eps=EPS,

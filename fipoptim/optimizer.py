@@ -104,8 +104,8 @@ class FIPOptimizer(SavedOptimizer):
             to the damped root of the running mean of :math:`c^2`, scaled to a mean of 1 so that ``eps`` keeps its
             meaning. ``"muon"``: the weights of a linear or convolutional layer are measured as a matrix. ``P`` is
             :math:`(C C^\top)^{1/2}` of the layer's linear term ``C``, on the shorter side, so that a step without
-            products is orthogonal, as Muon's. Biases, and matrices whose shorter side is longer than 256, are as with
-            ``"adam"``. None is Euclidean. :func:`fipoptim.geometry.register` adds others.
+            products is orthogonal, as Muon's. Biases, embeddings, wide heads and groups with ``matrix=False`` are as
+            with ``"adam"`` (:func:`fipoptim.geometry.describe`). None is Euclidean. ``register`` there adds others.
         keep_zeros: Weights that are exactly 0 do not move, so that a pruned network stays pruned. Without it such
             weights move even if their gradient is masked, as the restoring term is no part of ``.grad``. In Muon's
             geometry the parameters of such a group are as with ``"adam"``. It may differ by group.

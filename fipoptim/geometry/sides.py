@@ -166,7 +166,8 @@ class NewtonSides(Sides):
             # (size / q + damping)^-1 = q (size + damping q)^-1
             shifted = q * damping.to(q)
             shifted.diagonal().add_(size.to(q))
-            inverse = torch.cholesky_solve(q, torch.linalg.cholesky(shifted))
+            # Without a check of success, for which a GPU would have to finish its work: q is positive definite.
+            inverse = torch.cholesky_solve(q, torch.linalg.cholesky_ex(shifted).L)
             damped.append(inverse if factor == 1.0 else inverse.div_(factor))
         return NewtonSides(self.members, self._rows, damped, self._sizes, self._traces)
 

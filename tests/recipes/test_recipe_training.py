@@ -6,7 +6,7 @@ from recipe_helpers import blobs
 from torch import nn
 
 from recipes.common.data import DATASETS
-from recipes.common.networks import digits_mlp, network_for, paper_cnn
+from recipes.common.networks import digits_mlp, network_for, paper_cnn, path_groups
 from recipes.common.training import (
     accuracy,
     adam_one_cycle,
@@ -18,6 +18,14 @@ from recipes.common.training import (
     training_mode,
 )
 from recipes.new_task.settings import DEFAULTS
+
+
+def test_the_groups_of_a_path_leave_the_order_and_mark_the_one_wide_layer():
+    model = paper_cnn()
+    groups = path_groups(model)
+    assert [p for g in groups for p in g["params"]] == list(model.parameters())
+    wide = [g["params"] for g in groups if g["matrix"] is False]
+    assert [[p.shape for p in params] for params in wide] == [[(600, 2304)]]
 
 
 def test_paper_cnn_has_the_papers_parameters():

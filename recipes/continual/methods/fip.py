@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fipoptim import FIPOptimizer, Solver
 from fipoptim.anchors.measured import Measured
+from recipes.common.networks import path_groups
 from recipes.common.options import COUNT, RATE, automatic, fraction, or_none, positive, products
 from recipes.common.settings import option
 from recipes.common.training import train
@@ -155,7 +156,7 @@ class InvariantPath(AnchoredLearner):
         """
         options = self.options
         optimizer = FIPOptimizer(
-            self.model.parameters(),
+            path_groups(self.model),
             self.known_anchors(),
             beta=options.beta,
             eps=options.eps,
