@@ -12,12 +12,18 @@ at the share q, then :math:`q \sigma / (\sqrt{2 \pi} \gamma_q)` of the inputs fl
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 
 import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.output_space import classes_last
 from fipoptim.budget import Budget
+
+# Margins by the reference they are of, as each step asks for them.
+_MARGINS: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
 
 def room_within(budget: Budget, anchors: AnchorBatch) -> float:
@@ -51,12 +57,21 @@ def radius(given: float | None, room: float, check_every: int | None) -> float |
 
 def drift_of_flips(counted: AnchorBatch, share: float) -> float:
     """The drift at which a random change of the outputs flips about this share of the inputs."""
-    scores = classes_last(counted.reference.reshape(-1, *counted.function.row_shape))
+    reference = counted.reference
+    if reference not in _MARGINS:
+        _MARGINS[reference] = margins(reference.reshape(-1, *counted.function.row_shape))
+    quantile = float(torch.quantile(_MARGINS[reference], share))
+    return math.pi * reference.shape[1] * quantile**2
+
+
+def margins(reference: Tensor) -> Tensor:
+    """How far each input is from another prediction, in float64, shape ``(N,)``.
+
+    Args:
+        reference: The outputs, in the shape of the output space. An input flips if one of its predictions does.
+    """
+    scores = classes_last(reference)
     if scores.shape[-1] == 1:  # predicts by its sign
-        margins = 2**0.5 * scores.squeeze(-1).abs()
-    else:
-        first, second = scores.topk(2).values.unbind(-1)
-        margins = first - second
-    least = margins.amin(dim=1).double()  # an input flips if one of its predictions does
-    quantile = float(torch.quantile(least, share))
-    return math.pi * counted.reference.shape[1] * quantile**2
+        return 2**0.5 * scores.squeeze(-1).abs().amin(dim=1).double()
+    first, second = scores.topk(2).values.unbind(-1)
+    return (first - second).amin(dim=1).double()

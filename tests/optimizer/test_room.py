@@ -96,3 +96,11 @@ def test_no_step_goes_further_than_the_whole_run_may(products: int | str) -> Non
     assert first_change(Solver(products=products)) == pytest.approx(0.5, rel=1e-3)
     # The smaller one counts if a radius is given.
     assert first_change(Solver(products=products, radius=0.1)) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_margins_are_those_of_the_reference_of_now() -> None:
+    held = anchors(torch.tensor([[3.0, 0.0], [5.0, 0.0]]))
+    budget = Budget(max_flips=0.0)
+    assert room_within(budget, held) == pytest.approx(math.pi * 2 * 3.0**2)
+    held.extend(torch.tensor([[1.0, 0.0]]))
+    assert room_within(budget, held) == pytest.approx(math.pi * 2 * 1.0**2)
