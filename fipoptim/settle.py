@@ -62,7 +62,8 @@ def settle(
     began = time.perf_counter()
     start = [p.clone() for p in parameters.tensors]
     try:
-        found = _settled(anchors, parameters, budget, last_within(state, parameters.tensors), form)
+        within = last_within(state, parameters.tensors)
+        found = _settled(anchors, parameters, budget, start, within, form)
     except BaseException:
         displace(parameters.tensors, start)
         raise
@@ -74,6 +75,7 @@ def _settled(
     anchors: AnchorBatch,
     parameters: StepParameters,
     budget: Budget,
+    start: list[Tensor],
     within: list[Tensor] | None,
     form: Form,
 ) -> Restored:
@@ -102,8 +104,7 @@ def _settled(
         max_products=MAX_PRODUCTS,
         frozen=parameters.zeros_to_keep(),
     )
-    start = [p.clone() for p in tensors]
-    after, went_back = rounds(anchors, tensors, budget, within, restoring, farthest)
+    after, went_back = rounds(anchors, tensors, budget, start, before, within, restoring, farthest)
     found = dataclasses.replace(found, steps=restoring.steps, products=restoring.products)
     if within is not None and not budget.holds(after):
         last = Line(anchors, tensors, within).go_to_nearest(budget)
@@ -125,6 +126,8 @@ def rounds(
     anchors: AnchorBatch,
     params: list[Tensor],
     budget: Budget,
+    start: list[Tensor],
+    here: Measured,
     within: list[Tensor] | None,
     restoring: Restoring,
     farthest: float,
@@ -135,6 +138,8 @@ def rounds(
         anchors: The anchors.
         params: The parameters, which are moved in place.
         budget: The budget.
+        start: The values of the parameters here.
+        here: What was measured here.
         within: The last network that was within; without one, restoring steps are taken alone.
         restoring: Takes the restoring steps.
         farthest: The distance from here at which to give up.
@@ -142,8 +147,6 @@ def rounds(
     Returns:
         What was measured at the end, and the share of the way that it went back.
     """
-    start = [p.clone() for p in params]
-    here = anchors.counted.measure()
     kept, gained = 1.0, True
     while restoring.can_go_on(here) and distance(params, start) < farthest:
         drift = here.drift

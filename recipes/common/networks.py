@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The longest shorter side of a layer that is measured as a matrix in Muon's geometry. Beyond it the geometry takes
-# Newton-Schulz iterations, and on a CPU the one such layer of paper_cnn would make a step several times as long.
-LONGEST_SIDE = 256
+from fipoptim.flat import matrix_shape
+from fipoptim.geometry.muon import LONGEST_SIDE
 
 
 def paper_cnn(classes: int = 20) -> nn.Sequential:
@@ -146,7 +145,11 @@ def network_for(family: str, classes: int) -> nn.Sequential:
 
 
 def path_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters of ``model`` in their order, as groups for ``FIPOptimizer``: wide layers are no matrices."""
+    """The parameters of ``model`` in their order, as groups for ``FIPOptimizer``: wide layers are no matrices.
+
+    Beyond ``LONGEST_SIDE`` Muon's geometry takes Newton-Schulz iterations. On a CPU the one such layer of ``paper_cnn``
+    would make a step several times as long.
+    """
     return [
         {"params": list(params), "matrix": False if wide else None}
         for wide, params in itertools.groupby(model.parameters(), _is_wide)
@@ -154,7 +157,7 @@ def path_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _is_wide(p: Tensor) -> bool:
-    return p.dim() > 1 and min(len(p), p[0].numel()) > LONGEST_SIDE
+    return p.dim() > 1 and min(matrix_shape(p.shape)) > LONGEST_SIDE
 
 
 def _fully_connected(*widths: int) -> nn.Sequential:
