@@ -322,7 +322,7 @@ def measure(
     other = distilling(copy.deepcopy(start), remembered, case, *middle, seed=seed)
     both = [(walk.step(x, y), other(x, y)) for x, y in batches(case.timed)]
     ratio = sum(a for a, _ in both) / sum(b for _, b in both)
-    steps = int(SHARE_OF_PATH * case.steps / ratio)
+    steps = max(1, int(SHARE_OF_PATH * case.steps / ratio))
 
     walks = [Walk(start, remembered[0], case, b, steps=steps, seed=seed) for b in case.budgets]
     beside = copy.deepcopy(start)
