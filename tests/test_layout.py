@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Top to bottom: a module imports from those below it only.
 LAYERS = (
+    "integrations",
     *("testing", "certificate", "restore", "bounds", "outputs"),
     *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "budget"),
     *("automatic", "step", "gradients", "saving", "checks", "state"),
