@@ -10,5 +10,8 @@ from hypothesis import settings
 settings.register_profile("fipoptim", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("fipoptim")
 
+# Libraries that load models from a hub do not look for one.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # Workers share the cores, and sums of one thread come out the same in every run.
 torch.set_num_threads(1)

@@ -24,7 +24,8 @@ def carry_anchors(optimizer: Any) -> None:
     resumed run may thus build its anchors on the trained network: the first reference is put back. A state without the
     entry is loaded as without this function. A state that is refused changes neither the anchors nor the optimizer.
 
-    Anchors stay on the device that they are on.
+    Anchors stay on the device that they are on. ``torch.distributed.checkpoint`` saves no further entries of an
+    optimizer's state, and so not the anchors.
 
     Args:
         optimizer: A :class:`~fipoptim.FIPOptimizer`, or a wrapper of Accelerate's or Lightning's around one. A second
