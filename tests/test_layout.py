@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     *("testing", "certificate", "restore", "bounds", "outputs"),
     *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "budget"),
-    *("automatic", "step", "gradients", "saving", "checks", "state"),
+    *("automatic", "step", "step_info", "gradients", "saving", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
     *("parameters", "flat", "solver", "mean", "optional"),
 )

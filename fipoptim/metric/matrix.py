@@ -59,7 +59,7 @@ def exact_diagonal(linearizer: Linearizer, flat: FlatVectors, at_once: int | Non
         return point.function_on(single)(parameters)[0, k]
 
     gradient = torch.func.vmap(torch.func.grad_and_value(output), in_dims=(None, 0, None))
-    with linearizer.evaluation():
+    with linearizer.evaluation(tangents=True):
         for part, expected in zip(split_inputs(inputs, size), z.split(size), strict=True):
             part = map_inputs(lambda x: x.to(device), part)
             for k in range(outputs):
