@@ -42,6 +42,8 @@ def evaluation(model: nn.Module, device: torch.device, *, tangents: bool = False
     With ``tangents`` attention is computed by the kernel that has a forward-mode derivative and can be differentiated
     twice; otherwise by the one that torch prefers, as outside of this context.
 
+    Autocast that Accelerate has put into ``model.forward`` is left out as well.
+
     The random state is forked: the training loop does not notice what the model draws. Inference mode is left, because
     its tensors have no derivative. So is ``parametrize.cached()``, which would hand out weights of before a step.
     Everything is put back afterwards. Threads take turns.
@@ -50,6 +52,7 @@ def evaluation(model: nn.Module, device: torch.device, *, tangents: bool = False
         _ONE_THREAD,
         torch.inference_mode(False),
         _without_cached_weights(),
+        _own_forward(model),
         _eval_mode(model, device),
         sdpa_kernel(SDPBackend.MATH) if tangents else contextlib.nullcontext(),
     ):
@@ -77,6 +80,23 @@ def _without_cached_weights() -> Iterator[None]:
         yield
     finally:
         parametrize._cache_enabled, parametrize._cache = enabled, cache
+
+
+@contextlib.contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Accelerate replaces the ``forward`` of a model by one under autocast, and keeps the original beside it."""
+    replaced = [
+        (module.__dict__, module.__dict__["forward"])
+        for module in model.modules()
+        if module.__dict__.keys() >= {"forward", "_original_forward"}
+    ]
+    try:
+        for attributes, _ in replaced:
+            attributes["forward"] = attributes["_original_forward"]
+        yield
+    finally:
+        for attributes, forward in replaced:
+            attributes["forward"] = forward
 
 
 @contextlib.contextmanager
