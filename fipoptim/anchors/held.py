@@ -35,7 +35,7 @@ class HeldInputs:
     inputs: Inputs
     function: NetworkFunction
     references: References
-    store: str
+    store: str | int
     augment: Callable[[Any], Any] | None
     chunk_size: int | None
     progress: Callable[[list[Inputs]], Iterable[Inputs]]
