@@ -90,8 +90,8 @@ class AnchorBatch(HeldInputs):
             ``reference``, which must not change and of which nothing is copied, or with None a copy of the weights of
             now. **A number k**: at each position the k likeliest classes of the reference are told apart, and all
             others count as one, so that m is k + 1 for each position, in products too; for ``"probabilities"`` and
-            ``"nats_per_token"``. A prediction is then the likeliest of these k; another class that overtakes them is not
-            seen. In all of them :meth:`drift`, :meth:`measure` and :meth:`predictions_kept` hold the outputs of
+            ``"nats_per_token"``. A prediction is then the likeliest of these k; another class that overtakes them is
+            not seen. In all of them :meth:`drift`, :meth:`measure` and :meth:`predictions_kept` hold the outputs of
             ``chunk_size`` anchors at a time.
         batch_size: Anchors drawn for each step, without replacement; None takes all of them at every step.
         chunk_size: Anchors evaluated at a time, which bounds memory; None evaluates all anchors of a step at once. If
