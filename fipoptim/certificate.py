@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.batches import checked_inputs
+from fipoptim.anchors.bundle import without_classes
 from fipoptim.anchors.inputs import (
     Inputs,
     count_inputs,
@@ -273,7 +274,7 @@ def _warn_of_anchors(model: nn.Module, inputs: Inputs) -> None:
     """Warn if some inputs are anchors of this model."""
     known: set[tuple[float, ...]] = set()
     for anchors in AnchorBatch.of_model(model):
-        known.update(_marks(anchors.inputs))
+        known.update(_marks(without_classes(anchors.inputs)))
     found = sum(mark in known for mark in _marks(inputs)) if known else 0
     if found:
         warnings.warn(

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks import budget, edge, products, steps
+from benchmarks import budget, edge, language, products, steps
 from benchmarks.cases import CASES
 from recipes.common.data import load_pair
 from recipes.common.networks import digits_mlp
@@ -75,3 +75,20 @@ def test_a_step_at_the_edge_of_a_budget_is_measured_beside_distillation() -> Non
     assert found["at_the_edge"] > edge.FIRST
     assert found["ratio"] > 0
     assert found["drift"] <= edge.MAX_DRIFT
+
+
+def test_the_memory_of_anchors_of_language_is_measured_by_store() -> None:
+    torch.manual_seed(0)
+    model = language.Language(200, 8)
+    ids = torch.randint(200, (6, 10))
+    texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    rows = {store: language.measure(model, texts, store, 1) for store in language.STORES}
+    given = 2 * ids.nbytes
+    weights = sum(p.nbytes for p in model.parameters())
+    kept = {store: round(row["kept_mb"] * 1e6) for store, row in rows.items()}
+    assert kept["full"] == given + 6 * 10 * 200 * 4
+    assert kept["half"] == given + 6 * 10 * 200 * 2
+    assert kept[32] == given + 6 * 10 * (32 + 33) * 4
+    assert kept["live"] == given + weights
+    assert rows["full"]["drift_of_rounding"] == rows["live"]["drift_of_rounding"] == 0
+    assert 0 < rows["half"]["drift_of_rounding"] < 1e-6

@@ -11,7 +11,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fipoptim.anchors.batches import checked_inputs, inputs_from_loader, joined
-from fipoptim.anchors.bundle import Bundle, count_positions, mask_of
+from fipoptim.anchors.bundle import (
+    CLASSES,
+    Bundle,
+    count_positions,
+    joined_classes,
+    mask_of,
+    with_classes,
+    without_classes,
+)
 from fipoptim.anchors.draws import draw_seed, seed_of_step
 from fipoptim.anchors.evaluation import seeded, unwrap
 from fipoptim.anchors.fingerprint import Fingerprint, combined, fingerprint_of
@@ -26,10 +34,15 @@ from fipoptim.anchors.inputs import (
     select_inputs,
 )
 from fipoptim.anchors.network_function import NetworkFunction
-from fipoptim.anchors.networks import ReferenceNetwork, snapshot_of
-from fipoptim.anchors.output_space import OutputMap
+from fipoptim.anchors.networks import (
+    OtherModule,
+    ReferenceNetwork,
+    network_of,
+    snapshot_of,
+    with_likely_classes,
+)
+from fipoptim.anchors.output_space import OF_PROBABILITIES, OutputMap
 from fipoptim.anchors.reference import first_references, references_of
-from fipoptim.anchors.references import References
 from fipoptim.anchors.refusals import (
     check_callable,
     check_positive,
@@ -75,7 +88,10 @@ class AnchorBatch(HeldInputs):
             of that; rounding alone is a drift of about :math:`4\cdot10^{-8} \|z_{ref}\|^2`. ``"live"``: no outputs;
             the reference network gives them whenever they are wanted, which costs another forward pass. It is
             ``reference``, which must not change and of which nothing is copied, or with None a copy of the weights of
-            now. In all of them :meth:`drift`, :meth:`measure` and :meth:`predictions_kept` hold the outputs of
+            now. **A number k**: at each position the k likeliest classes of the reference are told apart, and all
+            others count as one, so that m is k + 1 for each position, in products too; for ``"probabilities"`` and
+            ``"nats_per_token"``. A prediction is then the likeliest of these k; another class that overtakes them is
+            not seen. In all of them :meth:`drift`, :meth:`measure` and :meth:`predictions_kept` hold the outputs of
             ``chunk_size`` anchors at a time.
         batch_size: Anchors drawn for each step, without replacement; None takes all of them at every step.
         chunk_size: Anchors evaluated at a time, which bounds memory; None evaluates all anchors of a step at once. If
@@ -111,7 +127,7 @@ class AnchorBatch(HeldInputs):
         check: GivenInputs | float | None = None,
         output: str | OutputMap = "logits",
         reference: nn.Module | Tensor | Callable[[], AbstractContextManager[Any]] | None = None,
-        store: Literal["full", "half", "live"] = "full",
+        store: Literal["full", "half", "live"] | int = "full",
         batch_size: int | None = None,
         chunk_size: int | None = None,
         generator: Generator | None = None,
@@ -124,7 +140,7 @@ class AnchorBatch(HeldInputs):
             check_positive(name, size, or_none=True)
         for name, function in (("augment", augment), ("progress", progress)):
             check_callable(name, function)
-        check_store(store, reference)
+        check_store(store, reference, output, OF_PROBABILITIES)
         self.output, self.store = output, store
         self.batch_size = batch_size
         self.chunk_size = chunk_size
@@ -139,7 +155,7 @@ class AnchorBatch(HeldInputs):
             raise ValueError(f"batch_size: {batch_size} is more than the {count} anchors given.")
         self.route = Route()
         own, of_check = references_of(reference, parts)
-        self.references = self._first_references(own)
+        self._first_reference(own)
         self.check: AnchorBatch | None = None
         if parts.check is not None:
             check_forms("check", parts.check, self.inputs)
@@ -196,10 +212,11 @@ class AnchorBatch(HeldInputs):
         self._refresh(snapshot_of(self.function) if self.takes_networks else None)
 
     def _refresh(self, network: ReferenceNetwork | None) -> None:
-        references = self.references_of_now(self.inputs, network)
+        inputs = self._told_apart(without_classes(self.inputs), OtherModule(self.function))
+        references = self.references_of_now(inputs, network)
         if self.check is not None:
             self.check._refresh(network if self.store == "live" else None)
-        self.references = references
+        self.inputs, self.references = inputs, references
         self.route.mixing = None  # the model may be another
 
     @torch.inference_mode(False)
@@ -238,9 +255,12 @@ class AnchorBatch(HeldInputs):
         if check is not None:
             check_forms("check", check, self.inputs)
         before, after = count_positions(self.inputs), count_positions(new)
-        everything = self._known(joined([self.inputs, new]))
+        everything = self._known(joined([without_classes(self.inputs), new]))
         if isinstance(everything, Bundle):  # outputs of the width that all texts have now
             new = select_inputs(everything, torch.arange(len(self), count_inputs(everything)))
+        new = self._told_apart(new, OtherModule(self.function))
+        if isinstance(new, Bundle) and CLASSES in new:
+            everything = with_classes(everything, joined_classes(self.inputs, new))
         added, references = self.references_of_now(new, network), self.references
         if before != after and before is not None and getattr(everything, "positional", False):
             references = references.lengthened(before, count_positions(everything) or before)
@@ -294,13 +314,19 @@ class AnchorBatch(HeldInputs):
             for segment in segments.unique().tolist():
                 rows = segments == segment
                 new = augmented(self.augment, select_inputs(chosen, rows.nonzero().squeeze(1)))
+                new = self._told_apart(new, self.references.networks[segment])
                 parts.append(new)
                 references.append(self.references.by_networks(new, segments[rows], self.in_chunks))
         return Sample(concatenate(parts), torch.cat(references))
 
-    def _first_references(self, reference: Any) -> References:
+    def _first_reference(self, reference: Any) -> None:
         try:
-            return first_references(
+            if isinstance(self.store, int):
+                network: ReferenceNetwork = OtherModule(self.function)
+                if reference is not None:
+                    network = network_of(reference, self.function, self.output)
+                self.inputs = self._told_apart(self.inputs, network)
+            self.references = first_references(
                 self.function,
                 self.inputs,
                 lambda: self.in_chunks(self.inputs),
@@ -312,6 +338,12 @@ class AnchorBatch(HeldInputs):
         except TypeError as error:
             refuse_call(self.model, self.inputs, error)
             raise
+
+    def _told_apart(self, inputs: Inputs, network: ReferenceNetwork) -> Inputs:
+        """Inputs with the classes that their outputs tell apart, if the store is a number of them."""
+        if not isinstance(self.store, int):
+            return inputs
+        return with_likely_classes(inputs, network, self.store, self.in_chunks)
 
     def _known(self, inputs: Inputs) -> Inputs:
         """Inputs themselves, if the model has their tokens; texts of different lengths with how they are read."""

@@ -1,4 +1,4 @@
-"""Inputs bundled with how their outputs are read: texts that were padded to one length."""
+"""Inputs bundled with how their outputs are read: texts padded to one length, and the classes that are told apart."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from torch.nn import functional as F
 
 # The keyword by which models of language are told which positions of a text count.
 MASK = "attention_mask"
+# The name of the classes that the outputs of each input tell apart; no keyword argument has a space.
+CLASSES = "reference classes"
 # Texts are cut to a multiple of this many positions, so that there are few shapes to trace.
 MULTIPLE = 8
 
 
 class Bundle(dict[str, Tensor]):
-    """Keyword inputs of texts that had different lengths, padded with zeros along dimension 1.
+    """Inputs with how their outputs are read.
 
-    A bundle of some of the texts may be cut to the longest of them. Their outputs are padded again, so that all texts
-    have outputs of one width.
+    Texts that had different lengths are padded with zeros along dimension 1. A bundle of some of them may be cut to the
+    longest. Their outputs are padded again, so that all texts have outputs of one width.
 
     Args:
-        tensors: The tensors by name.
-        length: The number of positions that outputs are padded to.
+        tensors: The tensors by name, and at :data:`CLASSES` the classes ``(N, positions, k)`` that outputs tell apart.
+        form: What the model is called with: ``"dict"``, ``"tuple"`` or ``"tensor"``.
+        length: The number of positions that outputs are padded to; None if the inputs are no texts of several lengths.
         along: The names of the tensors that have the positions along dimension 1.
         positional: Whether the model gives an output for each position, rather than some for each text; None goes by
             the shape of the outputs.
 
     Attributes:
+        form: As given.
         length: As given.
         along: As given.
         positional: As given.
@@ -38,16 +42,19 @@ class Bundle(dict[str, Tensor]):
         self,
         tensors: Mapping[str, Tensor],
         *,
-        length: int,
-        along: Collection[str],
+        form: str = "dict",
+        length: int | None = None,
+        along: Collection[str] = (),
         positional: bool | None = None,
     ) -> None:
         super().__init__(tensors)
-        self.length, self.along, self.positional = length, frozenset(along), positional
+        self.form, self.length = form, length
+        self.along, self.positional = frozenset(along), positional
 
     def like(self, tensors: Mapping[str, Tensor], **changes: Any) -> Self:
         """Other tensors, read as these are, but for the ``changes``."""
         how: dict[str, Any] = {
+            "form": self.form,
             "length": self.length,
             "along": self.along,
             "positional": self.positional,
@@ -64,7 +71,9 @@ class Bundle(dict[str, Tensor]):
         return self[MASK].shape[1]
 
     def trimmed(self) -> Self:
-        """These texts without the positions that are behind the last one of each."""
+        """Texts of several lengths without the positions that are behind the last one of each; others as they are."""
+        if self.length is None:
+            return self
         counted = self[MASK].any(dim=0).nonzero()
         last = int(counted.max()) + 1 if len(counted) else 1
         size = min(-(-last // MULTIPLE) * MULTIPLE, self.positions)
@@ -99,7 +108,7 @@ def mask_of(inputs: Any) -> Tensor | None:
 
 def count_positions(inputs: Any) -> int | None:
     """The number of positions that the outputs of texts are padded to; None if the inputs have no mask."""
-    if isinstance(inputs, Bundle):
+    if isinstance(inputs, Bundle) and inputs.length is not None:
         return inputs.length
     mask = mask_of(inputs)
     return None if mask is None else mask.shape[1]
@@ -124,4 +133,49 @@ def without_padding(z: Tensor, inputs: Any) -> Tensor:
         return z
     counts = inputs[MASK].to(z.device).ne(0).reshape(*z.shape[:2], *([1] * (z.dim() - 2)))
     z = torch.where(counts, z, torch.zeros((), dtype=z.dtype, device=z.device))
-    return pad_positions(z, inputs.length) if isinstance(inputs, Bundle) else z
+    length = inputs.length if isinstance(inputs, Bundle) else None
+    return z if length is None else pad_positions(z, length)
+
+
+def without_classes(inputs: Any) -> Any:
+    """Inputs without classes: a bundle of texts of several lengths, or else what the model is called with."""
+    if not isinstance(inputs, Bundle):
+        return inputs
+    if inputs.length is None:
+        return call_form(inputs)
+    return inputs.like(
+        {name: x for name, x in inputs.items() if name != CLASSES}, along=inputs.along - {CLASSES}
+    )
+
+
+def with_classes(inputs: Any, classes: Tensor) -> Bundle:
+    """Inputs in any form with the classes ``(N, positions, k)`` that their outputs tell apart."""
+    inputs = without_classes(inputs)
+    if isinstance(inputs, Bundle):
+        if not inputs.positional:
+            return inputs.like({**inputs, CLASSES: classes})
+        classes = pad_positions(classes[:, : inputs.positions], inputs.positions)
+        return inputs.like({**inputs, CLASSES: classes}, along=inputs.along | {CLASSES})
+    form, tensors = "dict", inputs
+    if isinstance(inputs, Tensor):
+        form, tensors = "tensor", {"inputs": inputs}
+    elif isinstance(inputs, tuple):
+        form, tensors = "tuple", {f"inputs {i}": x for i, x in enumerate(inputs)}
+    return Bundle({**tensors, CLASSES: classes}, form=form)
+
+
+def call_form(inputs: Any) -> Any:
+    """What the model is called with: a tensor, a tuple or a plain dict of tensors."""
+    if not isinstance(inputs, Bundle):
+        return inputs
+    tensors = {name: x for name, x in inputs.items() if name != CLASSES}
+    if inputs.form == "tensor":
+        return next(iter(tensors.values()))
+    return tuple(tensors.values()) if inputs.form == "tuple" else tensors
+
+
+def joined_classes(first: Any, second: Bundle) -> Tensor:
+    """The classes of two bundles, one below the other, for as many positions as the longer ones have."""
+    parts = [first[CLASSES], second[CLASSES]]
+    positions = max(part.shape[1] for part in parts)
+    return torch.cat([pad_positions(part, positions) for part in parts])

@@ -35,7 +35,7 @@ class HeldInputs:
     inputs: Inputs
     function: NetworkFunction
     references: References
-    store: str
+    store: str | int
     augment: Callable[[Any], Any] | None
     chunk_size: int | None
     progress: Callable[[list[Inputs]], Iterable[Inputs]]
@@ -75,7 +75,8 @@ class HeldInputs:
         token classifier, it predicts one class at each of the T positions, and with feature maps ``(C, H, W)`` one
         class at each pixel: all of them have to be the same. A single output predicts by its sign; with
         ``output="probabilities"`` it predicts the likelier of the two classes. With a callable ``output`` the same
-        holds for what the callable returns.
+        holds for what the callable returns. Padded positions of texts count as kept. With a number as ``store`` the
+        classes are those that are told apart.
         """
         kept = [predictions_kept(*pair, self.function.row_shape) for pair in self._compared()]
         return float(AnchorMean(len(self)).of(torch.cat(kept).double()))

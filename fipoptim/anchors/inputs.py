@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.bundle import Bundle
+from fipoptim.anchors.bundle import Bundle, call_form, without_classes
 from fipoptim.anchors.refusals import check_no_nan
 
 # A bundle is a dict, too.
@@ -75,13 +75,14 @@ def concatenate(parts: list[Inputs]) -> Inputs:
     if isinstance(first, Tensor):
         return torch.cat(cast(list[Tensor], parts))
     if isinstance(first, dict):
-        if isinstance(first, Bundle):
+        if isinstance(first, Bundle) and first.length is not None:
             bundles = cast(list[Bundle], parts)
             longest = max(part.positions for part in bundles)
             bundles = [part.padded(longest) for part in bundles]
             return first.like({n: torch.cat([part[n] for part in bundles]) for n in first})
         dicts = cast(list[dict[str, Tensor]], parts)
-        return {name: torch.cat([part[name] for part in dicts]) for name in first}
+        together = {name: torch.cat([part[name] for part in dicts]) for name in first}
+        return first.like(together) if isinstance(first, Bundle) else together
     return tuple(torch.cat(xs) for xs in zip(*cast(list[tuple[Tensor, ...]], parts), strict=True))
 
 
@@ -143,10 +144,9 @@ def check_forms(name: str, inputs: Inputs, like: Inputs) -> None:
     Raises:
         TypeError: With both forms.
     """
-    if named_tensors(inputs).keys() != named_tensors(like).keys():
-        raise TypeError(
-            f"{name}: the anchors held are {sorted(named_tensors(like))}, got {sorted(named_tensors(inputs))}."
-        )
+    given, held = (named_tensors(without_classes(each)) for each in (inputs, like))
+    if given.keys() != held.keys():
+        raise TypeError(f"{name}: the anchors held are {sorted(held)}, got {sorted(given)}.")
 
 
 def refuse_call(model: nn.Module, inputs: Inputs, error: TypeError) -> None:
@@ -155,6 +155,7 @@ def refuse_call(model: nn.Module, inputs: Inputs, error: TypeError) -> None:
     Raises:
         TypeError: With the form of the inputs.
     """
+    inputs = call_form(inputs)
     if isinstance(inputs, Tensor) or str(error).startswith(("model:", "reference:")):
         return
     given = f"{len(inputs)} positional inputs"

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.bundle import Bundle, without_padding
+from fipoptim.anchors.bundle import CLASSES, Bundle, call_form, without_padding
 from fipoptim.anchors.embedding import PureLookups
 from fipoptim.anchors.evaluation import device_of, evaluation, unwrap
 from fipoptim.anchors.inputs import Inputs, copied_to, count_inputs, first_inputs
-from fipoptim.anchors.output_space import OutputMap, flatten_outputs, output_map
+from fipoptim.anchors.output_space import OutputMap, flatten_outputs, output_map, told_apart
 
 
 class Weights(NamedTuple):
@@ -83,18 +83,19 @@ class NetworkFunction:
 
         It is 0 at the padded positions of texts.
         """
-        given = copied_to(self.device, inputs)
+        given = call_form(copied_to(self.device, inputs))
         if self._writes_buffers:
             weights = weights._replace(buffers={k: b.clone() for k, b in weights.buffers.items()})
-        args, kwargs = ((), dict(given)) if isinstance(given, dict) else (given, {})
+        args, kwargs = ((), given) if isinstance(given, dict) else (given, {})
         args = (args,) if isinstance(args, Tensor) else args
         with lookups or PureLookups():
             result = torch.func.functional_call(self.model, tuple(weights), args, kwargs)
         own: Inputs | None = None
         if self._map.takes_inputs:  # another copy, as the model may have written to its own
-            own = copied_to(self.device, inputs)
-            own = dict(own) if isinstance(own, Bundle) else own
+            own = call_form(copied_to(self.device, inputs))
         z = self._map(result, own)
+        if isinstance(inputs, Bundle) and CLASSES in inputs:
+            z = told_apart(z, inputs[CLASSES].to(z.device))
         return without_padding(z, inputs)
 
     def outputs(self, chunks: Iterable[Inputs], weights: Weights | None = None) -> Tensor:

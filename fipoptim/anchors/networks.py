@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fipoptim.anchors.bundle import with_classes
 from fipoptim.anchors.evaluation import unwrap
-from fipoptim.anchors.inputs import Inputs
+from fipoptim.anchors.inputs import Inputs, count_inputs
 from fipoptim.anchors.network_function import NetworkFunction, Weights
 from fipoptim.anchors.output_space import OutputMap
 
@@ -20,6 +21,10 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 class ReferenceNetwork(Protocol):
     """A network whose outputs are the reference."""
+
+    @property
+    def function(self) -> NetworkFunction:
+        """The function of the module that is evaluated."""
 
     def outputs(self, chunks: Iterable[Inputs]) -> Tensor:
         """The outputs ``z`` ``(N, m)`` of all ``chunks`` together, without a graph."""
@@ -143,3 +148,29 @@ def _check_apart(reference: nn.Module, model: nn.Module) -> None:
 def snapshot_of(function: NetworkFunction) -> Snapshot:
     """The model of now, with a copy of its weights."""
     return Snapshot(function, function.snapshot())
+
+
+def with_likely_classes(
+    inputs: Inputs, network: ReferenceNetwork, k: int, split: Callable[[Inputs], Iterable[Inputs]]
+) -> Inputs:
+    """Inputs with the k likeliest classes of each position, by a network.
+
+    Args:
+        inputs: The inputs, without classes.
+        network: The network.
+        k: The number of classes.
+        split: Divides inputs into parts, which are evaluated at a time.
+
+    Raises:
+        ValueError: If there are no more classes than that.
+    """
+    found = []
+    for chunk in split(inputs):
+        z = network.outputs([chunk]).reshape(count_inputs(chunk), *network.function.row_shape)
+        if z.shape[-1] <= k:
+            raise ValueError(
+                f"store: {k} classes cannot be told apart from others, as there are {z.shape[-1]}; give store='full'."
+            )
+        found.append(z.topk(k, dim=-1).indices.int())
+        del z
+    return with_classes(inputs, torch.cat(found))

@@ -115,6 +115,25 @@ def nats_per_token(output: Any, inputs: Any) -> Tensor:
     return z.div((2.0 * z.shape[1]) ** 0.5)
 
 
+# The spaces of probabilities, in which classes can be put together.
+OF_PROBABILITIES = ("probabilities", "nats_per_token")
+
+
+def told_apart(z: Tensor, classes: Tensor) -> Tensor:
+    r"""Roots of probabilities with k classes told apart and all others as one, shape ``(N, positions, k + 1)``.
+
+    The last one is :math:`-\sqrt{\sum z_j^2}` over the others: negative, so that it is never what is predicted.
+
+    Args:
+        z: Roots of probabilities in a space of :data:`OF_PROBABILITIES`, shape ``(N, positions, classes)``.
+        classes: The numbers of the k classes at each position, ``(N, positions, k)``.
+    """
+    index = classes.long()
+    others = z.scatter(-1, index, 0.0).square().sum(dim=-1, keepdim=True)
+    # The derivative of the root stays finite if nothing is left for the others.
+    return torch.cat([z.gather(-1, index), -(others + torch.finfo(z.dtype).tiny).sqrt()], dim=-1)
+
+
 SPACES: dict[str, OutputMap] = {
     "logits": logits,
     "probabilities": probabilities,

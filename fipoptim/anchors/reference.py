@@ -24,7 +24,7 @@ def first_references(
     *,
     reference: Any,
     output: str | OutputMap,
-    store: str,
+    store: str | int,
     augmented: bool,
 ) -> References:
     """The reference on construction.
@@ -64,7 +64,7 @@ def first_references(
     return References(in_store(outputs, store), outputs[:0].clone(), networks, segments)
 
 
-def in_store(outputs: Tensor, store: str) -> Tensor:
+def in_store(outputs: Tensor, store: str | int) -> Tensor:
     """Outputs in the precision in which they are kept.
 
     Raises:

@@ -36,17 +36,30 @@ def check_callable(name: str, value: Any) -> None:
         raise TypeError(f"{name}: must be callable or None, got {type(value).__name__}.")
 
 
-def check_store(store: Any, reference: Any) -> None:
-    """Refuse a way of keeping reference outputs that does not exist, or that the reference does not allow.
+def check_store(store: Any, reference: Any, output: Any, spaces: tuple[str, ...]) -> None:
+    """Refuse a way of keeping reference outputs that does not exist, or that the other arguments do not allow.
+
+    Args:
+        store: The way.
+        reference: The reference as given.
+        output: The output space as given.
+        spaces: The spaces in which classes can be put together.
 
     Raises:
         ValueError: With what there is.
     """
-    if store not in ("full", "half", "live"):
-        raise ValueError(f"store: choose 'full', 'half' or 'live', got {store!r}.")
-    if store == "live" and isinstance(reference, Tensor):
+    number = isinstance(store, int) and not isinstance(store, bool) and store > 0
+    if not number and store not in ("full", "half", "live"):
         raise ValueError(
-            "store: 'live' keeps no outputs, but reference is outputs; give a network, or store='full'."
+            f"store: choose 'full', 'half', 'live' or a positive number of classes, got {store!r}."
+        )
+    if number and output not in spaces:
+        raise ValueError(
+            f"store: {store} of the classes can be told apart only with output one of {list(spaces)}, got {output!r}."
+        )
+    if store not in ("full", "half") and isinstance(reference, Tensor):
+        raise ValueError(
+            f"store: {store!r} takes no outputs as reference; give a network, or store='full'."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fipoptim.anchors.batches import checked_inputs
-from fipoptim.anchors.bundle import Bundle
+from fipoptim.anchors.bundle import Bundle, call_form, without_classes
 from fipoptim.anchors.draws import seed_of_step
 from fipoptim.anchors.inputs import Inputs, count_inputs, select_inputs
 
@@ -37,9 +37,9 @@ def augmented(augment: Callable[[Any], Any], inputs: Inputs) -> Inputs:
         TypeError: If it is of no such form.
         ValueError: If texts of different lengths become longer than the longest.
     """
-    given = augment(dict(inputs) if isinstance(inputs, Bundle) else inputs)
+    given, inputs = augment(call_form(inputs)), without_classes(inputs)
     found = checked_inputs(tuple(given) if isinstance(given, list) else given, "augment")
-    if not isinstance(inputs, Bundle) or not isinstance(found, dict):
+    if not isinstance(inputs, Bundle) or not isinstance(found, dict) or inputs.length is None:
         return found
     bundle = inputs.like(found)
     if bundle.positions > inputs.length:

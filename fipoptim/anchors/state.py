@@ -140,13 +140,14 @@ def _plain(inputs: Inputs) -> Inputs:
 
 
 def _texts(inputs: Inputs) -> dict[str, Any] | None:
-    """How the outputs of texts of different lengths are read; None for other inputs."""
+    """How the outputs of a bundle are read; None for other inputs."""
     if not isinstance(inputs, Bundle):
         return None
     return {
+        "form": inputs.form,
         "length": inputs.length,
         "along": sorted(inputs.along),
-        "positional": bool(inputs.positional),
+        "positional": inputs.positional,
     }
 
 
@@ -158,8 +159,8 @@ def _checked_inputs(inputs: Any, texts: Any) -> Inputs:
         if not isinstance(found, dict) or not set(texts["along"]) <= found.keys():
             raise ValueError("they are no texts.")
         bundle = Bundle(found, **texts)
-        if not isinstance(bundle.length, int) or bundle.length < bundle.positions:
-            raise ValueError(f"{bundle.positions} positions are more than {bundle.length!r}.")
+        if bundle.length is not None and bundle.length < bundle.positions:
+            raise ValueError(f"{bundle.positions} positions are more than {bundle.length}.")
         return bundle
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"state: 'inputs' is not what {_SOURCE} gives: {error}") from error

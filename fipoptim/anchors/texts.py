@@ -95,9 +95,10 @@ def check_padding(outputs: Callable[[Inputs], Tensor], inputs: Bundle) -> bool:
         ValueError: If the outputs of a text depend on its padding, or their number on the length of the text in another
             way than by its positions.
     """
+    longest = inputs.length or inputs.positions
     lengths = inputs[MASK].ne(0).sum(dim=1)
     row = int(lengths.argmin())
-    padded = inputs.map(lambda x: x[row : row + 1]).padded(inputs.length)
+    padded = inputs.map(lambda x: x[row : row + 1]).padded(longest)
     padded = padded.like(padded, positional=None)
     short = padded.trimmed()
     if short.positions == padded.positions:

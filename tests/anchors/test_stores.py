@@ -367,11 +367,27 @@ class Halves(nn.Module):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (lambda m: {"store": "disk"}, ValueError, "^store: choose 'full', 'half' or 'live', got"),
+        (
+            lambda m: {"store": "disk"},
+            ValueError,
+            "^store: choose 'full', 'half', 'live' or a positive number of classes, got 'disk'",
+        ),
         (
             lambda m: {"store": "live", "reference": torch.zeros(2, 88)},
             ValueError,
-            "^store: 'live' keeps no outputs",
+            "^store: 'live' takes no outputs as reference",
+        ),
+        (lambda m: {"store": 0}, ValueError, "^store: choose"),
+        (lambda m: {"store": True}, ValueError, "^store: choose"),
+        (
+            lambda m: {"store": 3},
+            ValueError,
+            "^store: 3 of the classes can be told apart only with output one of .* got 'logits'",
+        ),
+        (
+            lambda m: {"store": 11, "output": "probabilities"},
+            ValueError,
+            "^store: 11 classes cannot be told apart from others, as there are 11",
         ),
         (
             lambda m: {"store": "live", "reference": m},
