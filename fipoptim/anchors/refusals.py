@@ -109,6 +109,14 @@ def check_width(z: Tensor, reference: Tensor) -> None:
         )
 
 
+def outputs_not_finite() -> RuntimeError:
+    """The error for a model whose outputs on the anchors are not finite at today's weights."""
+    return RuntimeError(
+        "model: its outputs on the anchors are not finite at today's weights; nothing was changed. "
+        "Lower the learning rate or eps, or check the weights."
+    )
+
+
 def random_model() -> ValueError:
     """The error for a model whose outputs change from one evaluation to the next."""
     return ValueError(

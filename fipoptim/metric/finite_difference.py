@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fipoptim.anchors.inputs import Inputs
-from fipoptim.anchors.refusals import is_finite, random_model
+from fipoptim.anchors.refusals import is_finite, outputs_not_finite, random_model
 from fipoptim.metric.compare import close
 from fipoptim.metric.point import Parameters, Point
 
@@ -93,7 +93,7 @@ class Line:
 
     Raises:
         ValueError: If the model is random in eval mode.
-        RuntimeError: If the model writes to its parameters.
+        RuntimeError: If the outputs of today are not finite, or the model writes to its parameters.
     """
 
     def __init__(
@@ -175,6 +175,8 @@ class Line:
         torch.manual_seed(0)
         with _Precision() as precision:
             z = self._point.outputs(self._inputs, self.here)
+        if not is_finite(z):
+            raise outputs_not_finite()
         self.eps = max(precision.eps, torch.finfo(z.dtype).eps)
         torch.manual_seed(1)
         if not close(self._point.outputs(self._inputs, self.here), z, max(1e-4, self.eps)):

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.network_function import Weights
-from fipoptim.anchors.refusals import check_width, is_finite
+from fipoptim.anchors.refusals import check_width, is_finite, outputs_not_finite
 from fipoptim.anchors.sample import Sample
 from fipoptim.flat import FlatSum, FlatVectors
 from fipoptim.mean import AnchorMean
@@ -147,10 +147,7 @@ class AnchorMetric:
     def _check_outputs(self) -> None:
         check_width(self.outputs, self.sample.reference)
         if not is_finite(self.outputs):
-            raise RuntimeError(
-                "model: its outputs on the anchors are not finite at today's weights; nothing was changed. "
-                "Lower the learning rate or eps, or check the weights."
-            )
+            raise outputs_not_finite()
 
     def __repr__(self) -> str:
         """One line: sizes and the form of the products."""

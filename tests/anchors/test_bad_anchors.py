@@ -157,7 +157,7 @@ def test_the_error_about_a_head_with_more_outputs_says_so() -> None:
     start = copy.deepcopy(model.state_dict())
     message = "^model: gives 5 outputs an anchor now, the reference has 3"
     for fails in (
-        lambda: FIPOptimizer(model[1].parameters(), anchors),
+        FIPOptimizer(model[1].parameters(), anchors).step,
         lambda: AnchorMetric(anchors, model[1].parameters(), form="forward"),
         anchors.drift,
         anchors.predictions_kept,

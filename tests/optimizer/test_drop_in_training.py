@@ -88,7 +88,7 @@ def test_parameters_of_another_model_are_refused():
 
 def test_options_of_other_optimizers_are_refused():
     task = Task()
-    for option in ("lr", "weight_decay", "foreach", "fused", "capturable", "maximize"):
+    for option in ("foreach", "fused", "capturable", "maximize"):
         with pytest.raises(TypeError, match=option):
             FIPOptimizer(task.model.parameters(), task.anchors(), **{option: 1})
 
