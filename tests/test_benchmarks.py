@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import budget, edge, language, products, steps
+from benchmarks import budget, edge, language, pretrained, products, steps
 from benchmarks.cases import CASES
 from recipes.common.data import load_pair
 from recipes.common.networks import digits_mlp
@@ -92,3 +94,35 @@ def test_the_memory_of_anchors_of_language_is_measured_by_store() -> None:
     assert kept["live"] == given + weights
     assert rows["full"]["drift_of_rounding"] == rows["live"]["drift_of_rounding"] == 0
     assert 0 < rows["half"]["drift_of_rounding"] < 1e-6
+
+
+class Encoder(nn.Module):
+    """Has the interface of a text encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(50, 6), nn.Linear(6, 6)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        hidden = torch.tanh(self.layer(self.table(input_ids)))
+        return SimpleNamespace(last_hidden_state=hidden)
+
+
+def test_steps_and_products_of_a_pretrained_network_are_measured() -> None:
+    torch.manual_seed(0)
+
+    def texts() -> dict[str, torch.Tensor]:
+        mask = (torch.arange(8) < torch.tensor([[8], [5], [6]])).long()
+        return {"input_ids": torch.randint(50, (3, 8)), "attention_mask": mask}
+
+    model = pretrained.Embedding(Encoder())
+    case = pretrained.Case(model, nn.Linear(6, 2), texts(), texts(), torch.tensor([0, 1, 0]))
+    found = {
+        "steps": pretrained.steps(case, rounds=1, title="tiny"),
+        "products": pretrained.products(case, rounds=1, title="tiny"),
+    }
+    assert found["steps"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["steps"]["rows"][pretrained.PATH]["ratio"] > 0
+    ways = (pretrained.TRACED, pretrained.RUN, pretrained.DIFFERENCE, pretrained.CURVLINOPS)
+    assert set(found["products"]["rows"]) == {pretrained.PASSES, *ways}
+    assert "curvlinops" in pretrained.table({"tiny": found})
