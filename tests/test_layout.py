@@ -25,6 +25,7 @@ RECIPES: dict[str, set[str]] = {
     "sparsify": {"common"},
     "diversity": {"common"},
     "hotfix": {"common"},
+    "finetune": {"common"},
 }
 LONGEST = 400  # lines of a file, docstrings included
 

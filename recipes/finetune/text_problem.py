@@ -1,0 +1,173 @@
+"""A text encoder learns new kinds of text, and the embeddings of all other texts stay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from recipes.common.data import DataError
+from recipes.finetune.case import Case, Examples, Inputs, Unseen, evaluated, loss
+from recipes.finetune.networks import (
+    EncoderClassifier,
+    new_parameters,
+    pretrained,
+    scaled,
+    with_lora,
+)
+from recipes.finetune.problem import Pool, Problem, Start
+from recipes.finetune.settings import FinetuneSettings
+from recipes.finetune.texts import learnt_kinds, read_kinds
+
+# The inverse strength of the decay with which the head of the start is fitted, chosen on development texts.
+HEAD_C = 0.01
+
+
+class SearchIndex(nn.Module):
+    """The similarities of queries with the texts of an index; the largest is the nearest neighbour's.
+
+    Args:
+        texts: The embeddings of the texts by the network of before, ``(M, width)``, of length 1.
+    """
+
+    texts: Tensor
+
+    def __init__(self, texts: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("texts", texts)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """The similarities ``(N, M)`` of embeddings ``(N, width)``."""
+        return queries @ self.texts.T
+
+
+class EncoderProblem(Problem):
+    """A pretrained text encoder with a linear head that was fitted to its embeddings.
+
+    Args:
+        model: The name of the model, as :func:`recipes.finetune.networks.pretrained` takes it.
+        adapter: ``"lora"``, or ``"none"`` to train all weights.
+        folder: The folder of texts.
+        kinds: The kinds that are learnt, or None for the default.
+        settings: The settings.
+        development: Whether the texts that are reserved for results are left alone.
+        device: The device of the runs.
+
+    Raises:
+        DataError: If the model or the texts cannot be loaded, or there are too few texts.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        adapter: str,
+        folder: Path,
+        kinds: Sequence[str] | None,
+        settings: FinetuneSettings,
+        *,
+        development: bool,
+        device: torch.device,
+    ) -> None:
+        texts = read_kinds(folder)
+        self._learnt = learnt_kinds(texts, kinds, folder)
+        self._new = {name: texts[name] for name in self._learnt}
+        self._old = [text for name in texts if name not in self._new for text in texts[name]]
+        self._encoder, self._tokenizer = pretrained(model)
+        self._adapter, self._settings, self._development = adapter, settings, development
+        self._device = device
+        self.identity = {
+            "model": model,
+            "adapter": adapter,
+            "texts": {name: len(texts[name]) for name in texts},
+            "kinds": self._learnt,
+            "development": development,
+        }
+        self._draw(0)  # refuses too few texts before anything runs
+
+    def start(self, seed: int) -> Start:
+        """See :class:`Problem`."""
+        train, test, parts = self._draw(seed)
+        torch.manual_seed(seed)
+        encoder = copy.deepcopy(self._encoder)
+        encoder.requires_grad_(True)
+        if self._adapter == "lora":
+            encoder = with_lora(encoder, self._settings.rank)
+        width = self._encoder.config.hidden_size
+        model = EncoderClassifier(encoder, width, len(self._learnt)).to(self._device).eval()
+        fit_head(model, train)
+        freeze_unused(model, train)
+        case = Case(model, train, parts["anchors"], parts["check"])
+        index = SearchIndex(evaluated(model, parts["index"]).held)
+        return Start(case, Unseen(test, parts["queries"], index, "nearest neighbours kept"))
+
+    def _draw(self, seed: int) -> tuple[Examples, Examples, dict[str, Inputs]]:
+        """The training and test examples, and the parts of the other texts."""
+        own = self._settings
+        each = -(-own.test // len(self._learnt))
+        train, test = list[tuple[str, int]](), list[tuple[str, int]]()
+        for label, (name, texts) in enumerate(self._new.items()):
+            pool = Pool(f"texts of {name}", len(texts), development=self._development, seed=seed)
+            half = pool.left_unseen // 2 if self._development else pool.left_unseen
+            chosen = pool.unseen("test", min(each, half))
+            test += [(texts[k], label) for k in chosen.tolist()]
+            given = pool.given("train", min(own.train, pool.left))
+            train += [(texts[k], label) for k in given.tolist()]
+        pool = Pool("other texts", len(self._old), development=self._development, seed=seed)
+        numbers = {name: pool.unseen(name, getattr(own, name)) for name in ("queries", "index")}
+        numbers |= {name: pool.given(name, getattr(own, name)) for name in ("anchors", "check")}
+        return (
+            self._examples(train),
+            self._examples(test),
+            {
+                name: self._inputs([self._old[k] for k in rows.tolist()])
+                for name, rows in numbers.items()
+            },
+        )
+
+    def _examples(self, pairs: Sequence[tuple[str, int]]) -> Examples:
+        if not pairs:
+            raise DataError("argument --test: there are too few texts of the kinds that are learnt")
+        labels = torch.tensor([label for _, label in pairs], device=self._device)
+        return Examples(self._inputs([text for text, _ in pairs]), labels)
+
+    def _inputs(self, texts: Sequence[str]) -> Inputs:
+        encoded: Any = self._tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self._settings.max_tokens,
+            return_tensors="pt",
+        )
+        return {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
+
+
+def fit_head(model: EncoderClassifier, train: Examples) -> None:
+    """Fits the head to the embeddings of the pretrained network, by logistic regression.
+
+    A head that is right about the start pulls less on the embeddings than a random one (Kumar et al., 2022).
+    """
+    features = scaled(evaluated(model, train.inputs).held)
+    fitted = LogisticRegression(C=HEAD_C, max_iter=1000).fit(
+        features.cpu().numpy(), train.labels.cpu().numpy()
+    )
+    # Two classes have one row of coefficients: that of the second class.
+    weight, bias = (torch.from_numpy(x).to(features) for x in (fitted.coef_, fitted.intercept_))
+    if len(weight) == 1:
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    with torch.no_grad():
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(bias)
+
+
+def freeze_unused(model: nn.Module, train: Examples) -> None:
+    """Has parameters on which no output depends, such as those of a pooler, require no gradient."""
+    loss(model, train.at(torch.arange(2))).backward()
+    for p in model.parameters():
+        p.requires_grad_(p.grad is not None)
+    assert all(p.requires_grad for p in new_parameters(model))
+    model.zero_grad()
