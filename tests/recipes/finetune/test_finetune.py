@@ -145,7 +145,7 @@ def test_a_certificate_is_of_neighbours_and_of_embeddings(tiny):
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for p in trained(moved):
-            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+            p.add_(0.3 * torch.randn(p.shape, generator=generator))
     found = Measures(case.start, unseen).point(moved)
     before, now = (evaluated(m, unseen.queries).held for m in (case.start, moved))
     index = unseen.predictions.texts
