@@ -20,7 +20,8 @@ class FinetuneSettings(RecipeSettings):
         anchors: Unlabelled inputs whose outputs methods may hold.
         anchor_batch: Anchors of a step.
         check: Further unlabelled inputs, on which the budget counts.
-        train: New examples of each class, at most.
+        head: New examples of each class to which the head of the start is fitted, at most.
+        train: New examples of each class on which networks are fine-tuned, at most.
         test: New examples of all classes together on which networks are measured, at most.
         queries: Unlabelled inputs on which networks are measured.
         index: Unlabelled texts among which the nearest neighbours of queries are looked up.
@@ -36,7 +37,8 @@ class FinetuneSettings(RecipeSettings):
     anchors: int = option("unlabelled inputs whose outputs are held", default=256, **COUNT)
     anchor_batch: int = option("anchors of a step", default=16, **COUNT)
     check: int = option("unlabelled inputs on which the budget counts", default=64, **COUNT)
-    train: int = option("new examples of each class, at most", default=250, **COUNT)
+    head: int = option("new examples of each class for the start's head", default=75, **COUNT)
+    train: int = option("new examples of each class to fine-tune on", default=100, **COUNT)
     test: int = option("new examples to test on, at most", default=500, **COUNT)
     queries: int = option("unlabelled inputs to measure on", default=400, **COUNT)
     index: int = option("texts of the search index", default=1000, **COUNT)

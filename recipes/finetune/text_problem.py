@@ -91,7 +91,7 @@ class EncoderProblem(Problem):
 
     def start(self, seed: int) -> Start:
         """See :class:`Problem`."""
-        train, test, parts = self._draw(seed)
+        of_head, train, test, parts = self._draw(seed)
         torch.manual_seed(seed)
         encoder = copy.deepcopy(self._encoder)
         encoder.requires_grad_(True)
@@ -99,40 +99,44 @@ class EncoderProblem(Problem):
             encoder = with_lora(encoder, self._settings.rank)
         width = self._encoder.config.hidden_size
         model = EncoderClassifier(encoder, width, len(self._learnt)).to(self._device).eval()
-        fit_head(model, train)
+        fit_head(model, of_head)
         freeze_unused(model, train)
         case = Case(model, train, parts["anchors"], parts["check"])
         index = SearchIndex(evaluated(model, parts["index"]).held)
         return Start(case, Unseen(test, parts["queries"], index, "nearest neighbours kept"))
 
-    def _draw(self, seed: int) -> tuple[Examples, Examples, dict[str, Inputs]]:
-        """The training and test examples, and the parts of the other texts."""
+    def _draw(self, seed: int) -> tuple[Examples, Examples, Examples, dict[str, Inputs]]:
+        """The examples for the head, for training and for testing, and the parts of the other texts."""
         own = self._settings
         each = -(-own.test // len(self._learnt))
-        train, test = list[tuple[str, int]](), list[tuple[str, int]]()
+        of_head, train, test = (list[tuple[str, int]]() for _ in range(3))
         for label, (name, texts) in enumerate(self._new.items()):
             pool = Pool(f"texts of {name}", len(texts), development=self._development, seed=seed)
             half = pool.left_unseen // 2 if self._development else pool.left_unseen
             chosen = pool.unseen("test", min(each, half))
             test += [(texts[k], label) for k in chosen.tolist()]
-            given = pool.given("train", min(own.train, pool.left))
-            train += [(texts[k], label) for k in given.tolist()]
+            # A kind with few texts has fewer of each.
+            part = min(1.0, pool.left / (own.head + own.train))
+            for option, wanted, pairs in (("head", own.head, of_head), ("train", own.train, train)):
+                given = pool.given(option, int(part * wanted))
+                pairs += [(texts[k], label) for k in given.tolist()]
         pool = Pool("other texts", len(self._old), development=self._development, seed=seed)
         numbers = {name: pool.unseen(name, getattr(own, name)) for name in ("queries", "index")}
         numbers |= {name: pool.given(name, getattr(own, name)) for name in ("anchors", "check")}
         return (
-            self._examples(train),
-            self._examples(test),
+            self._examples("head", of_head),
+            self._examples("train", train),
+            self._examples("test", test),
             {
                 name: self._inputs([self._old[k] for k in rows.tolist()])
                 for name, rows in numbers.items()
             },
         )
 
-    def _examples(self, pairs: Sequence[tuple[str, int]]) -> Examples:
-        if not pairs:
-            raise DataError("argument --test: there are too few texts of the kinds that are learnt")
+    def _examples(self, option: str, pairs: Sequence[tuple[str, int]]) -> Examples:
         labels = torch.tensor([label for _, label in pairs], device=self._device)
+        if len(labels.unique()) < len(self._learnt):
+            raise DataError(f"argument --{option}: a kind has too few texts to give any for it")
         return Examples(self._inputs([text for text, _ in pairs]), labels)
 
     def _inputs(self, texts: Sequence[str]) -> Inputs:
@@ -146,14 +150,15 @@ class EncoderProblem(Problem):
         return {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
 
 
-def fit_head(model: EncoderClassifier, train: Examples) -> None:
+def fit_head(model: EncoderClassifier, examples: Examples) -> None:
     """Fits the head to the embeddings of the pretrained network, by logistic regression.
 
-    A head that is right about the start pulls less on the embeddings than a random one (Kumar et al., 2022).
+    A head that fits the start pulls less on the embeddings than a random one (Kumar et al., 2022). It is fitted to
+    other examples than those of the fine-tuning, on which it would be too sure of itself.
     """
-    features = scaled(evaluated(model, train.inputs).held)
+    features = scaled(evaluated(model, examples.inputs).held)
     fitted = LogisticRegression(C=HEAD_C, max_iter=1000).fit(
-        features.cpu().numpy(), train.labels.cpu().numpy()
+        features.cpu().numpy(), examples.labels.cpu().numpy()
     )
     # Two classes have one row of coefficients: that of the second class.
     weight, bias = (torch.from_numpy(x).to(features) for x in (fitted.coef_, fitted.intercept_))

@@ -18,7 +18,20 @@ KINDS = {
 }
 COMMON = ["the", "a", "one", "old", "new", "small", "very", "is", "was", "and", "of", "in"]
 SHORT = ["--no-progress", "--kinds", "birds", "boats", "--steps", "4", "--batch-size", "8"]
-SHORT += ["--anchors", "12", "--anchor-batch", "6", "--check", "8", "--train", "12", "--test", "10"]
+SHORT += [
+    "--anchors",
+    "12",
+    "--anchor-batch",
+    "6",
+    "--check",
+    "8",
+    "--head",
+    "5",
+    "--train",
+    "6",
+    "--test",
+    "10",
+]
 SHORT += ["--queries", "15", "--index", "20", "--max-tokens", "12", "--rank", "2"]
 
 

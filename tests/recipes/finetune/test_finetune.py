@@ -22,7 +22,8 @@ SETTINGS = FinetuneSettings(
     anchors=12,
     anchor_batch=6,
     check=8,
-    train=12,
+    head=5,
+    train=6,
     test=10,
     queries=15,
     index=20,
@@ -91,7 +92,7 @@ def test_no_text_is_in_two_parts(tiny, development):
         case, unseen = problem(tiny, development=development).start(seed)
         parts = [case.train.inputs, unseen.test.inputs, case.anchors, case.check, unseen.queries]
         rows = [texts(part) for part in parts]
-        assert [len(part) for part in rows] == [24, 10, 12, 8, 15]
+        assert [len(part) for part in rows] == [12, 10, 12, 8, 15]
         assert len(set().union(*rows)) == sum(map(len, rows))
         measured |= {*rows[1], *rows[4]}
         given |= {*rows[0], *rows[2], *rows[3]}
