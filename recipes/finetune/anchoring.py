@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fipoptim import AnchorBatch
-from recipes.finetune.case import AT_ONCE, Case, count, held
+from recipes.finetune.case import AT_ONCE, Case, count
+from recipes.finetune.outputs import held
 from recipes.finetune.settings import FinetuneSettings
 
 

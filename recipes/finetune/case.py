@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.finetune.networks import Outputs
+from recipes.finetune.outputs import Outputs
 
 Inputs = Mapping[str, Tensor]  # keyword inputs of a network, along dimension 0
 AT_ONCE = 32  # inputs evaluated at a time
@@ -75,11 +75,6 @@ class Unseen:
     kept: str
 
 
-def held(outputs: Outputs) -> Tensor:
-    """The output space in which drift is measured."""
-    return outputs.held
-
-
 def chosen(inputs: Inputs, index: Tensor) -> dict[str, Tensor]:
     """The inputs at ``index``; texts without columns that hold padding alone."""
     found = {name: x[index] for name, x in inputs.items()}
@@ -95,11 +90,10 @@ def count(inputs: Inputs) -> int:
 
 
 @torch.no_grad()
-def evaluated(model: nn.Module, inputs: Inputs) -> Outputs:
-    """The outputs of all inputs, some at a time; the network must be in eval mode."""
+def evaluated(model: nn.Module, inputs: Inputs, part: Callable[[Outputs], Tensor]) -> Tensor:
+    """A part of the outputs of all inputs, some inputs at a time; the network must be in eval mode."""
     rows = torch.arange(count(inputs)).split(AT_ONCE)
-    parts = [model(**chosen(inputs, some)) for some in rows]
-    return Outputs(torch.cat([p.held for p in parts]), torch.cat([p.learnt for p in parts]))
+    return torch.cat([part(model(**chosen(inputs, some))) for some in rows])
 
 
 def loss(model: nn.Module, batch: Examples) -> Tensor:

@@ -18,14 +18,22 @@ import torch
 
 from recipes.common import report
 from recipes.common.data import DataError
-from recipes.common.options import add_method_option, add_run_options, run_recipe, usable_device
+from recipes.common.options import (
+    add_data_options,
+    add_method_option,
+    add_run_options,
+    run_recipe,
+    usable_device,
+)
 from recipes.common.recipe_settings import add_settings_options, given_settings, option_kinds
 from recipes.finetune import figures, tables
 from recipes.finetune.experiment import FinetuneExperiment
+from recipes.finetune.image_problem import EFFICIENTNET, ImageProblem
 from recipes.finetune.methods import METHODS
 from recipes.finetune.networks import MINILM
 from recipes.finetune.problem import Problem
 from recipes.finetune.settings import FinetuneSettings
+from recipes.finetune.setups import IMAGES, TEXT
 from recipes.finetune.text_problem import EncoderProblem
 from recipes.finetune.texts import FORTUNES
 
@@ -42,7 +50,10 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     kinds = option_kinds(METHODS.values())
-    settings = _defaults().changed(**given_settings(arguments, FinetuneSettings(), kinds))
+    defaults = _defaults(IMAGES if arguments.model == EFFICIENTNET else TEXT)
+    settings = defaults.changed(**given_settings(arguments, defaults, kinds))
+    if arguments.model == EFFICIENTNET and arguments.adapter == "lora":
+        parser.error(f"argument --adapter: all weights of {EFFICIENTNET} are trained; give none")
     methods = list(METHODS) if "all" in arguments.method else list(dict.fromkeys(arguments.method))
     device = usable_device(parser, arguments.device)
     seeds = arguments.seeds or [arguments.seed]
@@ -86,9 +97,17 @@ def _main(argv: Sequence[str] | None) -> int:
 def _problem(
     arguments: argparse.Namespace, settings: FinetuneSettings, device: torch.device
 ) -> Problem:
+    if arguments.model == EFFICIENTNET:
+        return ImageProblem(
+            arguments.data_root,
+            settings,
+            download=arguments.download,
+            development=arguments.development,
+            device=device,
+        )
     return EncoderProblem(
         arguments.model,
-        arguments.adapter,
+        arguments.adapter or "lora",
         arguments.texts,
         arguments.kinds,
         settings,
@@ -97,28 +116,29 @@ def _problem(
     )
 
 
-def _defaults() -> FinetuneSettings:
-    """The default settings, with the options of every method that is registered."""
-    return FinetuneSettings().completed(option_kinds(METHODS.values()))
+def _defaults(settings: FinetuneSettings) -> FinetuneSettings:
+    """The settings with the options of every method that is registered."""
+    return settings.completed(option_kinds(METHODS.values()))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Fine-tune a pretrained network while what it says of everything else stays.",
+        epilog=f"Defaults in brackets are those for texts / {EFFICIENTNET}.",
     )
     data = parser.add_argument_group("network and data")
     data.add_argument(
         "--model",
         default=MINILM,
         metavar="NAME",
-        help="minilm, or the folder or the hub's name of a Hugging Face encoder [%(default)s]",
+        help=f"minilm; or the folder or the hub's name of a Hugging Face encoder; or {EFFICIENTNET}, for images "
+        "[%(default)s]",
     )
     data.add_argument(
         "--adapter",
         choices=["lora", "none"],
-        default="lora",
-        help="train LoRA's matrices, or all weights [%(default)s]",
+        help="train LoRA's matrices, or all weights [lora for texts, none for images]",
     )
     data.add_argument(
         "--texts",
@@ -134,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         help="kinds that are learnt; the others are to stay [ten of fortunes; of another folder the ten largest, or "
         "half of all if that is less]",
     )
+    add_data_options(data, validation=False)
     data.add_argument(
         "--development",
         action="store_true",
@@ -142,5 +163,6 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     add_method_option(run, METHODS, list(METHODS))
     add_run_options(run, RECIPE)
-    add_settings_options(parser, [_defaults()], option_kinds(METHODS.values()))
+    defaults = [_defaults(settings) for settings in (TEXT, IMAGES)]
+    add_settings_options(parser, defaults, option_kinds(METHODS.values()))
     return parser

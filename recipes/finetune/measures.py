@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fipoptim import certify
 from fipoptim.certificate import Certificate
-from recipes.finetune.case import IGNORED, Examples, Unseen, evaluated
+from recipes.finetune.case import AT_ONCE, IGNORED, Examples, Unseen, evaluated
+from recipes.finetune.outputs import held
 
 
 class Measures:
@@ -25,7 +26,7 @@ class Measures:
 
     def __init__(self, start: nn.Module, unseen: Unseen) -> None:
         self._unseen = unseen
-        self._held = evaluated(start, unseen.queries).held
+        self._held = evaluated(start, unseen.queries, held)
         self._scores = self._scored(self._held)
 
     def point(self, model: nn.Module) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class Measures:
 
     def certificate(self, model: nn.Module) -> Certificate:
         """The predictions that have changed, and the drift of the held outputs, with a confidence of 95 % each."""
-        now = evaluated(model, self._unseen.queries).held
+        now = evaluated(model, self._unseen.queries, held)
         predictions = certify(nn.Identity(), self._scores, self._scored(now))
         drift = certify(nn.Identity(), self._held, now).drift
         overall = dataclasses.replace(predictions.overall, drift=drift)
@@ -59,11 +60,15 @@ class Measures:
         return scores
 
 
+@torch.no_grad()
 def learnt(model: nn.Module, test: Examples) -> dict[str, float]:
     """``accuracy`` in percent and ``nll`` in nats, over examples or over positions with a label."""
-    z = evaluated(model, test.inputs).learnt
-    there = test.labels != IGNORED
-    return {
-        "accuracy": 100 * float((z.argmax(dim=-1) == test.labels)[there].double().mean()),
-        "nll": float(F.cross_entropy(z[there], test.labels[there])),
-    }
+    right, nats, total = 0.0, 0.0, 0
+    for rows in torch.arange(len(test)).split(AT_ONCE):
+        some = test.at(rows)
+        there = some.labels != IGNORED
+        z, labels = model(**some.inputs).learnt[there], some.labels[there]
+        right += float((z.argmax(dim=-1) == labels).sum())
+        nats += float(F.cross_entropy(z, labels, reduction="sum"))
+        total += len(labels)
+    return {"accuracy": 100 * right / total, "nll": nats / total}

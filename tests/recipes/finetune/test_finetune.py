@@ -7,12 +7,13 @@ import pytest
 import torch
 from finetune_cases import SHORT, arguments, run
 
-from recipes.finetune.case import evaluated, held, loss
+from recipes.finetune.case import evaluated, loss
 from recipes.finetune.command import main
+from recipes.finetune.heads import new_head
 from recipes.finetune.measures import Measures
 from recipes.finetune.methods import METHODS, register
 from recipes.finetune.methods.method import Method, Run, Training, schedule, trained
-from recipes.finetune.networks import new_parameters
+from recipes.finetune.outputs import held
 from recipes.finetune.settings import FinetuneSettings
 from recipes.finetune.text_problem import EncoderProblem
 
@@ -129,7 +130,7 @@ def test_padding_changes_no_embedding(tiny):
 
 def test_what_is_trained(tiny):
     lora, whole = (problem(tiny, adapter).start(0).case.start for adapter in ("lora", "none"))
-    head = {id(p) for p in new_parameters(lora)}
+    head = {id(p) for p in new_head(lora).parameters()}
     names = [n for n, p in lora.named_parameters() if p.requires_grad and id(p) not in head]
     assert names
     assert all("lora_" in name for name in names)
@@ -148,7 +149,7 @@ def test_a_certificate_is_of_neighbours_and_of_embeddings(tiny):
         for p in trained(moved):
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
     found = Measures(case.start, unseen).point(moved)
-    before, now = (evaluated(m, unseen.queries).held for m in (case.start, moved))
+    before, now = (evaluated(m, unseen.queries, held) for m in (case.start, moved))
     index = unseen.predictions.texts
     same = (before @ index.T).argmax(dim=1) == (now @ index.T).argmax(dim=1)
     assert 0 < int(same.sum()) < 15
@@ -164,7 +165,7 @@ def test_the_budget_holds_on_the_check_texts(tiny):
     settings = completed(SETTINGS, eps=0.5, beta=30.0)
     done = finish(METHODS["fip"], case, settings, {"max_drift": 1e-3})
     assert done.account["drift_before"] > 1e-3
-    before, now = (evaluated(m, case.check).held for m in (case.start, done.model))
+    before, now = (evaluated(m, case.check, held) for m in (case.start, done.model))
     assert float((now - before).square().sum(dim=1).mean()) <= 1e-3 * 1.001
     assert done.account["drift_after"] <= 1e-3
 
