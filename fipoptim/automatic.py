@@ -18,12 +18,15 @@ learn more.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.metric import AnchorMetric
 from fipoptim.solver.vectors import norm
@@ -46,7 +49,7 @@ def automatic_beta(metric: AnchorMetric, gradients: list[Tensor], room: float) -
     if not 0 < size < math.inf:
         return None
     change = metric.mean.rms(metric.jvp(b.div_(size)))
-    most = spread(metric.anchors.reference)
+    most = spread(metric.anchors)
     beta = FACTOR * 2 * math.sqrt(most) * change / size
     if 0 < room < SMALL * most:
         beta *= (room / (SMALL * most)) ** 1.5
@@ -60,8 +63,19 @@ def set_beta(groups: Sequence[dict[str, Any]], chosen: float | None) -> None:
             group["beta"] = chosen
 
 
-def spread(reference: Tensor) -> float:
-    """The mean squared distance of outputs ``(N, m)`` from their mean; from zero if all are alike."""
-    mean = AnchorMean(len(reference))
-    around = mean.squared(reference - mean.of(reference))
-    return around if around > 0 else mean.squared(reference)
+def spread(anchors: AnchorBatch) -> float:
+    """The mean squared distance of reference outputs from their mean; from zero if all are alike."""
+    return spread_of(anchors.reference_parts, len(anchors))
+
+
+def spread_of(parts: Callable[[], Iterable[Tensor]], count: int) -> float:
+    """The mean squared distance of outputs from their mean; from zero if all are alike.
+
+    Args:
+        parts: Gives the outputs ``(n, m)`` in parts, each time that it is called.
+        count: The number of all outputs.
+    """
+    mean = AnchorMean(count)
+    middle = mean.weighted(functools.reduce(torch.add, (part.sum(dim=0) for part in parts())))
+    around = sum(mean.squared(part - middle) for part in parts())
+    return around if around > 0 else sum(mean.squared(part) for part in parts())

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.batches import checked_inputs
 from fipoptim.anchors.inputs import (
     Inputs,
-    checked_inputs,
     count_inputs,
     named_tensors,
 )

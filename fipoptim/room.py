@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.output_space import classes_last
+from fipoptim.anchors.references import References
 from fipoptim.budget import Budget
 
 # Margins by the reference they are of, as each step asks for them.
-_MARGINS: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+_MARGINS: MutableMapping[References, Tensor] = WeakKeyDictionary()
 
 
 def room_within(budget: Budget, anchors: AnchorBatch) -> float:
@@ -57,11 +58,12 @@ def radius(given: float | None, room: float, check_every: int | None) -> float |
 
 def drift_of_flips(counted: AnchorBatch, share: float) -> float:
     """The drift at which a random change of the outputs flips about this share of the inputs."""
-    reference = counted.reference
-    if reference not in _MARGINS:
-        _MARGINS[reference] = margins(reference.reshape(-1, *counted.function.row_shape))
-    quantile = float(torch.quantile(_MARGINS[reference], share))
-    return math.pi * reference.shape[1] * quantile**2
+    references, shape = counted.references, counted.function.row_shape
+    if references not in _MARGINS:
+        parts = [margins(part.reshape(-1, *shape)) for part in counted.reference_parts()]
+        _MARGINS[references] = torch.cat(parts)
+    quantile = float(torch.quantile(_MARGINS[references], share))
+    return math.pi * counted.width * quantile**2
 
 
 def margins(reference: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.inputs import Inputs, checked_inputs, map_inputs
+from fipoptim.anchors.batches import checked_inputs
+from fipoptim.anchors.inputs import Inputs, map_inputs
 from fipoptim.anchors.output_space import OutputMap, flatten_outputs, predictions, squared_distance
 from fipoptim.checks import check_number
 from fipoptim.mean import AnchorMean

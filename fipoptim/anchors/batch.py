@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Self, overload
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Self
 from weakref import WeakSet
 
 import torch
 from torch import Generator, Tensor, nn
 
+from fipoptim.anchors.batches import checked_inputs, inputs_from_loader, joined
+from fipoptim.anchors.bundle import Bundle, count_positions, mask_of
 from fipoptim.anchors.draws import draw_seed, seed_of_step
 from fipoptim.anchors.evaluation import seeded, unwrap
-from fipoptim.anchors.fingerprint import Fingerprint, fingerprint_of
+from fipoptim.anchors.fingerprint import Fingerprint, combined, fingerprint_of
+from fipoptim.anchors.held import HeldInputs
 from fipoptim.anchors.inputs import (
+    GivenInputs,
     Inputs,
     check_forms,
-    checked_inputs,
     concatenate,
     count_inputs,
-    inputs_from_loader,
     refuse_call,
     select_inputs,
-    split_inputs,
 )
-from fipoptim.anchors.measured import Measured, measured, predictions_kept
-from fipoptim.anchors.network_function import NetworkFunction, Weights
-from fipoptim.anchors.output_space import OutputMap, squared_distance
-from fipoptim.anchors.reference import (
-    reference_network,
-    reference_outputs,
-    references_of,
+from fipoptim.anchors.network_function import NetworkFunction
+from fipoptim.anchors.networks import ReferenceNetwork, snapshot_of
+from fipoptim.anchors.output_space import OutputMap
+from fipoptim.anchors.reference import first_references, references_of
+from fipoptim.anchors.references import References
+from fipoptim.anchors.refusals import (
+    check_callable,
+    check_positive,
+    check_store,
+    check_width,
 )
-from fipoptim.anchors.refusals import check_callable, check_outputs, check_positive, check_width
 from fipoptim.anchors.route import Route
-from fipoptim.anchors.sample import Sample, drawn, set_aside
+from fipoptim.anchors.sample import Sample, augmented, drawn, set_aside
 from fipoptim.anchors.state import AnchorState
-from fipoptim.mean import AnchorMean
+from fipoptim.anchors.texts import check_ids, check_padding
 
 # By this a certificate finds out that it was asked for on anchors.
 _IN_MEMORY: WeakSet[AnchorBatch] = WeakSet()
 
 
-class AnchorBatch:
+class AnchorBatch(HeldInputs):
     r"""The inputs whose outputs a network is to keep, and the outputs they had at the reference.
 
     The outputs that the model has on construction become the reference, unless another one is given. The model is
@@ -49,17 +53,30 @@ class AnchorBatch:
 
     Args:
         model: The network. The inner module is used behind DistributedDataParallel or ``torch.compile``.
-        inputs: The anchors along dimension 0: a tensor, a tuple of tensors (positional inputs) or a dict of
-            tensors (keyword inputs). They may live on another device than the model.
+        inputs: The anchors along dimension 0: a tensor, a tuple of tensors (positional inputs), a dict of
+            tensors (keyword inputs), or a **list of batches** of any of these. They may live on another device than the
+            model. Texts of different lengths are a list of dicts, each padded by itself, with an ``attention_mask``
+            ``(N, T)`` of 0 and 1; each evaluation is cut to the longest of its texts.
         check: Inputs on which budgets count and which no step sees, in the form of ``inputs``; or the share of
             ``inputs`` that is set aside for this. How far the function moves on inputs that steps hold says little
             about others. With None budgets count on the anchors themselves.
         output: The space in which outputs are compared: ``"logits"`` (Euclidean), ``"probabilities"``
-            (:math:`2\sqrt{\text{softmax}}`, the Fisher metric; classes in the last dimension), or a callable
-            that gets what the model returns and gives a float tensor with one row per anchor.
+            (:math:`2\sqrt{\text{softmax}}`, the Fisher metric; classes in the last dimension), ``"nats_per_token"``
+            (the same for models of language, scaled so that the drift is the KL divergence in nats per token, to second
+            order), or a callable that gives a float tensor with one row per anchor. It gets what the model returns; if
+            two of its positional arguments have no default, it also gets the inputs of the same rows, on the model's
+            device. **Padded positions do not count**: with an ``attention_mask`` ``(N, T)``, outputs ``(N, T, ...)`` of
+            three dimensions or more are 0 there. Other outputs, such as pooled ones, are left alone.
         reference: Another network whose outputs are the reference, such as the one before a training that has already
-            taken place; or the outputs themselves, ``(N, m)`` in the output space. With ``augment`` it must be a
-            network of the model's architecture. None takes the model as it is now.
+            taken place; a callable that returns a context manager in which the model itself is the reference, such as
+            PEFT's ``model.disable_adapter``; or the outputs themselves, ``(N, m)`` in the output space. With
+            ``augment`` it must be a network of the model's architecture. None takes the model as it is now.
+        store: How the reference is kept. ``"full"``: the outputs, N m numbers. ``"half"``: the outputs in float16, half
+            of that; rounding alone is a drift of about :math:`4\cdot10^{-8} \|z_{ref}\|^2`. ``"live"``: no outputs;
+            the reference network gives them whenever they are wanted, which costs another forward pass. It is
+            ``reference``, which must not change and of which nothing is copied, or with None a copy of the weights of
+            now. In all of them :meth:`drift`, :meth:`measure` and :meth:`predictions_kept` hold the outputs of
+            ``chunk_size`` anchors at a time.
         batch_size: Anchors drawn for each step, without replacement; None takes all of them at every step.
         chunk_size: Anchors evaluated at a time, which bounds memory; None evaluates all anchors of a step at once. If
             the outputs of an anchor depend on the others (batch norm without running statistics), each chunk is a batch
@@ -73,26 +90,28 @@ class AnchorBatch:
             step. :meth:`drift` is measured on the plain anchors.
 
     Attributes:
-        inputs: The anchors, copied, in one of the three forms.
-        reference: Their reference outputs, shape ``(N, m)``.
+        inputs: The anchors, copied: a tensor, a tuple or a dict.
+        reference: Their reference outputs, shape ``(N, m)``. With ``store="live"`` they are computed when asked for.
         check: The check inputs as anchors of their own, or None: ``anchors.check.drift()`` is the drift there.
         route: The record of which derivatives are traced on these anchors.
 
     Raises:
         TypeError: If an argument has the wrong type or the model's output is not a float tensor.
-        ValueError: If there are no anchors, if tensors disagree on dimension 0, if a size is out of range, or
-            if the model's outputs are not finite.
+        ValueError: If there are no anchors, if tensors disagree on dimension 0, if a size is out of range, if the
+            model's outputs are not finite, or if texts have labels, tokens that the model does not know, a mask that
+            does not fit, or outputs that depend on their padding.
     """
 
     @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
-        inputs: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
+        inputs: GivenInputs,
         *,
-        check: Tensor | Iterable[Tensor] | Mapping[str, Tensor] | float | None = None,
+        check: GivenInputs | float | None = None,
         output: str | OutputMap = "logits",
-        reference: nn.Module | Tensor | None = None,
+        reference: nn.Module | Tensor | Callable[[], AbstractContextManager[Any]] | None = None,
+        store: Literal["full", "half", "live"] = "full",
         batch_size: int | None = None,
         chunk_size: int | None = None,
         generator: Generator | None = None,
@@ -105,36 +124,31 @@ class AnchorBatch:
             check_positive(name, size, or_none=True)
         for name, function in (("augment", augment), ("progress", progress)):
             check_callable(name, function)
-        self.output = output
+        check_store(store, reference)
+        self.output, self.store = output, store
         self.batch_size = batch_size
         self.chunk_size = chunk_size
         self.augment = augment
         self.progress = progress or iter
         self.function = NetworkFunction(model, output)
         self._seed = draw_seed(generator)
-        parts = set_aside(checked_inputs(inputs), check, self._seed)
+        parts = set_aside(self._known(checked_inputs(inputs)), check, self._seed)
         self.inputs: Inputs = parts.inputs
         count = len(self)
         if batch_size is not None and batch_size > count:
             raise ValueError(f"batch_size: {batch_size} is more than the {count} anchors given.")
         self.route = Route()
-        self.reference: Tensor = check_outputs(self._first_outputs())
-        # With augment: the networks that give reference outputs, and the number of each anchor's network among them.
-        self._networks: list[Weights] = [] if augment is None else [self.function.snapshot()]
-        reference, of_check = references_of(reference, parts)
-        if reference is not None:
-            self.reference = reference_outputs(
-                reference, output, lambda: self.progress(self.chunks(self.inputs)), self.reference
-            )
-            if augment is not None:
-                self._networks = [reference_network(reference, self.function)]
-        self._segments = _segments(count)
+        own, of_check = references_of(reference, parts)
+        self.references = self._first_references(own)
         self.check: AnchorBatch | None = None
         if parts.check is not None:
             check_forms("check", parts.check, self.inputs)
-            how: dict[str, Any] = {"output": output, "chunk_size": chunk_size, "progress": progress}
-            self.check = AnchorBatch(model, parts.check, reference=of_check, **how)
-            check_width(self.check.reference, self.reference)
+            if store == "live":
+                (of_check,) = self.references.networks
+            how: dict[str, Any] = {"chunk_size": chunk_size, "progress": progress, "store": store}
+            self.check = AnchorBatch(model, parts.check, output=output, reference=of_check, **how)
+            if count_positions(self.check.inputs) == count_positions(self.inputs):
+                check_width(self.check.references.like, self.references.like)
         _IN_MEMORY.add(self)
 
     @classmethod
@@ -148,69 +162,22 @@ class AnchorBatch:
         """Anchors from the first ``n`` inputs of a DataLoader (or any iterable of batches).
 
         A batch that is a tuple or list is read at position 0; a dict is taken whole, without ``labels`` and
-        ``label``. ``options`` are those of :class:`AnchorBatch`.
+        ``label``. Texts may have another length in each batch, if they have an ``attention_mask``. ``options`` are
+        those of :class:`AnchorBatch`.
 
         Raises:
             ValueError: If ``n`` is not positive or the loader yields fewer than ``n`` inputs.
         """
         return cls(model, inputs_from_loader(loader, n), **options)
 
-    def __len__(self) -> int:
-        """The number of anchors."""
-        return count_inputs(self.inputs)
-
     def __repr__(self) -> str:
         """One line: how many anchors, in which output space, and how they are evaluated."""
         return (
-            f"AnchorBatch({len(self)} anchors, {self.reference.shape[1]} outputs each, "
+            f"AnchorBatch({len(self)} anchors, {self.width} outputs each, "
             f"{'no' if self.check is None else len(self.check)} check inputs, output={self.output!r}, "
-            f"batch_size={self.batch_size}, chunk_size={self.chunk_size}, augment={self.augment!r})"
+            f"batch_size={self.batch_size}, chunk_size={self.chunk_size}, augment={self.augment!r}, "
+            f"store={self.store!r}{self._padding_told()})"
         )
-
-    # --- how far the function has moved -------------------------------------------------------------
-
-    @overload
-    def drift(self, reduction: Literal["mean", "sum"] = "mean") -> float: ...
-    @overload
-    def drift(self, reduction: Literal["none"]) -> Tensor: ...
-    def drift(self, reduction: str = "mean") -> float | Tensor:
-        """Squared distance of today's outputs from the reference, :math:`‖z - z_{ref}‖²`, over all anchors.
-
-        Args:
-            reduction: ``"mean"`` or ``"sum"`` over the anchors (a float), or ``"none"`` (a tensor ``(N,)``).
-
-        Raises:
-            ValueError: If ``reduction`` is none of these.
-        """
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction: choose 'mean', 'sum' or 'none', got {reduction!r}.")
-        squared = squared_distance(self.outputs(self.inputs), self.reference)
-        if reduction == "none":
-            return squared
-        if reduction == "sum":
-            return float(squared.sum())
-        return float(AnchorMean(len(self)).of(squared))
-
-    def predictions_kept(self) -> float:
-        """Fraction of anchors whose prediction is that of the reference.
-
-        An anchor with outputs ``(C,)`` predicts the class of the largest output. With outputs ``(T, C)``, as those of a
-        token classifier, it predicts one class at each of the T positions, and with feature maps ``(C, H, W)`` one
-        class at each pixel: all of them have to be the same. A single output predicts by its sign; with
-        ``output="probabilities"`` it predicts the likelier of the two classes. With a callable ``output`` the same
-        holds for what the callable returns.
-        """
-        kept = predictions_kept(self.outputs(self.inputs), self.reference, self.function.row_shape)
-        return float(AnchorMean(len(self)).of(kept.double()))
-
-    def measure(self, outputs: Tensor | None = None) -> Measured:
-        """Drift and changed predictions over all anchors, in one evaluation.
-
-        Args:
-            outputs: The outputs of all anchors, ``(N, m)``; None evaluates the model of now.
-        """
-        now = self.outputs(self.inputs) if outputs is None else outputs
-        return measured(now, self.reference, self.function.row_shape)
 
     @property
     def counted(self) -> AnchorBatch:
@@ -226,24 +193,26 @@ class AnchorBatch:
         Raises:
             ValueError: If the model's outputs are not finite; the reference is then as it was.
         """
-        reference = check_outputs(self.outputs(self.inputs))
+        self._refresh(snapshot_of(self.function) if self.takes_networks else None)
+
+    def _refresh(self, network: ReferenceNetwork | None) -> None:
+        references = self.references_of_now(self.inputs, network)
         if self.check is not None:
-            self.check.refresh()
-        networks = [] if self.augment is None else [self.function.snapshot()]
-        self.reference, self._networks = reference, networks
-        self._segments = _segments(len(self))
+            self.check._refresh(network if self.store == "live" else None)
+        self.references = references
         self.route.mixing = None  # the model may be another
 
     @torch.inference_mode(False)
     def extend(
         self,
-        inputs: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
+        inputs: GivenInputs,
         *,
-        check: Tensor | Iterable[Tensor] | Mapping[str, Tensor] | float | None = None,
+        check: GivenInputs | float | None = None,
     ) -> None:
         """Add anchors with today's outputs as their reference; the anchors already here keep theirs.
 
-        With ``augment`` a further copy of the network is kept.
+        With ``augment``, and with ``store="live"``, a further copy of the network is kept. Texts may be longer than
+        those already here.
 
         Args:
             inputs: The new anchors.
@@ -261,21 +230,26 @@ class AnchorBatch:
             )
             raise ValueError(f"check: the anchors have {have} check=, inputs or a share.")
         parts = set_aside(checked_inputs(inputs), check, seed_of_step(self._seed, len(self)))
-        new = parts.inputs
+        network = snapshot_of(self.function) if self.takes_networks else None
+        self._extend(parts.inputs, parts.check, network)
+
+    def _extend(self, new: Inputs, check: Inputs | None, network: ReferenceNetwork | None) -> None:
         check_forms("inputs", new, self.inputs)
-        if parts.check is not None:
-            check_forms("check", parts.check, self.inputs)
-        reference = check_outputs(self.outputs(new))
-        check_width(reference, self.reference)
-        joined = concatenate([self.inputs, new])
-        segments = _segments(count_inputs(new), len(self._networks))
-        networks = [] if self.augment is None else [*self._networks, self.function.snapshot()]
+        if check is not None:
+            check_forms("check", check, self.inputs)
+        before, after = count_positions(self.inputs), count_positions(new)
+        everything = self._known(joined([self.inputs, new]))
+        if isinstance(everything, Bundle):  # outputs of the width that all texts have now
+            new = select_inputs(everything, torch.arange(len(self), count_inputs(everything)))
+        added, references = self.references_of_now(new, network), self.references
+        if before != after and before is not None and getattr(everything, "positional", False):
+            references = references.lengthened(before, count_positions(everything) or before)
+        check_width(added.like, references.like)
+        extended = references.extended(added.outputs, network, count_inputs(new))
         # All of the above may fail, so nothing is assigned before.
-        if self.check is not None and parts.check is not None:
-            self.check.extend(parts.check)
-        self._segments = torch.cat([self._segments, segments])
-        self.reference = torch.cat([self.reference, reference.to(self.reference)])
-        self.inputs, self._networks = joined, networks
+        if self.check is not None and check is not None:
+            self.check._extend(check, None, network if self.store == "live" else None)
+        self.inputs, self.references = everything, extended
         self.route.mixing = None
 
     def fingerprint(self) -> Fingerprint:
@@ -285,8 +259,16 @@ class AnchorBatch:
 
         An optimizer's state carries them, so that a resumed run cannot take another reference for its own.
         """
-        counted = [] if self.check is None else [self.check.reference]
-        return fingerprint_of(torch.cat([self.reference, *counted]))
+        own = self.references
+        if self.check is None:
+            return own.fingerprint(self.inputs, self.chunks)
+        counted = self.check.references
+        if own.outputs is not None and counted.outputs is not None and own.width == counted.width:
+            return fingerprint_of(torch.cat([own.outputs, counted.outputs]))
+        return combined(
+            own.fingerprint(self.inputs, self.chunks),
+            counted.fingerprint(self.check.inputs, self.chunks),
+        )
 
     # --- what a step sees -----------------------------------------------------------------------------
 
@@ -301,58 +283,51 @@ class AnchorBatch:
             return self.all()
         seed = seed_of_step(self._seed, step)
         index = drawn(len(self), self.batch_size, seed)
+        chosen = select_inputs(self.inputs, index)
         if self.augment is None:
-            reference = self.reference[index.to(self.reference.device)]
-            return Sample(select_inputs(self.inputs, index), reference)
+            return Sample(chosen, self.references.of(chosen, index, self.in_chunks))
+        segments = self.references.segments[index]
         parts: list[Inputs] = []
         references: list[Tensor] = []
         with seeded(seed, self.device), torch.no_grad():
             # Anchors of different reference networks are augmented and evaluated apart.
-            for segment in self._segments[index].unique().tolist():
-                chosen = select_inputs(self.inputs, index[self._segments[index] == segment])
-                new = checked_inputs(self.augment(chosen))
+            for segment in segments.unique().tolist():
+                rows = segments == segment
+                new = augmented(self.augment, select_inputs(chosen, rows.nonzero().squeeze(1)))
                 parts.append(new)
-                references.append(check_outputs(self.outputs(new, self._networks[segment])))
+                references.append(self.references.by_networks(new, segments[rows], self.in_chunks))
         return Sample(concatenate(parts), torch.cat(references))
 
-    # --- the function ---------------------------------------------------------------------------------
-
-    @property
-    def model(self) -> nn.Module:
-        """The network, without wrappers."""
-        return self.function.model
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.function.device
-
-    def weights(self) -> Weights:
-        """The weights of now; see :meth:`NetworkFunction.weights`."""
-        return self.function.weights()
-
-    def call(self, inputs: Inputs, weights: Weights) -> Tensor:
-        """The outputs ``z`` ``(N, m)``, differentiable in ``weights``; see :meth:`NetworkFunction.call`."""
-        return self.function.call(inputs, weights)
-
-    def outputs(self, inputs: Inputs, weights: Weights | None = None) -> Tensor:
-        """The outputs ``z`` ``(N, m)`` of ``inputs``, without a graph; None is the weights of now."""
-        return self.function.outputs(self.progress(self.chunks(inputs)), weights)
-
-    def chunks(self, inputs: Inputs) -> list[Inputs]:
-        """``inputs`` in parts of at most ``chunk_size``."""
-        return split_inputs(inputs, self.chunk_size or count_inputs(inputs))
-
-    def padding_rows(self) -> dict[str, list[int]]:
-        """The padding rows of tables of embeddings, by name; see :meth:`NetworkFunction.padding_rows`."""
-        return self.function.padding_rows(self.inputs)
-
-    def _first_outputs(self) -> Tensor:
+    def _first_references(self, reference: Any) -> References:
         try:
-            return self.function.first_outputs(lambda: self.progress(self.chunks(self.inputs)))
+            return first_references(
+                self.function,
+                self.inputs,
+                lambda: self.in_chunks(self.inputs),
+                reference=reference,
+                output=self.output,
+                store=self.store,
+                augmented=self.augment is not None,
+            )
         except TypeError as error:
             refuse_call(self.model, self.inputs, error)
             raise
+
+    def _known(self, inputs: Inputs) -> Inputs:
+        """Inputs themselves, if the model has their tokens; texts of different lengths with how they are read."""
+        check_ids(self.model, inputs)
+        if not isinstance(inputs, Bundle) or inputs.positional is not None:
+            return inputs
+        try:
+            return inputs.like(inputs, positional=check_padding(self.function.shaped, inputs))
+        except TypeError as error:
+            refuse_call(self.model, inputs, error)
+            raise
+
+    def _padding_told(self) -> str:
+        """What is said of padded positions, which do not count."""
+        mask = mask_of(self.inputs)
+        return "" if mask is None else f", {int(mask.sum())} positions that count"
 
     # --- saving -----------------------------------------------------------------------------------------
 
@@ -365,8 +340,8 @@ class AnchorBatch:
         return self._state().to_dict()
 
     def _state(self) -> AnchorState:
-        own = self.inputs, self.reference, self._networks, self._segments, self._seed, self.route
-        return AnchorState(*own, None if self.check is None else self.check._state())
+        check = None if self.check is None else self.check._state()
+        return AnchorState(self.inputs, self.references, self._seed, self.route, check)
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -379,21 +354,15 @@ class AnchorBatch:
         loaded = AnchorState.from_dict(
             state,
             self.function,
-            like=self.reference,
+            like=self.references,
             batch_size=self.batch_size,
-            augmented=self.augment is not None,
+            networks=self.takes_networks,
             checked=self.check is not None,
         )
         self._take_over(loaded)
 
     def _take_over(self, loaded: AnchorState) -> None:
-        self.inputs, self.reference = loaded.inputs, loaded.reference
-        self._networks, self._segments = loaded.networks, loaded.segments
+        self.inputs, self.references = loaded.inputs, loaded.references
         self._seed, self.route = loaded.seed, loaded.route
         if self.check is not None and loaded.check is not None:
             self.check._take_over(loaded.check)
-
-
-def _segments(count: int, number: int = 0) -> Tensor:
-    """The number of the reference network of each of ``count`` anchors, which share one."""
-    return torch.full((count,), number, dtype=torch.long, device="cpu")

@@ -41,6 +41,14 @@ def fingerprint_of(reference: Tensor) -> Fingerprint:
     return (float(rows), float(width), math.sqrt(squared), *projected.tolist())
 
 
+def combined(first: Fingerprint, second: Fingerprint) -> Fingerprint:
+    """One fingerprint for two references: it changes if either does."""
+    rows, width = first[0] + second[0], first[1] + second[1]
+    # In another order, so that changes that are opposite in both do not cancel.
+    projections = (a + b for a, b in zip(first[3:], reversed(second[3:]), strict=True))
+    return (rows, width, math.hypot(first[2], second[2]), *projections)
+
+
 def same_reference(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether two fingerprints are those of the same outputs, up to rounding."""
     if len(a) != len(b) or tuple(a[:2]) != tuple(b[:2]):

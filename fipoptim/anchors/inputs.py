@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fipoptim.anchors.bundle import Bundle
 from fipoptim.anchors.refusals import check_no_nan
 
+# A bundle is a dict, too.
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+# What users give: one of the forms, or a list of batches.
+GivenBatch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+GivenInputs = GivenBatch | Sequence[GivenBatch]
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """Apply ``function`` to every tensor of ``inputs``."""
     if isinstance(inputs, Tensor):
         return function(inputs)
+    if isinstance(inputs, Bundle):
+        return inputs.map(function)
     if isinstance(inputs, dict):
         return {name: function(x) for name, x in inputs.items()}
     return tuple(function(x) for x in inputs)
@@ -37,24 +44,29 @@ def count_inputs(inputs: Inputs) -> int:
 
 
 def first_inputs(inputs: Inputs, count: int) -> Inputs:
-    """The first ``count`` anchors of ``inputs``, as views; all of them if there are fewer."""
-    return map_inputs(lambda x: x[:count], inputs)
+    """The first ``count`` anchors of ``inputs``, as views; all of them if there are fewer. Texts are trimmed."""
+    return trimmed(map_inputs(lambda x: x[:count], inputs))
 
 
 def select_inputs(inputs: Inputs, index: Tensor) -> Inputs:
-    """The anchors of ``inputs`` at ``index``, a tensor ``(k,)`` of whole numbers on any device."""
-    return map_inputs(lambda x: x[index.to(x.device)], inputs)
+    """The anchors of ``inputs`` at ``index``, a tensor ``(k,)`` of whole numbers on any device. Texts are trimmed."""
+    return trimmed(map_inputs(lambda x: x[index.to(x.device)], inputs))
 
 
 def split_inputs(inputs: Inputs, size: int) -> list[Inputs]:
-    """``inputs`` in parts of at most ``size`` anchors, which are views."""
+    """``inputs`` in parts of at most ``size`` anchors, which are views. Texts are trimmed to the longest of a part."""
     count = count_inputs(inputs)
     if size >= count:
-        return [inputs]
+        return [trimmed(inputs)]
     return [
-        map_inputs(lambda x, i=i: x[i : i + size], inputs)  # type: ignore[misc]
+        trimmed(map_inputs(lambda x, i=i: x[i : i + size], inputs))  # type: ignore[misc]
         for i in range(0, count, size)
     ]
+
+
+def trimmed(inputs: Inputs) -> Inputs:
+    """Texts of different lengths without the positions that all of them pad; other inputs as they are."""
+    return inputs.trimmed() if isinstance(inputs, Bundle) else inputs
 
 
 def concatenate(parts: list[Inputs]) -> Inputs:
@@ -63,6 +75,11 @@ def concatenate(parts: list[Inputs]) -> Inputs:
     if isinstance(first, Tensor):
         return torch.cat(cast(list[Tensor], parts))
     if isinstance(first, dict):
+        if isinstance(first, Bundle):
+            bundles = cast(list[Bundle], parts)
+            longest = max(part.positions for part in bundles)
+            bundles = [part.padded(longest) for part in bundles]
+            return first.like({n: torch.cat([part[n] for part in bundles]) for n in first})
         dicts = cast(list[dict[str, Tensor]], parts)
         return {name: torch.cat([part[name] for part in dicts]) for name in first}
     return tuple(torch.cat(xs) for xs in zip(*cast(list[tuple[Tensor, ...]], parts), strict=True))
@@ -78,24 +95,24 @@ def copied_to(device: torch.device, inputs: Inputs) -> Inputs:
     return map_inputs(copied, inputs)
 
 
-def checked_inputs(inputs: Any, subject: str = "inputs") -> Inputs:
+def checked_form(inputs: Any, subject: str = "inputs") -> Inputs:
     """A detached copy of ``inputs`` in one of the three forms; a message begins with the ``subject``.
 
     Raises:
-        TypeError: If ``inputs`` is not a tensor or a tuple, list or mapping of tensors.
+        TypeError: If ``inputs`` is not a tensor or a tuple or mapping of tensors.
         ValueError: If ``inputs`` is empty, if its tensors disagree on dimension 0, or if a float is not finite.
     """
     form: Inputs
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, (Tensor, Bundle)):
         form = inputs
     elif isinstance(inputs, Mapping):
         form = dict(inputs)
-    elif isinstance(inputs, (tuple, list)):
-        form = tuple(inputs)
+    elif isinstance(inputs, tuple):
+        form = inputs
     else:
         raise TypeError(
             f"{subject}: must be a tensor, a tuple of tensors or a dict of tensors with the anchors along "
-            f"dimension 0; got {type(inputs).__name__}."
+            f"dimension 0, or a list of batches of these; got {type(inputs).__name__}."
         )
     tensors = named_tensors(form, subject)
     if not tensors:
@@ -118,31 +135,6 @@ def checked_inputs(inputs: Any, subject: str = "inputs") -> Inputs:
             f"{subject}: all tensors need the same number of anchors along dimension 0, got {sizes}."
         )
     return map_inputs(lambda x: x.detach().clone(), form)
-
-
-def inputs_from_loader(loader: Iterable[Any], count: int) -> Inputs:
-    """The first ``count`` inputs that ``loader`` yields, batch by batch.
-
-    A batch that is a tuple or a list is read at position 0; a mapping is taken whole, without ``labels`` and ``label``.
-
-    Raises:
-        ValueError: If ``count`` is not positive or the loader yields fewer inputs.
-    """
-    if count < 1:
-        raise ValueError(f"n: must be a positive number of anchors, got {count!r}.")
-    parts: list[Inputs] = []
-    found = 0
-    for batch in loader:
-        x = batch
-        if isinstance(batch, (tuple, list)):
-            x = batch[0]
-        elif isinstance(batch, Mapping):
-            x = {name: t for name, t in batch.items() if name not in ("labels", "label")}
-        parts.append(first_inputs(checked_inputs(x), count - found))
-        found += count_inputs(parts[-1])
-        if found == count:
-            return concatenate(parts)
-    raise ValueError(f"n: {count} anchors wanted, but the loader yields only {found} inputs.")
 
 
 def check_forms(name: str, inputs: Inputs, like: Inputs) -> None:

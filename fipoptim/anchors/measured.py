@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +33,32 @@ def measured(outputs: Tensor, reference: Tensor, shape: torch.Size) -> Measured:
     Raises:
         ValueError: If the outputs are of another width than the reference.
     """
-    count = len(outputs)
-    drift = float(AnchorMean(count).of(squared_distance(outputs, reference)))
+    return measured_in_parts([(outputs, reference)], lambda: shape)
+
+
+def measured_in_parts(
+    parts: Iterable[tuple[Tensor, Tensor]], shape: Callable[[], torch.Size]
+) -> Measured:
+    """The distance of outputs from their reference, which come in parts; only one part is held at a time.
+
+    Args:
+        parts: Outputs with their reference, both ``(n, m)``.
+        shape: Gives the shape that one row has in the output space, once the first part is there.
+
+    Raises:
+        ValueError: If the outputs are of another width than the reference.
+    """
+    squared, kept = [], 0
+    for outputs, reference in parts:
+        squared.append(squared_distance(outputs, reference))
+        kept += int(predictions_kept(outputs, reference, shape()).sum())
+        del outputs, reference  # frees them before the next part is made
+    each = torch.cat(squared)
+    count = len(each)
+    drift = float(AnchorMean(count).of(each))
     if not math.isfinite(drift):
         return Measured(math.inf, 1.0)
     # A whole number over N: a budget of 0.05 allows 6 of 120, which a difference to 1 would exceed by rounding.
-    kept = int(predictions_kept(outputs, reference, shape).sum())
     return Measured(drift, AnchorMean(count).share(count - kept))
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fipoptim.anchors.bundle import Bundle, without_padding
 from fipoptim.anchors.embedding import PureLookups
 from fipoptim.anchors.evaluation import device_of, evaluation, unwrap
 from fipoptim.anchors.inputs import Inputs, copied_to, count_inputs, first_inputs
@@ -78,15 +79,23 @@ class NetworkFunction:
         return flatten_outputs(self.mapped(inputs, weights), count_inputs(inputs))
 
     def mapped(self, inputs: Inputs, weights: Weights, lookups: PureLookups | None = None) -> Any:
-        """The output map's result on the model's outputs, neither checked nor flattened; inside :meth:`evaluation`."""
-        inputs = copied_to(self.device, inputs)
+        """The output map's result on the model's outputs, neither checked nor flattened; inside :meth:`evaluation`.
+
+        It is 0 at the padded positions of texts.
+        """
+        given = copied_to(self.device, inputs)
         if self._writes_buffers:
             weights = weights._replace(buffers={k: b.clone() for k, b in weights.buffers.items()})
-        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        args, kwargs = ((), dict(given)) if isinstance(given, dict) else (given, {})
         args = (args,) if isinstance(args, Tensor) else args
         with lookups or PureLookups():
             result = torch.func.functional_call(self.model, tuple(weights), args, kwargs)
-        return self._map(result)
+        own: Inputs | None = None
+        if self._map.takes_inputs:  # another copy, as the model may have written to its own
+            own = copied_to(self.device, inputs)
+            own = dict(own) if isinstance(own, Bundle) else own
+        z = self._map(result, own)
+        return without_padding(z, inputs)
 
     def outputs(self, chunks: Iterable[Inputs], weights: Weights | None = None) -> Tensor:
         """The outputs ``z`` ``(N, m)`` of all ``chunks`` together, without a graph; None is the weights of now."""
@@ -100,6 +109,10 @@ class NetworkFunction:
                 rows.append(flatten_outputs(z, count_inputs(chunk)).detach())
                 self.row_shape = z.shape[1:]
             return torch.cat(rows)
+
+    def shaped(self, inputs: Inputs) -> Tensor:
+        """The outputs of now in the shape that they have in the output space, ``(N, ...)``, without a graph."""
+        return self.outputs([inputs]).reshape(count_inputs(inputs), *self.row_shape)
 
     def first_outputs(self, chunks: Callable[[], Iterable[Inputs]]) -> Tensor:
         """The outputs at the weights of now, and on the way whether the model writes to its buffers.

@@ -7,15 +7,19 @@ the model returns to a tensor ``z`` in which that distance is Euclidean, so that
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fipoptim.anchors.bundle import MASK, mask_of
 from fipoptim.anchors.refusals import check_width
 
-OutputMap = Callable[[Any], Tensor]
+# Gets what the model returns, or also the inputs of the same rows.
+OutputMap = Callable[..., Tensor]
 
 
 def read_logits(output: Any) -> Tensor:
@@ -24,22 +28,28 @@ def read_logits(output: Any) -> Tensor:
     Raises:
         TypeError: If the output is neither a tensor nor carries one at ``logits``.
     """
+    return _read(output, ("logits",))
+
+
+def _read(output: Any, names: tuple[str, ...]) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    logits = (
-        output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    for name in names:
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    raise TypeError(
+        f"model: its output must be a float tensor, or carry one at {' or '.join(map(repr, sorted(names)))}; got "
+        f"{type(output).__name__}. Pass output=f with a function that picks the tensor to preserve."
     )
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"model: its output must be a float tensor, or carry one at 'logits'; got "
-            f"{type(output).__name__}. Pass output=f with a function that picks the tensor to preserve."
-        )
-    return logits
 
 
 def logits(output: Any) -> Tensor:
-    """The outputs as they are: the Euclidean metric of the paper's Eq. 2."""
-    return read_logits(output)
+    """The outputs as they are: the Euclidean metric of the paper's Eq. 2.
+
+    A model without a head, whose output carries no ``logits``, gives its ``last_hidden_state``.
+    """
+    return _read(output, ("logits", "last_hidden_state"))
 
 
 def probabilities(output: Any) -> Tensor:
@@ -91,11 +101,53 @@ def predictions(z: Tensor) -> Tensor:
     return scores.argmax(dim=-1)
 
 
-SPACES: dict[str, OutputMap] = {"logits": logits, "probabilities": probabilities}
+def nats_per_token(output: Any, inputs: Any) -> Tensor:
+    r"""Probabilities of tokens, :math:`z = \sqrt{2 p / T}` with the number T of tokens of each text that count.
+
+    :math:`\|\Delta z\|^2` is, to second order, the KL divergence of the next token's distribution in nats, averaged
+    over the tokens of the text. Outputs ``(N, V)`` are of one token a text.
+    """
+    z = probabilities(output)
+    mask = mask_of(inputs)
+    if mask is not None and z.shape[:2] == mask.shape:
+        tokens: Tensor = inputs[MASK].ne(0).sum(dim=1).clamp(min=1).to(z)
+        return z / (2.0 * tokens).sqrt().reshape(-1, 1, 1)
+    return z.div((2.0 * z.shape[1]) ** 0.5)
 
 
-def output_map(output: str | OutputMap) -> OutputMap:
+SPACES: dict[str, OutputMap] = {
+    "logits": logits,
+    "probabilities": probabilities,
+    "nats_per_token": nats_per_token,
+}
+
+
+@dataclass(frozen=True)
+class OutputSpace:
+    """A map into an output space.
+
+    Attributes:
+        function: What it calls.
+        takes_inputs: Whether the function gets the inputs beside what the model returns.
+    """
+
+    function: OutputMap
+    takes_inputs: bool
+
+    def __call__(self, output: Any, inputs: Any = None) -> Any:
+        """The function's value: a tensor with one row an input, if it is right.
+
+        Args:
+            output: What the model returned.
+            inputs: The inputs of the same rows, in the form that the model was called with.
+        """
+        return self.function(output, inputs) if self.takes_inputs else self.function(output)
+
+
+def output_map(output: str | OutputMap) -> OutputSpace:
     """The map for ``output``: one of the names in :data:`SPACES`, or the callable itself.
+
+    A callable gets the inputs as its second argument if two of its positional arguments have no default.
 
     Raises:
         ValueError: If ``output`` is an unknown name.
@@ -107,10 +159,26 @@ def output_map(output: str | OutputMap) -> OutputMap:
                 f"output: got {output!r}; choose one of {sorted(SPACES)} or pass a callable "
                 "that maps the model's output to a tensor with one row per input."
             )
-        return SPACES[output]
+        output = SPACES[output]
     if not callable(output):
         raise TypeError(f"output: must be a name or a callable, got {type(output).__name__}.")
-    return output
+    needed = _needed_arguments(output)
+    if needed > 2:
+        raise TypeError(
+            "output: must take one argument, what the model returns, or two, that and the inputs; got one with "
+            f"{needed}."
+        )
+    return OutputSpace(output, needed == 2)
+
+
+def _needed_arguments(function: OutputMap) -> int:
+    """The number of positional arguments without a default; 1 if it is not known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some built-in functions
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters)
 
 
 def flatten_outputs(z: Any, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A reference that is not the model of now: another network, or its outputs."""
+"""The first reference of anchors: the model of now, another network, or its outputs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,96 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fipoptim.anchors.inputs import Inputs
+from fipoptim.anchors.bundle import without_padding
+from fipoptim.anchors.inputs import Inputs, count_inputs
 from fipoptim.anchors.network_function import NetworkFunction, Weights
+from fipoptim.anchors.networks import ReferenceNetwork, Snapshot, network_of, snapshot_of
 from fipoptim.anchors.output_space import OutputMap, flatten_outputs
+from fipoptim.anchors.references import References, segments_of
 from fipoptim.anchors.refusals import check_outputs
 from fipoptim.anchors.sample import SetAside
 
 
-def reference_outputs(
+def first_references(
+    function: NetworkFunction,
+    inputs: Inputs,
+    chunks: Callable[[], Iterable[Inputs]],
+    *,
     reference: Any,
     output: str | OutputMap,
+    store: str,
+    augmented: bool,
+) -> References:
+    """The reference on construction.
+
+    Args:
+        function: The model.
+        inputs: The anchors.
+        chunks: Gives the anchors in parts, each time that it is called.
+        reference: As given to :class:`~fipoptim.AnchorBatch`, or a network of :mod:`fipoptim.anchors.networks`.
+        output: The output space.
+        store: How reference outputs are kept.
+        augmented: Whether steps see augmented anchors.
+
+    Raises:
+        TypeError: If ``reference`` is of another type.
+        ValueError: If outputs are not finite or of another shape than the model's, if the reference is a module that
+            moves with the model, or if ``augmented`` takes another reference.
+    """
+    segments = segments_of(count_inputs(inputs))
+    if store == "live":
+        like = function.first_outputs(lambda: list(chunks())[:1])[:0]
+        network = (
+            snapshot_of(function) if reference is None else network_of(reference, function, output)
+        )
+        for chunk in chunks():
+            found = network.outputs([chunk])
+            check_same_shape(found[:0], like)
+            check_outputs(found)
+            del found
+        return References(None, like, [network], segments)
+    outputs = check_outputs(function.first_outputs(chunks))
+    networks: list[ReferenceNetwork] = []
+    if augmented:
+        networks = [_network_of_augmented(reference, function, output)]
+    if reference is not None:
+        outputs = reference_outputs(reference, function, output, inputs, chunks, outputs)
+    return References(in_store(outputs, store), outputs[:0].clone(), networks, segments)
+
+
+def in_store(outputs: Tensor, store: str) -> Tensor:
+    """Outputs in the precision in which they are kept.
+
+    Raises:
+        ValueError: If half precision does not hold them.
+    """
+    if store != "half":
+        return outputs
+    kept = outputs.half()
+    if not bool(kept.isfinite().all()):
+        raise ValueError(
+            f"store: 'half' holds numbers up to 65504, but a reference output is {float(outputs.abs().max()):.6g}. "
+            "Give store='full' or 'live', or another output space."
+        )
+    return kept
+
+
+def _network_of_augmented(
+    reference: Any, function: NetworkFunction, output: str | OutputMap
+) -> ReferenceNetwork:
+    """The network that gives the reference outputs of augmented anchors."""
+    if reference is None:
+        return snapshot_of(function)
+    if callable(reference) and not isinstance(reference, nn.Module):
+        return network_of(reference, function, output)
+    return Snapshot(function, reference_network(reference, function))
+
+
+def reference_outputs(
+    reference: Any,
+    function: NetworkFunction,
+    output: str | OutputMap,
+    inputs: Inputs,
     chunks: Callable[[], Iterable[Inputs]],
     model_outputs: Tensor,
 ) -> Tensor:
@@ -24,7 +104,9 @@ def reference_outputs(
 
     Args:
         reference: A network, or its outputs with one row an anchor.
+        function: The model.
         output: The output space of the anchors.
+        inputs: The anchors.
         chunks: Gives the anchors in parts, each time that it is called.
         model_outputs: The outputs of the model of now, shape ``(N, m)``.
 
@@ -32,16 +114,19 @@ def reference_outputs(
         TypeError: If ``reference`` is neither a module nor a float tensor.
         ValueError: If its outputs are not finite, or of another shape than the model's.
     """
-    check_reference(reference)
     if isinstance(reference, nn.Module):
         found = NetworkFunction(reference, output).first_outputs(chunks)
+    elif callable(reference) and not isinstance(reference, Tensor):
+        found = network_of(reference, function, output).outputs(chunks())
     else:
+        check_reference(reference)
         if reference.dim() == 0 or len(reference) != len(model_outputs):
             raise ValueError(
                 f"reference: must have one row for each of the {len(model_outputs)} anchors, got shape "
                 f"{tuple(reference.shape)}."
             )
-        found = flatten_outputs(reference.detach(), len(model_outputs)).clone()
+        given = without_padding(reference.detach(), inputs)
+        found = flatten_outputs(given, len(model_outputs)).clone()
     check_same_shape(found, model_outputs)
     return check_outputs(found.to(model_outputs))
 

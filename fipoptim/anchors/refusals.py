@@ -36,6 +36,20 @@ def check_callable(name: str, value: Any) -> None:
         raise TypeError(f"{name}: must be callable or None, got {type(value).__name__}.")
 
 
+def check_store(store: Any, reference: Any) -> None:
+    """Refuse a way of keeping reference outputs that does not exist, or that the reference does not allow.
+
+    Raises:
+        ValueError: With what there is.
+    """
+    if store not in ("full", "half", "live"):
+        raise ValueError(f"store: choose 'full', 'half' or 'live', got {store!r}.")
+    if store == "live" and isinstance(reference, Tensor):
+        raise ValueError(
+            "store: 'live' keeps no outputs, but reference is outputs; give a network, or store='full'."
+        )
+
+
 def check_no_nan(subject: str, x: Tensor, advice: str = "") -> None:
     """Refuse a tensor with values that are not finite.
 
@@ -75,9 +89,10 @@ def check_width(z: Tensor, reference: Tensor) -> None:
     """
     if z.shape[1] != reference.shape[1]:
         raise ValueError(
-            f"model: gives {z.shape[1]} outputs an anchor now, the reference has {reference.shape[1]}. Did its head "
-            "grow since the anchors were made? Build the AnchorBatch with output= a function that picks the old "
-            "outputs, for instance output=lambda z: z[:, :10], or refresh() the anchors to hold all that it gives now."
+            f"model: gives {z.shape[1]} outputs an anchor now, the reference has {reference.shape[1]}. Did its head, "
+            "or its vocabulary (resize_token_embeddings), grow since the anchors were made? Build the AnchorBatch with "
+            "output= a function that picks the old outputs, for instance output=lambda z: z[:, :10], or refresh() the "
+            "anchors to hold all that it gives now."
         )
 
 

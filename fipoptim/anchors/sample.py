@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fipoptim.anchors.batches import checked_inputs
+from fipoptim.anchors.bundle import Bundle
 from fipoptim.anchors.draws import seed_of_step
-from fipoptim.anchors.inputs import Inputs, checked_inputs, count_inputs, select_inputs
+from fipoptim.anchors.inputs import Inputs, count_inputs, select_inputs
 
 
 class Sample(NamedTuple):
@@ -25,6 +28,25 @@ def drawn(count: int, size: int | None, seed: int) -> Tensor:
         return torch.arange(count, device="cpu")
     seeded = torch.Generator("cpu").manual_seed(seed)
     return torch.randperm(count, generator=seeded, device="cpu")[:size]
+
+
+def augmented(augment: Callable[[Any], Any], inputs: Inputs) -> Inputs:
+    """What ``augment`` makes of some anchors, in one of the forms of inputs. A list of tensors is taken as a tuple.
+
+    Raises:
+        TypeError: If it is of no such form.
+        ValueError: If texts of different lengths become longer than the longest.
+    """
+    given = augment(dict(inputs) if isinstance(inputs, Bundle) else inputs)
+    found = checked_inputs(tuple(given) if isinstance(given, list) else given, "augment")
+    if not isinstance(inputs, Bundle) or not isinstance(found, dict):
+        return found
+    bundle = inputs.like(found)
+    if bundle.positions > inputs.length:
+        raise ValueError(
+            f"augment: made texts of {bundle.positions} positions, but the longest anchor has {inputs.length}."
+        )
+    return bundle
 
 
 class SetAside(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from fipoptim.anchors.inputs import Inputs, map_inputs, split_inputs
+from fipoptim.anchors.inputs import Inputs, map_inputs, named_tensors, split_inputs
 from fipoptim.flat import FlatVectors
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.compare import close
@@ -54,17 +54,25 @@ def exact_diagonal(linearizer: Linearizer, flat: FlatVectors, at_once: int | Non
     count, outputs = z.shape
     size = max(1, min(at_once or count, 2**26 // flat.size))
 
-    def output(parameters: Parameters, anchor: Inputs, k: int) -> Tensor:
-        single = map_inputs(lambda x: x.unsqueeze(0), anchor)
-        return point.function_on(single)(parameters)[0, k]
+    def output_of(form: Inputs) -> Callable[[Parameters, tuple[Tensor, ...], int], Tensor]:
+        """One output of one anchor, whose tensors are those of ``form``; vmap() takes no form but a tuple."""
 
-    gradient = torch.func.vmap(torch.func.grad_and_value(output), in_dims=(None, 0, None))
+        def output(parameters: Parameters, anchor: tuple[Tensor, ...], k: int) -> Tensor:
+            values = iter(anchor)
+            single = map_inputs(lambda _: next(values).unsqueeze(0), form)
+            return point.function_on(single)(parameters)[0, k]
+
+        return output
+
     with linearizer.evaluation():
         for part, expected in zip(split_inputs(inputs, size), z.split(size), strict=True):
-            part = map_inputs(lambda x: x.to(device), part)
+            gradient = torch.func.vmap(
+                torch.func.grad_and_value(output_of(part)), in_dims=(None, 0, None)
+            )
+            values = tuple(x.to(device) for x in named_tensors(part).values())
             for k in range(outputs):
                 try:
-                    rows, alone = gradient(parameters, part, k)
+                    rows, alone = gradient(parameters, values, k)
                 except RuntimeError as error:
                     raise ValueError(
                         "probes: None takes the gradients of all anchors at once by torch.func.vmap, which this "

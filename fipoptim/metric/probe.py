@@ -145,7 +145,7 @@ class _Look:
         self._inputs = select_inputs(anchors.inputs, torch.tensor(spread, device="cpu"))
         self._point = Point(anchors.function, anchors.weights(), names)
         self._line = Line(self._point, self._inputs, anchors.padding_rows(), seed)
-        check_width(self._line.outputs, anchors.reference)
+        check_width(self._line.outputs, anchors.references.like)
 
     # --- the checks ---------------------------------------------------------------------------------------
 

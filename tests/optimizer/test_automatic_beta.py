@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
-from fipoptim.automatic import spread
+from fipoptim.automatic import spread_of
 
 
 def network() -> nn.Sequential:
@@ -124,5 +124,5 @@ def test_the_weight_is_in_the_state() -> None:
 
 
 def test_outputs_that_are_all_alike_spread_from_zero() -> None:
-    assert spread(torch.full((5, 2), 3.0)) == pytest.approx(18.0)
-    assert spread(torch.tensor([[1.0], [3.0]])) == pytest.approx(1.0)
+    assert spread_of(lambda: [torch.full((5, 2), 3.0)], 5) == pytest.approx(18.0)
+    assert spread_of(lambda: torch.tensor([[1.0], [3.0]]).split(1), 2) == pytest.approx(1.0)

@@ -1,0 +1,145 @@
+"""Networks that give reference outputs: a copy of the model's weights, another module, or the model in a context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fipoptim.anchors.evaluation import unwrap
+from fipoptim.anchors.inputs import Inputs
+from fipoptim.anchors.network_function import NetworkFunction, Weights
+from fipoptim.anchors.output_space import OutputMap
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+class ReferenceNetwork(Protocol):
+    """A network whose outputs are the reference."""
+
+    def outputs(self, chunks: Iterable[Inputs]) -> Tensor:
+        """The outputs ``z`` ``(N, m)`` of all ``chunks`` together, without a graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The model with a copy of its weights.
+
+    Attributes:
+        function: The model.
+        weights: The copy.
+    """
+
+    function: NetworkFunction
+    weights: Weights
+
+    def outputs(self, chunks: Iterable[Inputs]) -> Tensor:
+        """See :class:`ReferenceNetwork`."""
+        return self.function.outputs(chunks, self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class OtherModule:
+    """Another module, of which nothing is copied.
+
+    Attributes:
+        function: That module.
+    """
+
+    function: NetworkFunction
+
+    def outputs(self, chunks: Iterable[Inputs]) -> Tensor:
+        """See :class:`ReferenceNetwork`."""
+        return self.function.outputs(chunks)
+
+
+@dataclass(frozen=True, eq=False)
+class WithinContext:
+    """The model itself inside a context, such as that in which its adapters are off; nothing is copied.
+
+    Attributes:
+        function: The model.
+        context: Gives the context.
+    """
+
+    function: NetworkFunction
+    context: Context
+
+    def outputs(self, chunks: Iterable[Inputs]) -> Tensor:
+        """See :class:`ReferenceNetwork`."""
+        # PEFT lets adapters require a gradient when they are on again, also those that did not.
+        required = [(p, p.requires_grad) for p in self.function.model.parameters()]
+        try:
+            with self.context():
+                return self.function.outputs(chunks)
+        finally:
+            for p, requires in required:
+                if p.requires_grad != requires:
+                    p.requires_grad_(requires)
+
+
+NETWORKS = (Snapshot, OtherModule, WithinContext)
+
+
+def network_of(
+    reference: Any, function: NetworkFunction, output: str | OutputMap
+) -> ReferenceNetwork:
+    """The network that ``reference`` stands for, without a copy of it.
+
+    Args:
+        reference: A module, a callable that returns a context manager, or one of these networks.
+        function: The anchors' own model.
+        output: The output space.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If it is a module that moves with the model.
+    """
+    if isinstance(reference, NETWORKS):
+        return reference
+    if isinstance(reference, nn.Module):
+        _check_apart(reference, function.model)
+        return OtherModule(NetworkFunction(reference, output))
+    if not callable(reference):
+        raise TypeError(
+            "reference: with store='live' it must be a torch.nn.Module or a callable that returns a context manager, "
+            f"got {type(reference).__name__}. Outputs are kept by store='full'."
+        )
+    context = reference()
+    if not (hasattr(context, "__enter__") and hasattr(context, "__exit__")):
+        raise TypeError(
+            "reference: a callable must return a context manager in which the model is the reference, such as "
+            f"peft_model.disable_adapter; it returned {type(context).__name__}."
+        )
+    return WithinContext(function, reference)
+
+
+def _check_apart(reference: nn.Module, model: nn.Module) -> None:
+    """Refuse a reference that is, or shares a trained parameter with, the model.
+
+    Raises:
+        ValueError: With what to give.
+    """
+    advice = (
+        "Give copy.deepcopy of it, None to keep a copy of its weights, or a callable that returns a context in which "
+        "the model is the reference, such as peft_model.disable_adapter."
+    )
+    if unwrap(reference) is model:
+        raise ValueError(f"reference: is the model itself, which will move. {advice}")
+    own = {id(p) for p in model.parameters() if p.requires_grad}
+    shared = [name for name, p in reference.named_parameters() if id(p) in own]
+    if shared:
+        raise ValueError(
+            f"reference: shares {shared[0]!r} and {len(shared) - 1} more parameters with the model, which require a "
+            f"gradient and will move. {advice}"
+        )
+
+
+@torch.inference_mode(False)
+def snapshot_of(function: NetworkFunction) -> Snapshot:
+    """The model of now, with a copy of its weights."""
+    return Snapshot(function, function.snapshot())
