@@ -90,7 +90,7 @@ def measure(
         ``start``, the point of the pretrained network, and for each method its points.
     """
     case, unseen = problem.start(seed)
-    measures = Measures(case.start, unseen)
+    measures = Measures(case, unseen)
     runs = [
         (name, Run(method, case, settings, choice, seed=seed))
         for name, method in METHODS.items()

@@ -7,7 +7,6 @@ from torch import nn
 
 from fipoptim import AnchorBatch
 from recipes.finetune.case import AT_ONCE, Case, count
-from recipes.finetune.outputs import held
 from recipes.finetune.settings import FinetuneSettings
 
 
@@ -27,7 +26,7 @@ def anchors_of(
         model,
         dict(case.anchors),
         check=dict(case.check) if check else None,
-        output=held,
+        output=case.output,
         batch_size=min(settings.anchor_batch, count(case.anchors)),
         chunk_size=AT_ONCE,
         generator=torch.Generator().manual_seed(seed),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.finetune.outputs import Outputs
+from recipes.finetune.outputs import MASK, Inputs, Part
 
-Inputs = Mapping[str, Tensor]  # keyword inputs of a network, along dimension 0
 AT_ONCE = 32  # inputs evaluated at a time
 IGNORED = -100  # the label of a position without a label
-MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,14 @@ class Case:
         train: The new examples.
         anchors: Inputs without labels, whose outputs are to stay.
         check: Further ones, on which the budget counts.
+        output: The output space in which drift is measured.
     """
 
     start: nn.Module
     train: Examples
     anchors: Inputs
     check: Inputs
+    output: Part
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,17 @@ def count(inputs: Inputs) -> int:
 
 
 @torch.no_grad()
-def evaluated(model: nn.Module, inputs: Inputs, part: Callable[[Outputs], Tensor]) -> Tensor:
+def evaluated(model: nn.Module, inputs: Inputs, part: Part) -> Tensor:
     """A part of the outputs of all inputs, some inputs at a time; the network must be in eval mode."""
     rows = torch.arange(count(inputs)).split(AT_ONCE)
-    return torch.cat([part(model(**chosen(inputs, some))) for some in rows])
+    found = list[Tensor]()
+    for some in rows:
+        batch = chosen(inputs, some)
+        found.append(part(model(**batch), batch))
+    longest = max((z.shape[1] for z in found), default=0)
+    if found[0].dim() == 3:  # one row a token: padding is 0
+        found = [F.pad(z, (0, 0, 0, longest - z.shape[1])) for z in found]
+    return torch.cat(found)
 
 
 def loss(model: nn.Module, batch: Examples) -> Tensor:

@@ -30,11 +30,11 @@ from recipes.finetune import figures, tables
 from recipes.finetune.experiment import FinetuneExperiment
 from recipes.finetune.image_problem import EFFICIENTNET, ImageProblem
 from recipes.finetune.methods import METHODS
-from recipes.finetune.networks import MINILM
+from recipes.finetune.networks import MINILM, is_causal
 from recipes.finetune.problem import Problem
 from recipes.finetune.settings import FinetuneSettings
 from recipes.finetune.setups import IMAGES, TEXT
-from recipes.finetune.text_problem import EncoderProblem
+from recipes.finetune.text_problem import EncoderProblem, LanguageProblem
 from recipes.finetune.texts import FORTUNES
 
 RECIPE = "finetune"
@@ -105,7 +105,8 @@ def _problem(
             development=arguments.development,
             device=device,
         )
-    return EncoderProblem(
+    kind = LanguageProblem if is_causal(arguments.model) else EncoderProblem
+    return kind(
         arguments.model,
         arguments.adapter or "lora",
         arguments.texts,
@@ -132,8 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default=MINILM,
         metavar="NAME",
-        help=f"minilm; or the folder or the hub's name of a Hugging Face encoder; or {EFFICIENTNET}, for images "
-        "[%(default)s]",
+        help="minilm; or the folder or the hub's name of a Hugging Face encoder or causal language model; or "
+        f"{EFFICIENTNET}, for images [%(default)s]",
     )
     data.add_argument(
         "--adapter",

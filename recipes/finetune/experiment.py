@@ -47,11 +47,7 @@ class FinetuneExperiment(Experiment[Start, Content]):
     def start(self, seed: int) -> Start:
         """The pretrained network with its new outputs, and the inputs that are drawn for the seed."""
         found = self.problem.start(seed)
-        print(
-            tables.line(
-                seed, "start", Measures(found.case.start, found.unseen).point(found.case.start)
-            )
-        )
+        print(tables.line(seed, "start", Measures(*found).point(found.case.start)))
         return found
 
     def run_method(
@@ -59,7 +55,7 @@ class FinetuneExperiment(Experiment[Start, Content]):
     ) -> None:
         """Trains a copy of the start with each choice of the method's settings, and measures all networks."""
         chosen = METHODS[method]
-        measures = Measures(start.case.start, start.unseen)
+        measures = Measures(*start)
         points = list[dict[str, Any]]()
         for choice in chosen.choices(self.settings):
             title = f"seed {seed}, {chosen.title}"

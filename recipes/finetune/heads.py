@@ -21,7 +21,8 @@ def fit_head(model: nn.Module, examples: Examples, C: float) -> None:
         examples: The examples, with at least one of each class.
         C: The inverse strength of the decay.
     """
-    head = new_head(model)
+    head = model.get_submodule("head")
+    assert isinstance(head, nn.Linear)
     x = evaluated(model, examples.inputs, features)
     fitted = LogisticRegression(C=C, max_iter=1000).fit(
         x.cpu().numpy(), examples.labels.cpu().numpy()
@@ -34,11 +35,9 @@ def fit_head(model: nn.Module, examples: Examples, C: float) -> None:
         head.bias.copy_(bias)
 
 
-def new_head(model: nn.Module) -> nn.Linear:
-    """The head, which the pretrained network does not have."""
-    head = model.get_submodule("head")
-    assert isinstance(head, nn.Linear)
-    return head
+def new_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the head, which the pretrained network does not have."""
+    return [p for name, p in model.named_parameters() if name.startswith("head.")]
 
 
 def freeze_unused(model: nn.Module, examples: Examples) -> None:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.common.data import DATASETS, DataError, Task, load_task
-from recipes.finetune.case import Case, Examples, Inputs, Unseen
+from recipes.finetune.case import Case, Examples, Unseen
 from recipes.finetune.heads import fit_head, freeze_unused
-from recipes.finetune.outputs import Outputs
+from recipes.finetune.outputs import Inputs, Outputs, held
 from recipes.finetune.problem import Pool, Problem, Start
 from recipes.finetune.settings import FinetuneSettings
 
@@ -99,7 +99,7 @@ class ImageProblem(Problem):
         }
         fit_head(model, examples["head"], HEAD_C)
         freeze_unused(model, examples["train"])
-        case = Case(model, examples["train"], old["anchors"], old["check"])
+        case = Case(model, examples["train"], old["anchors"], old["check"], held)
         unseen = Unseen(examples["test"], old["queries"], nn.Identity(), "predictions kept")
         return Start(case, unseen)
 

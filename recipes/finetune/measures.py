@@ -12,21 +12,20 @@ from torch import Tensor, nn
 
 from fipoptim import certify
 from fipoptim.certificate import Certificate
-from recipes.finetune.case import AT_ONCE, IGNORED, Examples, Unseen, evaluated
-from recipes.finetune.outputs import held
+from recipes.finetune.case import AT_ONCE, IGNORED, Case, Examples, Unseen, evaluated
 
 
 class Measures:
     """Compares networks with the start, on inputs that no method was given.
 
     Args:
-        start: The pretrained network.
+        case: What the methods are given.
         unseen: The inputs.
     """
 
-    def __init__(self, start: nn.Module, unseen: Unseen) -> None:
-        self._unseen = unseen
-        self._held = evaluated(start, unseen.queries, held)
+    def __init__(self, case: Case, unseen: Unseen) -> None:
+        self._unseen, self._output = unseen, case.output
+        self._held = evaluated(case.start, unseen.queries, case.output)
         self._scores = self._scored(self._held)
 
     def point(self, model: nn.Module) -> dict[str, Any]:
@@ -48,7 +47,7 @@ class Measures:
 
     def certificate(self, model: nn.Module) -> Certificate:
         """The predictions that have changed, and the drift of the held outputs, with a confidence of 95 % each."""
-        now = evaluated(model, self._unseen.queries, held)
+        now = evaluated(model, self._unseen.queries, self._output)
         predictions = certify(nn.Identity(), self._scores, self._scored(now))
         drift = certify(nn.Identity(), self._held, now).drift
         overall = dataclasses.replace(predictions.overall, drift=drift)

@@ -1,10 +1,11 @@
-"""Pretrained text encoders with a linear head for new classes, from a package, a folder or a hub."""
+"""Pretrained text encoders with a head for new classes, and language models: from a package, a folder or a hub."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,39 +50,62 @@ class EncoderClassifier(nn.Module):
         return Outputs(embedding, self.head(scaled), scaled)
 
 
-def pretrained(name: str) -> tuple[Any, Any]:
-    """Loads an encoder and its tokenizer.
+class LanguageModel(nn.Module):
+    """A causal language model, whose next tokens are both learnt and held.
+
+    Args:
+        network: A Hugging Face model with a head for language.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
+        """The scores of the next tokens ``(N, T, V)``.
+
+        Args:
+            input_ids: Tokens, ``(N, T)``.
+            attention_mask: 1 at tokens and 0 at padding, ``(N, T)``.
+        """
+        z = self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return Outputs(z, z, None)
+
+
+def is_causal(name: str) -> bool:
+    """Whether a model is a causal language model, rather than an encoder, by its configuration.
+
+    Raises:
+        DataError: As :func:`pretrained`.
+    """
+    config = _loaded(name, lambda source, library: library.AutoConfig.from_pretrained(source))
+    names = config.architectures or []
+    return any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in names)
+
+
+def pretrained(name: str, *, causal: bool) -> tuple[Any, Any]:
+    """Loads an encoder or a causal language model, and its tokenizer.
 
     Args:
         name: ``"minilm"`` for MiniLM-L6 from its package; otherwise a folder, or a name on a hub.
+        causal: Whether to load a language model.
 
     Returns:
-        The encoder in eval mode with float32 weights, and the tokenizer.
+        The network in eval mode with float32 weights, and the tokenizer.
 
     Raises:
         DataError: If a package is missing, with the command that installs it, or the model cannot be loaded.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise DataError(f"transformers is not installed: {_PACKAGES}") from None
-    source = str(_minilm()) if name == MINILM else name
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers' own, of itself
-        shown = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            encoder = transformers.AutoModel.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise DataError(f"argument --model: {name} cannot be loaded: {first}") from error
-        finally:
-            if shown:
-                transformers.utils.logging.enable_progress_bar()
+
+    def load(source: str, library: Any) -> tuple[Any, Any]:
+        kind = library.AutoModelForCausalLM if causal else library.AutoModel
+        return kind.from_pretrained(source), library.AutoTokenizer.from_pretrained(source)
+
+    network, tokenizer = _loaded(name, load)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return encoder.float().eval(), tokenizer
+    tokenizer.padding_side = "right"
+    return network.float().eval(), tokenizer
 
 
 def with_lora(encoder: nn.Module, rank: int) -> nn.Module:
@@ -102,6 +126,27 @@ def with_lora(encoder: nn.Module, rank: int) -> nn.Module:
     except ValueError as error:
         raise DataError(f"argument --adapter: lora does not fit this model: {error}") from error
     return adapted
+
+
+def _loaded(name: str, load: Callable[[str, Any], Any]) -> Any:
+    """What transformers loads of a model, without its progress bars."""
+    try:
+        import transformers
+    except ImportError:
+        raise DataError(f"transformers is not installed: {_PACKAGES}") from None
+    source = str(_minilm()) if name == MINILM else name
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about itself
+            return load(source, transformers)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DataError(f"argument --model: {name} cannot be loaded: {first}") from error
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _minilm() -> Path:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from recipes.common.options import RATE
 from recipes.common.settings import option
 from recipes.finetune.anchoring import anchors_of
-from recipes.finetune.case import Case
+from recipes.finetune.case import Case, chosen, count
 from recipes.finetune.methods.gradient import GradientMethod, Penalty
 from recipes.finetune.methods.method import Choice
 from recipes.finetune.settings import FinetuneSettings
@@ -59,9 +60,11 @@ class Distillation(GradientMethod):
 
         def distance(step: int) -> Tensor:
             sample = anchors.sample(step)
-            inputs = cast(dict[str, Any], sample.inputs)
-            now = model(**inputs).held.reshape(sample.reference.shape)
-            moved: Tensor = (now - sample.reference).square().sum(dim=1).mean()
+            inputs = cast(dict[str, Tensor], sample.inputs)
+            inputs = chosen(inputs, torch.arange(count(inputs)))
+            now = case.output(model(**inputs), inputs).flatten(1)
+            # Columns that were cut off are padding, whose outputs are 0.
+            moved = (now - sample.reference[:, : now.shape[1]]).square().sum(dim=1).mean()
             return choice["weight"] * moved
 
         return distance

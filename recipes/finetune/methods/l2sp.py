@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recipes.common.options import RATE
 from recipes.common.settings import option
 from recipes.finetune.case import Case
-from recipes.finetune.heads import new_head
+from recipes.finetune.heads import new_parameters
 from recipes.finetune.methods.gradient import GradientMethod, Penalty
 from recipes.finetune.methods.method import Choice, trained
 from recipes.finetune.settings import FinetuneSettings
@@ -52,7 +52,7 @@ class L2SP(GradientMethod):
         seed: int,
     ) -> Penalty | None:
         """Half the squared distance of the weights."""
-        new = {id(p) for p in new_head(model).parameters()}
+        new = {id(p) for p in new_parameters(model)}
         moved = [p for p in trained(model) if id(p) not in new]
         old = [p.detach().clone() for p in moved]
 

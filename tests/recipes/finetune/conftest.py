@@ -1,7 +1,7 @@
-"""A tiny encoder with its tokenizer, and a folder of tiny texts."""
+"""Tiny models with their tokenizer, and a folder of tiny texts."""
 
 import pytest
-from finetune_cases import write_encoder, write_texts
+from finetune_cases import write_model, write_texts
 
 
 @pytest.fixture(autouse=True)
@@ -11,8 +11,9 @@ def offline(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """The folder of the model, and the folder of the texts."""
+    """The folder of the models and of the texts."""
     folder = tmp_path_factory.mktemp("finetune")
-    write_encoder(folder / "model")
+    write_model(folder / "model", "bert")
+    write_model(folder / "gpt2", "gpt2")
     write_texts(folder / "texts")
     return folder

@@ -49,25 +49,38 @@ def write_texts(folder, each=40):
         (folder / name).write_text("\n%\n".join(sorted(texts)) + "\n%\n")
 
 
-def write_encoder(folder):
-    """Writes a BERT of 2 layers with a WordPiece tokenizer of whole words."""
+def write_model(folder, kind):
+    """Writes a BERT or a GPT-2 of 2 layers with a WordPiece tokenizer of whole words."""
     folder.mkdir()
     words = sorted({*" ".join(KINDS.values()).split(), *COMMON})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (folder / "vocab.txt").write_text("\n".join([*special, *words]))
     tokenizer = transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"))
     tokenizer.save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(special) + len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
+    size = len(special) + len(words)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformers.BertModel(config).save_pretrained(folder)
+        if kind == "bert":
+            config = transformers.BertConfig(
+                vocab_size=size,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=32,
+            )
+            transformers.BertModel(config).save_pretrained(folder)
+        else:
+            config = transformers.GPT2Config(
+                vocab_size=size,
+                n_embd=16,
+                n_layer=2,
+                n_head=2,
+                n_positions=32,
+                bos_token_id=2,
+                eos_token_id=3,
+            )
+            transformers.GPT2LMHeadModel(config).save_pretrained(folder)
 
 
 def arguments(tiny, out):

@@ -9,7 +9,7 @@ from finetune_cases import SHORT, arguments, run
 
 from recipes.finetune.case import evaluated, loss
 from recipes.finetune.command import main
-from recipes.finetune.heads import new_head
+from recipes.finetune.heads import new_parameters
 from recipes.finetune.measures import Measures
 from recipes.finetune.methods import METHODS, register
 from recipes.finetune.methods.method import Method, Run, Training, schedule, trained
@@ -110,12 +110,12 @@ def texts(inputs):
 def test_the_start_is_the_pretrained_network_with_a_head_that_fits(tiny):
     start = problem(tiny).start(0)
     case, unseen = start
-    first = Measures(case.start, unseen).point(case.start)
+    first = Measures(case, unseen).point(case.start)
     assert first["drift"] == 0
     assert first["kept"] == 100
     by_chance = float(loss(case.start, case.train).detach())
     assert by_chance < torch.tensor(2.0).log()
-    embeddings = evaluated(case.start, unseen.queries).held
+    embeddings = evaluated(case.start, unseen.queries, held)
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(15))
 
 
@@ -130,7 +130,7 @@ def test_padding_changes_no_embedding(tiny):
 
 def test_what_is_trained(tiny):
     lora, whole = (problem(tiny, adapter).start(0).case.start for adapter in ("lora", "none"))
-    head = {id(p) for p in new_head(lora).parameters()}
+    head = {id(p) for p in new_parameters(lora)}
     names = [n for n, p in lora.named_parameters() if p.requires_grad and id(p) not in head]
     assert names
     assert all("lora_" in name for name in names)
@@ -148,7 +148,7 @@ def test_a_certificate_is_of_neighbours_and_of_embeddings(tiny):
         generator = torch.Generator().manual_seed(0)
         for p in trained(moved):
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
-    found = Measures(case.start, unseen).point(moved)
+    found = Measures(case, unseen).point(moved)
     before, now = (evaluated(m, unseen.queries, held) for m in (case.start, moved))
     index = unseen.predictions.texts
     same = (before @ index.T).argmax(dim=1) == (now @ index.T).argmax(dim=1)
@@ -194,7 +194,7 @@ def test_distillation_sees_the_anchors_of_the_path(tiny):
 def test_a_weight_of_distillation_holds_the_embeddings(tiny):
     case, unseen = problem(tiny, "none").start(0)
     settings = completed(SETTINGS, steps=12)
-    measures = Measures(case.start, unseen)
+    measures = Measures(case, unseen)
     drifts = [
         measures.point(finish(METHODS["distillation"], case, settings, choice).model)["drift"]
         for choice in ({"lr": 3e-3, "weight": 1e-3}, {"lr": 3e-3, "weight": 100.0})
@@ -270,6 +270,6 @@ def test_held_outputs_are_embeddings(tiny):
     case, _ = problem(tiny).start(0)
     with torch.no_grad():
         outputs = case.start(**case.check)
-    assert held(outputs).shape == (8, 16)
+    assert outputs.held.shape == (8, 16)
     assert outputs.learnt.shape == (8, 2)
     assert Path(tiny / "model").exists()
