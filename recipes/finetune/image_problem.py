@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,23 +105,23 @@ class ImageProblem(Problem):
         return Start(case, unseen)
 
     def _numbers(self, seed: int) -> dict[str, Tensor]:
-        """The rows of each part, among the training images."""
-        own, classes = self._settings, self._new.classes
-        wanted = {
-            "new": {"test": own.test, "head": own.head * classes, "train": own.train * classes},
-            "old": {"queries": own.queries, "anchors": own.anchors, "check": own.check},
+        """The rows of each part among the training images; each new class has as many in a part."""
+        own = self._settings
+        how: dict[str, Any] = {"development": self._development, "seed": seed}
+        parts: dict[str, list[Tensor]] = {"test": [], "head": [], "train": []}
+        for label in range(self._new.classes):
+            rows = torch.nonzero(self._new.train_labels == label)[:, 0]
+            pool = Pool(f"images of class {label}", len(rows), **how)
+            parts["test"].append(rows[pool.unseen("test", -(-own.test // self._new.classes))])
+            parts["head"].append(rows[pool.given("head", own.head)])
+            parts["train"].append(rows[pool.given("train", own.train)])
+        pool = Pool(f"images of {OLD}", len(self._old.train_inputs), **how)
+        return {
+            **{name: torch.cat(rows) for name, rows in parts.items()},
+            "queries": pool.unseen("queries", own.queries),
+            "anchors": pool.given("anchors", own.anchors),
+            "check": pool.given("check", own.check),
         }
-        found: dict[str, Tensor] = {}
-        for task, parts in zip((self._new, self._old), wanted.values(), strict=True):
-            pool = Pool(
-                f"images of {task.name}",
-                len(task.train_inputs),
-                development=self._development,
-                seed=seed,
-            )
-            for number, (name, count) in enumerate(parts.items()):
-                found[name] = pool.unseen(name, count) if number == 0 else pool.given(name, count)
-        return found
 
     def _labels(self, rows: Tensor) -> Tensor:
         return self._new.train_labels[rows].to(self._device)

@@ -39,7 +39,8 @@ def held(outputs: Outputs, inputs: Any) -> Tensor:
 
 def tokens(outputs: Outputs, inputs: Any) -> Tensor:
     """The distributions of the next tokens, 0 at padding: drift is in nats per token."""
-    return nats_per_token(outputs.held, inputs) * inputs[MASK].unsqueeze(-1)
+    mask: Tensor = inputs[MASK]
+    return nats_per_token(outputs.held, inputs) * mask.unsqueeze(-1)
 
 
 def features(outputs: Outputs, inputs: Any) -> Tensor:

@@ -52,7 +52,7 @@ class PathOptions:
         "metric products of a step, or adaptive", default=0, type=products, metavar="N"
     )
     share_of_steps: float = option(
-        "share of the time that steps may take", default=0.75, type=fraction
+        "share of the time that steps may take", default=0.9, type=fraction
     )
 
 
