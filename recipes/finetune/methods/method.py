@@ -126,12 +126,12 @@ class Run:
         return self.seconds / (self._settings.seconds * self._training.share_of_steps)
 
     def advance(self) -> None:
-        """Takes one step; or ends the run, if its steps or its time are used up."""
+        """Takes one step; or ends the run, if it has taken one and its steps or its time are used up."""
         share = self.share
-        batch = next(self._batches) if share < 1 else None
+        batch = next(self._batches) if share < 1 or self.steps == 0 else None
         began = time.process_time()
         if batch is not None:
-            self._training.step(batch, schedule(share))
+            self._training.step(batch, schedule(min(share, 1.0)))
             self.steps += 1
         else:
             self.account = self._training.finish()
