@@ -88,7 +88,7 @@ def measure(
         compile_seconds = time.perf_counter() - start
     ways |= {name: functools.partial(metric.matvec, v) for name, metric in metrics.items()}
     left_out: dict[str, str] = {}
-    with evaluation(model, device):
+    with evaluation(model, device, tangents=True):
         try:
             ggn = GGNLinearOperator(
                 model,

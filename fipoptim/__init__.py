@@ -10,7 +10,7 @@ from fipoptim.path import FIPPath
 from fipoptim.restore import restore
 from fipoptim.restoring import Restored
 from fipoptim.solver import Solver
-from fipoptim.step import StepInfo
+from fipoptim.step_info import StepInfo
 
 __version__ = "0.1.0"
 

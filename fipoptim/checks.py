@@ -19,6 +19,7 @@ OPTIONS = {"lr", "beta", "momentum", "keep_zeros", "seed", "reference"}
 # The entries that every optimizer may keep for a parameter; a geometry may add its own.
 ENTRIES = {"step", "exp_avg", "exp_avg_weight", "exp_avg_sq", "velocity", "within"}
 _NUMBERS = {"step", "exp_avg_weight"}  # the entries that are one number
+DEFAULT_LENGTH = 1e-2  # eps, and lr
 _NOTHING_LOADED = "Nothing was loaded."
 
 
@@ -40,6 +41,22 @@ def check_number(name: str, value: Any, *, below: float = math.inf) -> float:
         limit = "finite and >= 0" if below == math.inf else f"in [0, {below:g})"
         raise ValueError(f"{name}: must be {limit}, got {value!r}.")
     return number
+
+
+def check_length(eps: Any, lr: Any) -> Any:
+    """The length of a step, which may be given as ``eps`` or as ``lr``.
+
+    Raises:
+        TypeError: If it is neither a number nor a tensor.
+        ValueError: If it is not a finite number from 0 on, or both are given and differ.
+    """
+    if lr is None:
+        check_number("eps", eps)
+        return eps
+    check_number("lr", lr)
+    if eps != DEFAULT_LENGTH and float(eps) != float(lr):
+        raise ValueError(f"lr: is another name for eps; give one of them, got {lr!r} and {eps!r}.")
+    return lr
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -80,6 +97,20 @@ def refuse_grad_scaler(optimizer: Any) -> None:
         )
 
 
+def refuse_weight_decay(value: Any) -> None:
+    """Refuse a weight decay other than 0, for the optimizer or for one of its groups.
+
+    Raises:
+        ValueError: With what to use.
+    """
+    if value:
+        raise ValueError(
+            f"weight_decay: FIPOptimizer has none, got {value!r}: weights that shrink move the outputs that are to "
+            "stay. Leave it out, or add its term to the loss, where beta weighs it: "
+            "0.5 * weight_decay * sum(p.square().sum() for p in model.parameters())."
+        )
+
+
 def check_options(group: Mapping[str, Any]) -> None:
     """Check the options of a group, which schedulers and users may have changed.
 
@@ -93,6 +124,7 @@ def check_options(group: Mapping[str, Any]) -> None:
     if not isinstance(group["keep_zeros"], bool):
         raise TypeError(f"keep_zeros: must be True or False, got {group['keep_zeros']!r}.")
     check_number("lr", group["lr"])
+    refuse_weight_decay(group.get("weight_decay"))
     matrix = group.get("matrix")
     if matrix is not None and not isinstance(matrix, bool):
         raise TypeError(f"matrix: must be True, False or None, got {matrix!r}.")

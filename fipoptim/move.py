@@ -14,6 +14,7 @@ from fipoptim.parameters import displace
 from fipoptim.promise import Promise
 from fipoptim.solver.vectors import norm
 from fipoptim.step import Step
+from fipoptim.step_info import Effect, Measurement
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,15 @@ class Landing:
     Attributes:
         fraction: The fraction of the step that was taken.
         backtracks: The number of trials that were given up.
-        drift: The drift after the step: that which the budget counts if it was measured, else on the step's anchors.
+        effect: What the step did to the outputs, measured now or when someone asks.
         flips: The share of changed predictions that the budget counts; None if it was not measured.
-        outputs: The outputs of the step's anchors after the step, shape ``(N, m)``.
         length: The Euclidean distance that the weights moved.
     """
 
     fraction: float
     backtracks: int
-    drift: float
+    effect: Effect | Measurement
     flips: float | None
-    outputs: Tensor
     length: float
 
 
@@ -48,16 +47,20 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
     length = norm(step.solution.step)
     if not math.isfinite(length):
         raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
+    if step.unmeasured is not None and promise is None:
+        torch._foreach_add_(params, v)
+        later = Measurement(metric.anchors, metric.sample, metric.outputs, *step.unmeasured)
+        return Landing(1.0, 0, later, None, length)
     outputs = None if step.outputs is None else _finite(step.outputs)
     if outputs is not None and promise is None:
         torch._foreach_add_(params, v)  # where that leads is known and finite
-        return Landing(1.0, 0, _drift(metric, outputs), None, outputs, length)
+        return Landing(1.0, 0, _effect(metric, step, outputs), None, length)
     start = metric.unflatten(metric.flatten(params))
     try:
         if promise is None:
             torch._foreach_add_(params, v)
             outputs = _finite(metric.outputs_now())
-            return Landing(1.0, 0, _drift(metric, outputs), None, outputs, length)
+            return Landing(1.0, 0, _effect(metric, step, outputs), None, length)
         counted = metric.sample.inputs is metric.anchors.counted.inputs
         known = (outputs, metric.outputs) if counted else (None, None)
         end = promise.hold(start, v, *known)
@@ -71,12 +74,15 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
         raise
     if end.backtracks:  # another way was taken than the step
         length = norm(metric.flatten(torch._foreach_sub(params, start)))
-    found = end.found
-    return Landing(end.fraction, end.backtracks, found.drift, found.flips, outputs, length)
+    effect = _effect(metric, step, outputs)._replace(drift=end.found.drift)
+    return Landing(end.fraction, end.backtracks, effect, end.found.flips, length)
 
 
-def _drift(metric: AnchorMetric, outputs: Tensor) -> float:
-    return float(metric.mean.of(squared_distance(outputs, metric.sample.reference)))
+def _effect(metric: AnchorMetric, step: Step, outputs: Tensor) -> Effect:
+    """What the step did, given the outputs ``(N, m)`` of its anchors after it."""
+    change = metric.mean.rms(outputs - metric.outputs)
+    drift = float(metric.mean.of(squared_distance(outputs, metric.sample.reference)))
+    return Effect(step.solution.multiplier, change, drift)
 
 
 def _finite(outputs: Tensor) -> Tensor:

@@ -18,22 +18,23 @@ from fipoptim.anchors.refusals import check_callable, check_positive
 from fipoptim.automatic import automatic_beta, set_beta
 from fipoptim.budget import Budget
 from fipoptim.checks import (
+    DEFAULT_LENGTH,
     check_choice,
-    check_number,
+    check_length,
     check_options,
     check_type,
     refuse_grad_scaler,
+    refuse_weight_decay,
 )
 from fipoptim.geometry import GEOMETRIES
 from fipoptim.gradients import SecondaryGradient, secondary_gradient
-from fipoptim.metric.chunks import Form
+from fipoptim.metric.chunks import FORMS, Form
+from fipoptim.metric.forms import Forms
 from fipoptim.metric.metric import AnchorMetric
-from fipoptim.metric.parameters import parameter_names
-from fipoptim.metric.probe import probe
 from fipoptim.move import move
 from fipoptim.parameters import StepParameters, all_params
 from fipoptim.path.record import FIPPath
-from fipoptim.promise import START, UNMOVED, check_within, down_drift, promise_of_step
+from fipoptim.promise import START, UNMOVED, check_within, down_drift, is_due, promise_of_step
 from fipoptim.restoring import Restored, Restoring
 from fipoptim.room import radius, room_within
 from fipoptim.saving import SavedOptimizer
@@ -41,13 +42,13 @@ from fipoptim.settle import settle
 from fipoptim.solver.settings import Solver
 from fipoptim.state import StepState, begin_within, remember_within, steps_taken
 from fipoptim.step import (
-    StepInfo,
     direction_onward,
     drift_gradient,
     finite_size,
     linear_term,
     minimise,
 )
+from fipoptim.step_info import StepInfo
 
 # The most restoring steps behind a step, with as many products each.
 RESTORING_STEPS = 4
@@ -110,10 +111,13 @@ class FIPOptimizer(SavedOptimizer):
             weights move even if their gradient is masked, as the restoring term is no part of ``.grad``. In Muon's
             geometry the parameters of such a group are as with ``"adam"``. It may differ by group.
         solver: A :class:`Solver`; None is the adaptive default.
-        form: How the metric's products are taken: ``"forward"`` (forward-mode AD) or ``"double-vjp"``. None probes on
-            construction which one is right for the model; a form that is given is not checked.
+        form: How the metric's products are taken: ``"forward"`` (forward-mode AD), ``"double-vjp"`` or
+            ``"finite-difference"`` (any model, fused attention, no trace; errors of 1e-4, or 1e-2 with ReLU). None
+            probes which one is right for the model when the first product is taken; a form that is given is not
+            checked.
         compile: Compile the trace of the derivative with ``torch.compile``, as :class:`AnchorMetric` does.
         generator: Gives the seed of the random directions; None takes ``torch.initial_seed()``.
+        lr, weight_decay: As ``torch.optim`` has them: another name for ``eps``; and 0, or an error says what to use.
 
     Attributes:
         anchors: The anchors.
@@ -123,7 +127,6 @@ class FIPOptimizer(SavedOptimizer):
         ValueError: If a number is negative or not finite, or a parameter is not the model's.
         TypeError: If an argument has the wrong type, or a parameter is complex, integer, sparse or of half
             precision.
-        RuntimeError: If the model admits no Jacobian-vector product, with the cause.
 
     Example:
         >>> anchors = AnchorBatch(model, old_inputs)
@@ -145,7 +148,6 @@ class FIPOptimizer(SavedOptimizer):
         "solver",
         "compile",
         "last_step",
-        "_given_form",
         "_forms",
     )
 
@@ -156,7 +158,7 @@ class FIPOptimizer(SavedOptimizer):
         secondary: Callable[[], Tensor] | None = None,
         *,
         beta: float | str = 1.0,
-        eps: float = 1e-2,
+        eps: float = DEFAULT_LENGTH,
         momentum: float = 0.0,
         drift_correction: bool = True,
         max_drift: float | None = None,
@@ -168,19 +170,19 @@ class FIPOptimizer(SavedOptimizer):
         form: Form | None = None,
         compile: bool = False,
         generator: Generator | None = None,
+        lr: float | None = None,
+        weight_decay: float = 0.0,
     ) -> None:
         check_type("anchors", anchors, AnchorBatch, "build one with AnchorBatch(model, inputs)")
         check_callable("secondary", secondary)
-        check_number("eps", eps)
-        if beta != "auto":
-            check_number("beta", beta)
-        check_number("momentum", momentum, below=1.0)
+        eps = check_length(eps, lr)
+        refuse_weight_decay(weight_decay)
         budget = Budget.checked(max_drift, max_flips)
         if beta == "auto" and not budget.given:
             raise ValueError("beta: 'auto' needs a budget; give max_drift or max_flips.")
         check_positive("check_every", check_every, or_none=True)
         check_choice("precondition", precondition, tuple(GEOMETRIES))
-        check_choice("form", form, (None, "forward", "double-vjp"))
+        check_choice("form", form, (None, *FORMS))
         if solver is not None:
             check_type("solver", solver, Solver, "or give None for the default")
         self.anchors, self.secondary = anchors, secondary
@@ -191,8 +193,7 @@ class FIPOptimizer(SavedOptimizer):
         self.solver = solver or Solver()
         self.compile = compile
         self.last_step: StepInfo | None = None
-        self._given_form = form
-        self._forms: dict[tuple[str, ...], Form] = {}  # as probed, by the names of the parameters
+        self._forms = Forms(anchors, form)
         defaults = {
             "lr": eps,
             "beta": beta,
@@ -202,16 +203,18 @@ class FIPOptimizer(SavedOptimizer):
             "reference": anchors.fingerprint(),
         }
         super().__init__(params, defaults)
-        _ = self.form  # probes the products before any step
 
     @property
     def form(self) -> Form | None:
-        """How the metric's products are taken, ``"forward"`` or ``"double-vjp"``, as given or probed on construction.
+        """How the metric's products are taken, as given or probed. If no product has been taken yet, it is probed now.
 
         None if no parameter requires a gradient.
+
+        Raises:
+            RuntimeError: If the model admits no right Jacobian-vector product, with the cause.
         """
         params = [p for p in all_params(self.param_groups) if p.requires_grad]
-        return self._form(params) if params else None
+        return self._form(params)() if params else None
 
     @property
     def budget(self) -> Budget:
@@ -244,8 +247,9 @@ class FIPOptimizer(SavedOptimizer):
 
         Raises:
             RuntimeError: If the closure returns a loss and leaves no gradient, if outputs or gradients are not finite,
-                if a budget cannot be held or does not hold at the start, or under a GradScaler. The weights are then as
-                they were.
+                if a budget cannot be held or does not hold at the start, if the model admits no product and the step
+                needs one, or under a GradScaler. The weights are then as they were. (The outputs after a step with
+                ``Solver(products=0)`` and without a budget are first seen by the next one, which refuses them.)
         """
         refuse_grad_scaler(self)
         with torch.inference_mode(False):
@@ -259,6 +263,7 @@ class FIPOptimizer(SavedOptimizer):
             self.begin_resting(within=self._keeps_within)
         return b.loss
 
+    @torch.inference_mode(False)
     def settle(self) -> Restored:
         """Bring the network within the budget, and leave one alone that is within.
 
@@ -274,10 +279,6 @@ class FIPOptimizer(SavedOptimizer):
         """
         if not self.budget.given:
             raise ValueError("settle: there is no budget; give max_drift or max_flips.")
-        with torch.inference_mode(False):
-            return self._settle()
-
-    def _settle(self) -> Restored:
         moved = StepParameters.of_groups(self.param_groups, lambda g, p: p.requires_grad)
         found = settle(self.anchors, moved, self.budget, self.state, form=self._form(moved.tensors))
         if self.check_every != 1:
@@ -334,6 +335,7 @@ class FIPOptimizer(SavedOptimizer):
             gradients=gradients,
             onward=without_objective,
             outputs_after=functools.partial(self._outputs_after, metric),
+            measured=is_due(budget, self.check_every, count + 1),
             direction=functools.partial(direction_onward, metric, state, seed, count),
         )
         if gradients is None:
@@ -346,7 +348,7 @@ class FIPOptimizer(SavedOptimizer):
             count + 1,
             metric,
             restoring=functools.partial(down_drift, metric, kept, parameters.length, P),
-            settle=self._settle,
+            settle=self.settle,
             behind=functools.partial(self._restore_behind, parameters, step.solution.products)
             if step.solution.products
             else None,
@@ -359,13 +361,12 @@ class FIPOptimizer(SavedOptimizer):
         if promise is not None and self.check_every != 1:
             remember_within(self.state, all_params(self.param_groups))
         solution = step.solution.shortened(end.fraction)
+        first_order = step.outputs is not None or step.unmeasured is not None
         self.last_step = StepInfo(
             loss=None if b.loss is None else float(b.loss),
             step_norm=end.length,
-            multiplier=solution.multiplier,
-            output_change_predicted=solution.change if step.outputs is None else None,
-            output_change=metric.mean.rms(end.outputs - metric.outputs),
-            drift=end.drift,
+            effect=end.effect,
+            output_change_predicted=None if first_order else solution.change,
             flips=end.flips,
             iterations=solution.products,
             residual=solution.residual,
@@ -389,11 +390,11 @@ class FIPOptimizer(SavedOptimizer):
             return metric.outputs_after(v)
         return self.anchors.outputs(self.anchors.inputs, metric.weights_after(v))
 
-    def _form(self, params: list[Tensor]) -> Form:
-        """How the metric's products over these parameters are taken: as given, or as the probe found."""
-        if self._given_form is not None:
-            return self._given_form
-        names = tuple(parameter_names(self.anchors.model, params))
-        if names not in self._forms:
-            self._forms[names] = probe(self.anchors, params)
-        return self._forms[names]
+    def _form(self, params: list[Tensor]) -> Callable[[], Form]:
+        """Tells how the metric's products over these parameters are taken, once one is needed.
+
+        All parameters that may move are probed together.
+        """
+        return self._forms.later(
+            params, [p for p in all_params(self.param_groups) if p.requires_grad]
+        )

@@ -128,6 +128,11 @@ class AtCheck:
         return WithinBudget(1.0, restored.steps, restored.after, None)
 
 
+def is_due(budget: Budget, check_every: int | None, number: int) -> bool:
+    """Whether the budget has to hold after step ``number``, counted from 1."""
+    return budget.given and check_every is not None and number % check_every == 0
+
+
 def promise_of_step(
     budget: Budget,
     check_every: int | None,
@@ -149,9 +154,9 @@ def promise_of_step(
         settle: Brings the network of now within the budget.
         behind: Restores the function behind a step that took products; None if it took none.
     """
-    if not budget.given or check_every is None or number % check_every:
+    if not is_due(budget, check_every, number):
         return None
-    if check_every > 1:
+    if check_every != 1:
         return AtCheck(budget, metric.anchors, metric.params, settle)
     return EveryStep(Edge(budget, metric.anchors, metric.params, restoring), settle, behind)
 

@@ -13,7 +13,7 @@ from fipoptim.anchors.refusals import check_positive
 from fipoptim.budget import Budget
 from fipoptim.checks import check_type
 from fipoptim.metric.chunks import Form
-from fipoptim.metric.probe import probe
+from fipoptim.metric.forms import Forms
 from fipoptim.restoring import Restored, Restoring
 
 
@@ -68,6 +68,6 @@ def restore(
         anchors,
         chosen,
         budget,
-        form=probe(anchors, chosen) if form is None else form,
+        form=Forms(anchors, form).later(chosen),
         max_products=max_products,
     ).run()

@@ -75,7 +75,7 @@ class Restoring:
         anchors: The anchors.
         params: The parameters that may move.
         budget: The budget; without a bound, steps are taken while each lowers the drift by a tenth.
-        form: How products are taken.
+        form: Tells how products are taken, once one is needed.
         max_products: The most products of all steps together.
         frozen: For each parameter a bool tensor of its shape, True at weights that do not move.
 
@@ -90,7 +90,7 @@ class Restoring:
         params: list[Tensor],
         budget: Budget,
         *,
-        form: Form,
+        form: Callable[[], Form],
         max_products: int,
         frozen: Sequence[Tensor] | None = None,
     ) -> None:

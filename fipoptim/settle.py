@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def settle(
     budget: Budget,
     state: Mapping[Tensor, Any],
     *,
-    form: Form,
+    form: Callable[[], Form],
 ) -> Restored:
     """Bring the anchors' model within the budget.
 
@@ -54,7 +54,7 @@ def settle(
         parameters: The parameters that may move.
         budget: The budget, with a bound at least.
         state: The optimizer's state, which knows the last network that was within.
-        form: How products are taken.
+        form: Tells how products are taken, once one is needed.
 
     Raises:
         RuntimeError: If the network cannot be brought within. The weights are then as they were.
@@ -77,7 +77,7 @@ def _settled(
     budget: Budget,
     start: list[Tensor],
     within: list[Tensor] | None,
-    form: Form,
+    form: Callable[[], Form],
 ) -> Restored:
     tensors = parameters.tensors
     before = anchors.counted.measure()

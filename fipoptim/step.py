@@ -18,52 +18,23 @@ from fipoptim.solver.settings import Solver
 from fipoptim.solver.sphere import SphereSolution, solve_on_sphere
 from fipoptim.solver.vectors import norm
 from fipoptim.state import StepState
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    r"""The account of one step.
-
-    Attributes:
-        loss: The secondary loss before the step; None if only ``.grad`` was given, or if L = 0.
-        step_norm: The Euclidean length of the step taken.
-        multiplier: The multiplier :math:`\mu` of Eq. 4.
-        output_change_predicted: The change of the outputs to first order, :math:`\sqrt{v^\top g v}`: RMS over this
-            step's anchors of :math:`\|\Delta z\|`. None if the step used no products.
-        output_change: The change of the outputs as measured: RMS over this step's anchors of :math:`\|\Delta z\|`.
-        drift: The mean of :math:`\|z - z_{ref}\|^2` after the step: over the inputs on which the budget counts if this
-            step was held to one, else over this step's anchors.
-        flips: The share of the inputs on which the budget counts whose prediction is not that of the reference; None if
-            this step was not held to a budget.
-        iterations: The number of metric products taken.
-        residual: The relative KKT residual of Eq. 4. None if the step took no product, or took all products it was
-            allowed: the residual would then cost half a product more.
-        backtracks: How many trials were given up, or restoring steps taken, to hold the budget.
-    """
-
-    loss: float | None
-    step_norm: float
-    multiplier: float
-    output_change_predicted: float | None
-    output_change: float
-    drift: float
-    flips: float | None
-    iterations: int
-    residual: float | None
-    backtracks: int
+from fipoptim.step_info import first_order_multiplier
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that has been found and not yet taken.
+    r"""A step that has been found and not yet taken.
 
     Attributes:
         solution: The vector and what is known of it.
         outputs: The outputs ``(N, m)`` that the step leads to on its anchors; None if they have not been evaluated.
+        unmeasured: The gain :math:`-c^\top v` and the length :math:`\varepsilon` of a step without products whose
+            effect nobody has asked for; its ``solution`` then knows neither multiplier nor change. None otherwise.
     """
 
     solution: SphereSolution
     outputs: Tensor | None
+    unmeasured: tuple[float, float] | None = None
 
 
 def drift_gradient(metric: AnchorMetric) -> Tensor | None:
@@ -138,6 +109,7 @@ def minimise(
     gradients: list[Tensor] | None,
     onward: bool,
     outputs_after: Callable[[Tensor], Tensor],
+    measured: bool,
     direction: Callable[[], Tensor],
 ) -> Step:
     r"""The step :math:`v` that minimises :math:`v^\top g v + c^\top v` on :math:`\|v\|_P = \varepsilon`.
@@ -153,10 +125,13 @@ def minimise(
             step may be shorter than ``length``.
         onward: Whether there is no objective, so that the path goes on in the direction it has.
         outputs_after: The outputs on the step's anchors that a step ``(n,)`` leads to.
+        measured: Whether they are wanted in any case. They are evaluated as well if the solver or the radius asks.
         direction: Gives the direction of the hard case.
     """
     if solver.tries_first_order:
-        step = _first_order(metric, linear, length, preconditioner, solver, radius, outputs_after)
+        measured = measured or solver.adaptive or radius is not None
+        after = outputs_after if measured else None
+        step = _first_order(metric, linear, length, preconditioner, solver, radius, after)
         if step is not None:
             return step
     metric.prepare_products()
@@ -185,20 +160,22 @@ def _first_order(
     preconditioner: Preconditioner | None,
     solver: Solver,
     radius: float | None,
-    outputs_after: Callable[[Tensor], Tensor],
+    outputs_after: Callable[[Tensor], Tensor] | None,
 ) -> Step | None:
     r"""The step without products if its effect on the outputs is good enough, else None.
 
-    If the solver allows no products, it is good enough. The outputs after a step are evaluated in any case; here they
-    stand for :math:`J v` as well.
+    If the solver allows no products, it is good enough. The outputs after the step stand for :math:`J v` as well. They
+    are not evaluated if ``outputs_after`` is None.
     """
     v, gain = first_order_step(linear, length, preconditioner)
     if gain == 0.0 or not math.isfinite(gain):
         return None
+    if outputs_after is None:
+        unknown = SphereSolution(v, math.nan, math.nan, products=0, residual=None)
+        return Step(unknown, None, (gain, length))
     outputs = outputs_after(v)
     change = metric.mean.rms(outputs - metric.outputs)
-    # The multiplier of Eq. 4 restricted to this line: negative if the step passes the minimum along the line.
-    multiplier = (gain / 2 - change**2) / length**2
+    multiplier = first_order_multiplier(gain, change, length)
     if solver.adaptive and not solver.accepts(change, multiplier):
         return None
     whole = SphereSolution(v, multiplier, change, products=0, residual=None)

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Top to bottom: a module imports from those below it only.
 LAYERS = (
+    "integrations",
     *("testing", "certificate", "restore", "bounds", "outputs"),
     *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "budget"),
-    *("automatic", "step", "gradients", "saving", "checks", "state"),
+    *("automatic", "step", "step_info", "gradients", "saving", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
     *("parameters", "flat", "solver", "mean", "optional"),
 )
@@ -27,6 +28,8 @@ RECIPES: dict[str, set[str]] = {
     "hotfix": {"common"},
     "finetune": {"common"},
 }
+# Each is imported by its own module of fipoptim.integrations and by no other.
+FRAMEWORKS = {"accelerate", "avalanche", "lightning", "peft", "transformers"}
 LONGEST = 400  # lines of a file, docstrings included
 
 
@@ -70,6 +73,13 @@ def test_imports_of_the_library_run_down_the_layers() -> None:
             parts = target.split(".")
             for layer in [parts[1]] if len(parts) > 1 else names:
                 assert layer == own or LAYERS.index(own) < LAYERS.index(layer), (name, target)
+
+
+def test_a_framework_is_imported_only_when_its_integration_is_asked_for() -> None:
+    for name, tree in modules("fipoptim").items():
+        for framework in FRAMEWORKS:
+            if name != f"fipoptim.integrations.{framework}":
+                assert not imports(tree, framework), name
 
 
 def test_a_recipe_imports_from_no_other() -> None:

@@ -36,8 +36,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
-def evaluation(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluate ``model`` in eval mode, without autocast, by attention kernels that have a forward-mode derivative.
+def evaluation(model: nn.Module, device: torch.device, *, tangents: bool = False) -> Iterator[None]:
+    """Evaluate ``model`` in eval mode and without autocast.
+
+    With ``tangents`` attention is computed by the kernel that has a forward-mode derivative and can be differentiated
+    twice; otherwise by the one that torch prefers, as outside of this context.
+
+    Autocast that Accelerate has put into ``model.forward`` is left out as well.
 
     The random state is forked: the training loop does not notice what the model draws. Inference mode is left, because
     its tensors have no derivative. So is ``parametrize.cached()``, which would hand out weights of before a step.
@@ -47,7 +52,9 @@ def evaluation(model: nn.Module, device: torch.device) -> Iterator[None]:
         _ONE_THREAD,
         torch.inference_mode(False),
         _without_cached_weights(),
+        _own_forward(model),
         _eval_mode(model, device),
+        sdpa_kernel(SDPBackend.MATH) if tangents else contextlib.nullcontext(),
     ):
         yield
 
@@ -76,14 +83,30 @@ def _without_cached_weights() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Accelerate replaces the ``forward`` of a model by one under autocast, and keeps the original beside it."""
+    replaced = [
+        (module.__dict__, module.__dict__["forward"])
+        for module in model.modules()
+        if module.__dict__.keys() >= {"forward", "_original_forward"}
+    ]
+    try:
+        for attributes, _ in replaced:
+            attributes["forward"] = attributes["_original_forward"]
+        yield
+    finally:
+        for attributes, forward in replaced:
+            attributes["forward"] = forward
+
+
+@contextlib.contextmanager
 def _eval_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
-    # The fused encoder layer and the fused attention kernels have no forward-mode derivative.
+    # The fused encoder layer pads its outputs otherwise than the layers that can be differentiated.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_forked_random_state(device))
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         try:
             # Set the flag rather than call eval(), which models override with side effects.
             for module in training:

@@ -155,7 +155,7 @@ def refuse_call(model: nn.Module, inputs: Inputs, error: TypeError) -> None:
     Raises:
         TypeError: With the form of the inputs.
     """
-    if isinstance(inputs, Tensor) or str(error).startswith("model:"):
+    if isinstance(inputs, Tensor) or str(error).startswith(("model:", "reference:")):
         return
     given = f"{len(inputs)} positional inputs"
     if isinstance(inputs, dict):

@@ -51,9 +51,9 @@ class NetworkFunction:
         """The device of the model."""
         return device_of(self.model)
 
-    def evaluation(self) -> AbstractContextManager[None]:
+    def evaluation(self, *, tangents: bool = False) -> AbstractContextManager[None]:
         """The context in which the model is evaluated; see :func:`fipoptim.anchors.evaluation.evaluation`."""
-        return evaluation(self.model, self.device)
+        return evaluation(self.model, self.device, tangents=tangents)
 
     @torch.inference_mode(False)
     def weights(self) -> Weights:

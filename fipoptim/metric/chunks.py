@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch.autograd import forward_ad
 from fipoptim.metric.point import Function, Parameters
 from fipoptim.metric.trace import Traced
 
-Form = Literal["forward", "double-vjp"]
+Form = Literal["forward", "double-vjp", "finite-difference"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 class EagerChunk:
@@ -21,10 +23,11 @@ class EagerChunk:
     Args:
         function: The outputs ``(N, m)`` as a function of the parameters.
         parameters: The parameters at which it is linearized.
-        form: How Jacobian-vector products are taken: by forward-mode AD, or as the derivative of a pullback.
+        form: How Jacobian-vector products are taken: by forward-mode AD, as the derivative of a pullback, or as a
+            central difference. None if none will be asked for.
     """
 
-    def __init__(self, function: Function, parameters: Parameters, form: Form) -> None:
+    def __init__(self, function: Function, parameters: Parameters, form: Form | None) -> None:
         self._function = function
         self._parameters = parameters
         self._form = form
@@ -58,6 +61,9 @@ class EagerChunk:
                 self._double = self._double or _double_vjp(self._z, list(self._leaves.values()))
             return self._double(tangents).detach()
         by_name = dict(zip(self._parameters, tangents, strict=True))
+        if self._form == "finite-difference":
+            return central_difference(self._function, self._parameters, by_name)
+        assert self._form == "forward", "no Jacobian-vector products were announced"
         return _forward_jvp(self._function, self._parameters, by_name)
 
 
@@ -104,6 +110,31 @@ class TracedChunk:
 
 
 Chunk = EagerChunk | TracedChunk
+
+
+def central_difference(function: Function, parameters: Parameters, tangents: Parameters) -> Tensor:
+    r""":math:`J v` as :math:`(z(w + hv) - z(w - hv)) / 2h`, from two forward passes.
+
+    With :math:`h \|v\| = \sqrt[3]{u} \|w\|`, where ``u`` is the rounding of the coarsest parameter, the errors by
+    rounding and by curvature are about alike, and the relative error about :math:`u^{2/3}`: 2e-5 in float32. A kink
+    between the two networks, as ReLU has, adds an error of its own.
+    """
+    size, length = total_norm(parameters.values()), total_norm(tangents.values())
+    rounding = max(torch.finfo(p.dtype).eps for p in parameters.values())
+    step = rounding ** (1 / 3) * (size or 1.0) / (length or 1.0)
+    # A model that differentiates by itself needs gradients enabled; no tensor here requires one.
+    with torch.enable_grad():
+        ahead, behind = (
+            function({name: p + h * tangents[name] for name, p in parameters.items()}).detach()
+            for h in (step, -step)
+        )
+    return (ahead - behind).div_(2 * step)
+
+
+def total_norm(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm of all entries together, in float64."""
+    norms = [float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in tensors]
+    return math.sqrt(math.fsum(x * x for x in norms))
 
 
 def _forward_jvp(function: Function, parameters: Parameters, tangents: Parameters) -> Tensor:

@@ -32,7 +32,7 @@ class Linearizer:
         anchors: The anchors; the traces are kept beside them.
         inputs: The anchors to evaluate, all or some of them.
         names: The parameters to differentiate by.
-        form: How Jacobian-vector products are taken as the model runs.
+        form: How Jacobian-vector products are taken as the model runs; None if none will be asked for.
         trace: Trace the forward form. A model that cannot be traced is run.
         compile: Compile the traces.
         guard: Keep a copy of the parameters, to notice every change of them.
@@ -43,6 +43,7 @@ class Linearizer:
         blocks: The inputs in the parts that are linearized at a time.
         outputs: The outputs ``z``, shape ``(N, m)``.
         traced: Whether all blocks are linearized by a trace.
+        form: How Jacobian-vector products are taken, as given.
 
     Raises:
         ValueError: If the model is random in eval mode.
@@ -54,7 +55,7 @@ class Linearizer:
         inputs: Inputs,
         names: Sequence[str],
         *,
-        form: Form,
+        form: Form | None,
         trace: bool,
         compile: bool,
         guard: bool,
@@ -63,11 +64,13 @@ class Linearizer:
         self.traced = trace and form == "forward"
         self.outputs: Tensor
         self._anchors, self.inputs = anchors, inputs
-        self._form: Form = form
+        self.form = form
+        # Attention needs another kernel where it is differentiated in forward mode, or twice.
+        self._tangents = form in ("forward", "double-vjp")
         self._compile = compile
         self._guard = WeightGuard(anchors.model, copies=guard)
         self._reused: list[Chunk] | None = None
-        with anchors.function.evaluation():
+        with self.point.network.evaluation(tangents=self._tangents):
             self.blocks = self._in_blocks()
             self._linearize()
             if self._is_stale():
@@ -75,14 +78,20 @@ class Linearizer:
                 anchors.route.found_stale()
                 self._linearize()
 
-    def evaluation(self) -> AbstractContextManager[None]:
+    def evaluation(self, *, tangents: bool | None = None) -> AbstractContextManager[None]:
         """The context in which chunks are used.
+
+        Args:
+            tangents: Whether attention is computed by the kernel that can be differentiated in forward mode and twice;
+                None if the form of the products asks for it.
 
         Raises:
             RuntimeError: If the model's weights have changed.
         """
         self._guard.check()
-        return self.point.network.evaluation()
+        if tangents is None:
+            tangents = self._tangents
+        return self.point.network.evaluation(tangents=tangents)
 
     def chunks(self) -> Iterable[Chunk]:
         """The blocks, linearized; inside :meth:`evaluation`."""
@@ -154,9 +163,7 @@ class Linearizer:
         of the evaluation until Python's garbage collector runs.
         """
         point = self.point
-        return functools.partial(
-            EagerChunk, point.function_on(inputs), point.parameters, self._form
-        )
+        return functools.partial(EagerChunk, point.function_on(inputs), point.parameters, self.form)
 
     # --- is the trace still that of the model? --------------------------------------------------------------
 

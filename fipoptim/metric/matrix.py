@@ -64,7 +64,7 @@ def exact_diagonal(linearizer: Linearizer, flat: FlatVectors, at_once: int | Non
 
         return output
 
-    with linearizer.evaluation():
+    with linearizer.evaluation(tangents=True):
         for part, expected in zip(split_inputs(inputs, size), z.split(size), strict=True):
             gradient = torch.func.vmap(
                 torch.func.grad_and_value(output_of(part)), in_dims=(None, 0, None)

@@ -7,7 +7,7 @@ over the anchors.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -42,7 +42,9 @@ class AnchorMetric:
         anchors: The anchors.
         params: The parameters, all of the model's; None takes those that require a gradient.
         sample: The anchors to use with their reference; None takes all, plain.
-        form: ``"forward"`` (forward-mode AD) or ``"double-vjp"``; None probes which one is right.
+        form: ``"forward"`` (forward-mode AD), ``"double-vjp"``, or ``"finite-difference"``, which works on any model
+            and is less precise; None probes which one is right. A function is asked for one of these when the first
+            product is taken, or when a trace is made.
         trace: Trace the forward form once for each shape of anchors, which takes tenths of a second for a small
             network and seconds for a deep one; products are then faster, and do not run the model. A model that
             cannot be traced is run.
@@ -58,7 +60,6 @@ class AnchorMetric:
         params: The parameters.
         names: The parameters' names in the model.
         sample: The anchors that are used, with their reference.
-        form: How Jacobian-vector products are taken.
         frozen: The masks of weights that do not move, as given.
         flat: The layout of flat vectors.
         linearizer: The linearized outputs.
@@ -77,7 +78,7 @@ class AnchorMetric:
         params: Iterable[Tensor] | None = None,
         *,
         sample: Sample | None = None,
-        form: Form | None = None,
+        form: Form | Callable[[], Form] | None = None,
         trace: bool = True,
         compile: bool = False,
         guard: bool = True,
@@ -90,7 +91,9 @@ class AnchorMetric:
         if not self.params:
             raise ValueError("params: got none; give at least one parameter of the anchors' model.")
         self.names = parameter_names(anchors.model, self.params)
-        self.form: Form = probe(anchors, self.params) if form is None else form
+        form = form or probe(anchors, self.params)
+        self._find_form = form if callable(form) else None
+        self._form: Form | None = None if callable(form) else form
         self.sample = sample or anchors.all()
         self.flat = FlatVectors(self.params)
         self.frozen = frozen
@@ -102,27 +105,44 @@ class AnchorMetric:
             anchors,
             self.sample.inputs,
             self.names,
-            form=self.form,
             compile=compile,
             guard=guard,
         )
         self._tries_trace = trace
-        self.linearizer = self._linearize(trace=trace)
+        self.linearizer = self._linearize(form=self.form if trace else self._form, trace=trace)
         self.mean = AnchorMean(self.outputs.shape[0])
         self._check_outputs()
+
+    @property
+    def form(self) -> Form:
+        """How Jacobian-vector products are taken; found out now if that was left for the first product."""
+        if self._form is None:
+            assert self._find_form is not None
+            self._form = self._find_form()
+        return self._form
 
     def prepare_products(self) -> None:
         """Linearize again by a trace of the derivative, if the metric was built without one and has the forward form.
 
         Raises:
-            RuntimeError: If the outputs are not finite.
+            RuntimeError: If the outputs are not finite, or no form gives right products.
         """
         if self._tries_trace or self.form != "forward":
             return
         self._tries_trace = True
+        self._linearize_again(trace=True)
+
+    def _linearize_again(self, *, trace: bool) -> None:
+        form = self.form
         del self.linearizer  # frees everything that it keeps of its evaluation
-        self.linearizer = self._linearize(trace=True)
+        self.linearizer = self._linearize(form=form, trace=trace)
         self._check_outputs()
+
+    def _products(self) -> Linearizer:
+        """The linearized outputs, of which Jacobian-vector products can be taken."""
+        if self.linearizer.form is None:
+            self._linearize_again(trace=False)
+        return self.linearizer
 
     def _check_outputs(self) -> None:
         check_width(self.outputs, self.sample.reference)
@@ -135,7 +155,9 @@ class AnchorMetric:
     def __repr__(self) -> str:
         """One line: sizes and the form of the products."""
         rows, columns = self.outputs.shape
-        return f"AnchorMetric(n={self.size}, anchors={rows}, outputs={columns}, form={self.form!r})"
+        return (
+            f"AnchorMetric(n={self.size}, anchors={rows}, outputs={columns}, form={self._form!r})"
+        )
 
     @property
     def size(self) -> int:
@@ -167,9 +189,10 @@ class AnchorMetric:
             RuntimeError: If the model's weights have changed.
         """
         tangents = self.unflatten(self.without_frozen(v))
-        with self.linearizer.evaluation():
+        linearizer = self._products()
+        with linearizer.evaluation():
             changes = []
-            for chunk in self.linearizer.chunks():
+            for chunk in linearizer.chunks():
                 changes.append(chunk.jvp(tangents))
                 del chunk  # frees it before the next one is made
             return torch.cat(changes)
@@ -206,8 +229,9 @@ class AnchorMetric:
         """
         tangents = self.unflatten(self.without_frozen(v))
         total = FlatSum(self.flat)
-        with self.linearizer.evaluation():
-            for chunk in self.linearizer.chunks():
+        linearizer = self._products()
+        with linearizer.evaluation():
+            for chunk in linearizer.chunks():
                 total.add(chunk.vjp(self.mean.weighted(chunk.jvp(tangents))))
                 del chunk
         return self._without_frozen_(total.vector)

@@ -64,6 +64,9 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
     pass, and that ``J v`` is the slope of a finite difference. The last check finds what the second cannot: reentrant
     activation checkpointing drops the same terms from both sides.
 
+    A model that has products of neither form gets finite differences, with a warning, if they agree with the backward
+    pass.
+
     Nothing is probed if :class:`~fipoptim.AnchorMetric` or :class:`~fipoptim.FIPOptimizer` is given its ``form``.
 
     Args:
@@ -72,29 +75,16 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
 
     Raises:
         ValueError: If the model is random in eval mode, or gives another number of outputs than the reference has.
-        RuntimeError: If neither form is right, with what was seen, for which outputs and parameters, the likely cause
+        RuntimeError: If no form is right, with what was seen, for which outputs and parameters, the likely cause
             and what to do; or if the model writes to its parameters as it is evaluated.
     """
     causes: list[str] = []
     wrong: list[bool] = []
-    with anchors.function.evaluation():
+    with anchors.function.evaluation(tangents=True):
         looks = [_Look(anchors, params, seed=0)]
         for form in FORMS:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    cause = looks[0].fault(form)
-                    if cause is not None:
-                        # A line with few numbers can find an error by bad luck; a real one shows on another line too.
-                        seeds = OTHER_SEEDS[len(looks) - 1 :]
-                        looks += [_Look(anchors, params, seed) for seed in seeds]
-                        if all(look.fault(form) is None for look in looks[1:]):
-                            cause = None
-                wrong.append(True)
-            except (RuntimeError, NotImplementedError, TypeError) as error:
-                words = str(error).strip().splitlines() or [""]
-                cause = f"{type(error).__name__}: {words[0]}"
-                wrong.append(False)
+            cause, gives_products = _cause_against(form, looks, anchors, params)
+            wrong.append(gives_products)
             if cause is None:
                 if causes:
                     warnings.warn(
@@ -104,7 +94,42 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
                     )
                 return form
             causes.append(cause)
+        # A model that has no forward mode, and a backward pass that cannot be differentiated, may still be right.
+        if not wrong[0] and _cause_against("finite-difference", looks, anchors, params)[0] is None:
+            warnings.warn(
+                "fipoptim: this model has neither forward-mode products nor those of a double backward pass "
+                f"({causes[0]}; {causes[1]}); taking them by finite differences of its outputs, which are less "
+                'precise. form="finite-difference" asks for it.',
+                stacklevel=5,
+            )
+            return "finite-difference"
     raise _no_form_is_right(causes, wrong)
+
+
+def _cause_against(
+    form: Form, looks: list[_Look], anchors: AnchorBatch, params: Sequence[Tensor]
+) -> tuple[str | None, bool]:
+    """Why products of a form are not right, or None; and whether there are any.
+
+    Args:
+        form: The form.
+        looks: The looks at the model so far, at least one. Further ones are added if the first finds a fault.
+        anchors: The anchors.
+        params: The parameters.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cause = looks[0].fault(form)
+            if cause is not None:
+                # A line with few numbers can find an error by bad luck; a real one shows on another line too.
+                looks += [_Look(anchors, params, seed) for seed in OTHER_SEEDS[len(looks) - 1 :]]
+                if all(look.fault(form) is None for look in looks[1:]):
+                    cause = None
+        return cause, True
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        words = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {words[0]}", False
 
 
 def _no_form_is_right(causes: list[str], wrong: list[bool]) -> RuntimeError:
@@ -155,12 +180,12 @@ class _Look:
         for parameters in (line.here, line.near):
             chunk = EagerChunk(self._point.function_on(self._inputs), parameters, form)
             jv, jtu = chunk.jvp(line.direction), chunk.vjp(line.cotangent)
-            fault = self._not_adjoint(jv, [x.to_dense() for x in jtu])
+            fault = self._not_adjoint(jv, [x.to_dense() for x in jtu], form)
             if fault is not None:
                 return fault
         return self._not_the_slope(chunk, jv)
 
-    def _not_adjoint(self, jv: Tensor, jtu: list[Tensor]) -> str | None:
+    def _not_adjoint(self, jv: Tensor, jtu: list[Tensor], form: Form) -> str | None:
         line = self._line
         broken = [name for name, x in zip(self._point.names, jtu, strict=True) if not is_finite(x)]
         if broken or not is_finite(jv):
@@ -174,6 +199,8 @@ class _Look:
         error = abs(left - right)
         double = line.eps <= torch.finfo(torch.float64).eps
         tolerance = 1e-8 if double else max(1e-3, 4 * line.eps)
+        if form == "finite-difference":
+            tolerance = 1e-3
         kind = torch.finfo(jv.dtype)
         # Numbers that are almost too small, or whose squares are, have fewer digits.
         smallest = max(kind.tiny / kind.eps, 1e-140) * norm_of([line.cotangent])

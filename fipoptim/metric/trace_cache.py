@@ -20,6 +20,7 @@ from fipoptim.metric.chunks import EagerChunk, TracedChunk
 from fipoptim.metric.graph_passes import NotTraceable
 from fipoptim.metric.point import Point
 from fipoptim.metric.trace import Traced
+from fipoptim.metric.tracing import say_untraced, traced
 
 
 @dataclass
@@ -67,20 +68,22 @@ class TraceCache:
         if key not in self.by_shape:
             if not route.admits(_digest(point, shapes)):
                 return None
+            name, function = type(point.network.model).__name__, _function(point, inputs)
             try:
-                traced = Traced(_function(point, inputs), variables, constants, compile=compile)
-                self.by_shape[key] = traced
-                self.behaviours[traced] = behaviour_of(point.network.model)
-            except NotTraceable:
+                found = traced(name, function, variables, constants, compile=compile)
+                self.by_shape[key] = found
+                self.behaviours[found] = behaviour_of(point.network.model)
+            except NotTraceable as why:
                 if route.channels_last and prefers_channels_last(point):
                     route.channels_last = False
                     return self.chunk(point, inputs, route, run, compile=compile)
+                say_untraced(name, why)
                 self.by_shape[key] = None
-        found = self.by_shape[key]
-        if found is None:
+        of_shape = self.by_shape[key]
+        if of_shape is None:
             return None
         try:
-            return TracedChunk(found, variables, constants, run)
+            return TracedChunk(of_shape, variables, constants, run)
         except RuntimeError:
             # The model computes something else for these values than for those it was traced with.
             self.by_shape[key] = None

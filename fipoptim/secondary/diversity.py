@@ -100,8 +100,8 @@ class Diversity:
     def _input_gradient(self, model: nn.Module, x: Tensor, y: Any, *, create_graph: bool) -> Tensor:
         """The gradient of the loss with respect to each input, flattened: (N, d)."""
         x = x.detach().requires_grad_()
-        # evaluation() also selects attention kernels that can be differentiated twice.
-        with torch.enable_grad(), evaluation(model, x.device):
+        # Tangents ask for attention kernels that can be differentiated twice.
+        with torch.enable_grad(), evaluation(model, x.device, tangents=True):
             # The model gets a copy, because it may write to its input, which a leaf does not allow.
             loss = checked_loss(self.loss_fn(read_logits(model(x.clone())), y))
             if not loss.requires_grad:

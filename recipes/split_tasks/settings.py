@@ -7,10 +7,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from fipoptim.anchors.held_outputs import OutputRange
 from recipes.common.data import Task
 from recipes.common.options import COUNT, RATE
 from recipes.common.settings import option
-from recipes.continual.known_outputs import OutputRange
 from recipes.continual.methods.distillation import DistillationOptions
 from recipes.continual.methods.distillation_muon import MuonOptions
 from recipes.continual.methods.ewc import EWCOptions

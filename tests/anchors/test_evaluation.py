@@ -265,3 +265,16 @@ def test_a_model_may_differentiate_in_its_forward_pass(enables: bool) -> None:
     optimizer.step()
     assert optimizer.last_step.drift == pytest.approx(anchors.drift(), rel=1e-9)
     assert anchors.drift() > 0
+
+
+def test_autocast_in_the_forward_of_a_module_is_left_out():
+    """Accelerate puts it there, and keeps the original forward beside it."""
+    inner = nn.Linear(4, 3)
+    model, x = nn.Sequential(inner, nn.Tanh()), torch.randn(5, 4)
+    anchors, exact = AnchorBatch(model, x), model(x)
+    inner._original_forward = inner.forward
+    replaced = torch.autocast("cpu", dtype=torch.bfloat16)(inner.forward)
+    inner.forward = replaced
+    assert not torch.equal(model(x).float(), exact)
+    assert anchors.drift() == 0.0
+    assert inner.forward is replaced

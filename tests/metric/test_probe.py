@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
+from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
 from fipoptim.metric.probe import probe
 
 
@@ -399,10 +400,48 @@ def test_a_model_without_forward_mode_gets_the_double_vjp_form_with_a_warning() 
     expected = AnchorMetric(AnchorBatch(same, inputs))
     assert expected.form == "forward"
     torch.testing.assert_close(metric.matvec(v), expected.matvec(v))
+    opt = FIPOptimizer(model.parameters(), AnchorBatch(model, inputs))
     with pytest.warns(UserWarning, match="double-VJP form"):
-        opt = FIPOptimizer(model.parameters(), AnchorBatch(model, inputs))
-    assert opt.form == "double-vjp"
+        assert opt.form == "double-vjp"
     opt.step()  # a second warning would be an error
+
+
+class CubeOnce(torch.autograd.Function):
+    """The third power, which can be differentiated backward, once."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_is_differentiated_once_gets_finite_differences_with_a_warning(
+    dtype: torch.dtype,
+) -> None:
+    model = Wrapped(lambda self, h: CubeOnce.apply(h)).to(dtype)
+    inputs = torch.randn(5, 4, dtype=dtype)
+    with pytest.warns(UserWarning, match="by finite differences of its outputs"):
+        metric = AnchorMetric(AnchorBatch(model, inputs))
+    assert metric.form == "finite-difference"
+    same = Wrapped(lambda self, h: h**3).to(dtype)
+    same.load_state_dict(model.state_dict())
+    v = torch.randn(metric.size, dtype=dtype)
+    expected = AnchorMetric(AnchorBatch(same, inputs), form="forward").matvec(v)
+    error = float((metric.matvec(v) - expected).norm() / expected.norm())
+    assert error < (1e-3 if dtype == torch.float32 else 1e-8)
+
+
+def test_finite_differences_do_not_hide_a_wrong_backward_pass() -> None:
+    model = Wrapped(lambda self, h: h + CubeOnce.apply(h.detach()))
+    with pytest.raises(RuntimeError, match="no form of Jacobian-vector product is right"):
+        AnchorMetric(AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64)))
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
@@ -443,7 +482,11 @@ def test_randomness_in_eval_mode_is_refused(where: str) -> None:
     )
     anchors = AnchorBatch(model, torch.randn(5, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="model: two evaluations"):
-        FIPOptimizer(model.parameters(), anchors)
+        AnchorMetric(anchors)
+    for solver in (Solver(products=0), Solver(products=1)):
+        optimizer = FIPOptimizer(model.parameters(), anchors, solver=solver)
+        with pytest.raises(ValueError, match="model: two evaluations"):
+            optimizer.step()
 
 
 def test_outputs_without_a_derivative_name_the_cause() -> None:

@@ -95,12 +95,34 @@ def count_of_a_step(
     return counter
 
 
-def test_a_step_without_products_takes_one_forward_pass_over_distillation() -> None:
-    # The primal and the restoring term are a distillation step's forward and backward; the last forward
-    # pass measures what the step did, and that decides whether products are needed.
-    for options in ({"beta": 1e6}, {"solver": Solver(products=0)}):
-        passes = count_of_a_step(**options).passes
-        assert passes == {"forward": 2, "pullback": 1}
+def test_a_step_without_products_takes_the_passes_of_a_distillation_step() -> None:
+    passes = count_of_a_step(solver=Solver(products=0)).passes
+    assert passes == {"forward": 1, "pullback": 1}
+
+
+def test_an_adaptive_step_measures_whether_products_are_needed() -> None:
+    assert count_of_a_step(beta=1e6).passes == {"forward": 2, "pullback": 1}
+
+
+def test_a_budget_measures_a_step_when_it_has_to_hold() -> None:
+    free = {"solver": Solver(products=0), "max_drift": 1e9}
+    assert count_of_a_step(**free).passes == {"forward": 2, "pullback": 1}
+    # The second step is not checked, but a step may not go further than the budget leaves room for.
+    assert count_of_a_step(**free, check_every=3).passes == {"forward": 2, "pullback": 1}
+
+
+def test_the_effect_of_a_step_is_measured_once_it_is_read() -> None:
+    model = network()
+    anchors = AnchorBatch(model, torch.randn(ANCHORS, IN))
+    opt = before_a_step(model, anchors, solver=Solver(products=0))
+    opt.step()
+    assert opt.last_step is not None
+    with Passes() as counter:
+        assert opt.last_step.step_norm > 0
+        assert counter.passes == {}
+        assert opt.last_step.drift > 0
+        assert opt.last_step.output_change > 0
+    assert counter.passes == {"forward": 1}
 
 
 def test_no_derivative_is_traced_before_a_step_takes_products() -> None:

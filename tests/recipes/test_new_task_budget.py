@@ -10,10 +10,10 @@ import torch
 from recipe_helpers import SHORT, killed, without_cost
 
 from fipoptim import FIPPath
+from fipoptim.anchors.held_outputs import HeldOutputs
 from recipes.common.data import load_pair
 from recipes.common.networks import digits_mlp
 from recipes.common.training import accuracy, adam_one_cycle, minibatches, seed_everything, train
-from recipes.continual.known_outputs import HeldOutputs
 from recipes.continual.methods import make_learner
 from recipes.continual.methods.fip import PathOptions
 from recipes.continual.methods.plain import Plain

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fipoptim import AnchorBatch
-from recipes.continual.known_outputs import HeldOutputs, OutputRange, augmented, with_ranges
+from fipoptim.anchors.held_outputs import HeldOutputs, OutputRange, augmented, with_ranges
 from recipes.continual.methods.base import Learner, bytes_of
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.continual.known_outputs import OutputRange
+from fipoptim.anchors.held_outputs import OutputRange
 from recipes.continual.methods.base import Batches, Learner, Needs
 from recipes.continual.methods.plain import AdamOptions
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fipoptim.anchors.held_outputs import OutputRange
 from fipoptim.anchors.measured import Measured
 from recipes.common.augment import Augment
-from recipes.continual.known_outputs import OutputRange
 from recipes.continual.settings import ContinualSettings
 
 Batches = Iterator[tuple[Tensor, Tensor]]

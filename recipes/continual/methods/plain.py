@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from fipoptim.anchors.held_outputs import OutputRange
 from recipes.common.options import RATE, fraction, or_none
 from recipes.common.settings import option
 from recipes.common.training import adam_one_cycle, train
-from recipes.continual.known_outputs import OutputRange
 from recipes.continual.methods.base import Batches, Learner, Loss, Method
 
 

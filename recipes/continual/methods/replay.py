@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fipoptim.anchors.held_outputs import OutputRange
 from recipes.common.options import NUMBER
 from recipes.common.settings import option
-from recipes.continual.known_outputs import OutputRange
 from recipes.continual.methods.base import Method, bytes_of
 from recipes.continual.methods.plain import AdamOptions, Plain
 
