@@ -49,7 +49,7 @@ SECONDS = 30.0
 # The sweep of distillation is eight runs, each rate with each weight.
 ADAPTERS: dict[str, tuple[Any, ...]] = {
     "lora": (
-        PathOptions(max_drift=(0.01,)),
+        PathOptions(max_drift=(0.02,), eps=0.3),
         DistillationOptions(
             distillation_lr=(1e-3, 3e-3), distillation_weight=(1.0, 3.0, 10.0, 30.0)
         ),
@@ -57,7 +57,7 @@ ADAPTERS: dict[str, tuple[Any, ...]] = {
         L2SPOptions(l2sp_lr=(3e-3,), l2sp_weight=(0.1,)),
     ),
     "none": (
-        PathOptions(max_drift=(0.01,)),
+        PathOptions(max_drift=(0.02,), eps=0.1),
         DistillationOptions(
             distillation_lr=(3e-5, 1e-4), distillation_weight=(1.0, 3.0, 10.0, 30.0)
         ),

@@ -33,7 +33,7 @@ from recipes.finetune.methods import METHODS
 from recipes.finetune.networks import MINILM, is_causal
 from recipes.finetune.problem import Problem
 from recipes.finetune.settings import FinetuneSettings
-from recipes.finetune.setups import IMAGES, TEXT
+from recipes.finetune.setups import IMAGES, LORA, WHOLE
 from recipes.finetune.text_problem import EncoderProblem, LanguageProblem
 from recipes.finetune.texts import FORTUNES
 
@@ -50,7 +50,8 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     kinds = option_kinds(METHODS.values())
-    defaults = _defaults(IMAGES if arguments.model == EFFICIENTNET else TEXT)
+    of_text = WHOLE if arguments.adapter == "none" else LORA
+    defaults = _defaults(IMAGES if arguments.model == EFFICIENTNET else of_text)
     settings = defaults.changed(**given_settings(arguments, defaults, kinds))
     if arguments.model == EFFICIENTNET and arguments.adapter == "lora":
         parser.error(f"argument --adapter: all weights of {EFFICIENTNET} are trained; give none")
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Fine-tune a pretrained network while what it says of everything else stays.",
-        epilog=f"Defaults in brackets are those for texts / {EFFICIENTNET}.",
+        epilog=f"Defaults in brackets are those for texts with LoRA / with all weights / for {EFFICIENTNET}.",
     )
     data = parser.add_argument_group("network and data")
     data.add_argument(
@@ -164,6 +165,6 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     add_method_option(run, METHODS, list(METHODS))
     add_run_options(run, RECIPE)
-    defaults = [_defaults(settings) for settings in (TEXT, IMAGES)]
+    defaults = [_defaults(settings) for settings in (LORA, WHOLE, IMAGES)]
     add_settings_options(parser, defaults, option_kinds(METHODS.values()))
     return parser

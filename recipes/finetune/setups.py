@@ -1,4 +1,4 @@
-"""The default settings, for texts and for images."""
+"""The default settings: for texts with LoRA, for texts with all weights, and for images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from recipes.finetune.methods.path import PathOptions
 from recipes.finetune.methods.plain import PlainOptions
 from recipes.finetune.settings import FinetuneSettings
 
-TEXT = FinetuneSettings()
+LORA = FinetuneSettings()
+WHOLE = FinetuneSettings(
+    method_options=(
+        PathOptions(eps=0.1),
+        PlainOptions(plain_lr=(1e-4,)),
+        DistillationOptions(distillation_lr=(1e-4,)),
+        L2SPOptions(l2sp_lr=(1e-4,)),
+    ),
+)
 IMAGES = FinetuneSettings(
     seconds=30.0,
     head=30,

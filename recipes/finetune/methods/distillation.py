@@ -24,10 +24,10 @@ class DistillationOptions:
 
     group: ClassVar[str] = "distillation"
     distillation_lr: tuple[float, ...] = option(
-        "learning rates, a run each", default=(1e-3,), nargs="+", **RATE
+        "learning rates, a run each", default=(3e-3,), nargs="+", **RATE
     )
     distillation_weight: tuple[float, ...] = option(
-        "weights of the anchors' outputs, a run each", default=(30.0,), nargs="+", **RATE
+        "weights of the anchors' outputs, a run each", default=(10.0,), nargs="+", **RATE
     )
 
 

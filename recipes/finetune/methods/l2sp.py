@@ -24,7 +24,7 @@ class L2SPOptions:
 
     group: ClassVar[str] = "L2-SP"
     l2sp_lr: tuple[float, ...] = option(
-        "learning rates, a run each", default=(1e-3,), nargs="+", **RATE
+        "learning rates, a run each", default=(3e-3,), nargs="+", **RATE
     )
     l2sp_weight: tuple[float, ...] = option(
         "weights of the distance, a run each", default=(0.1,), nargs="+", **RATE

@@ -34,12 +34,12 @@ class PathOptions:
 
     group: ClassVar[str] = "path"
     max_drift: tuple[float, ...] = option(
-        "budgets: drift of the check inputs, a run each", default=(0.005,), nargs="+", **RATE
+        "budgets: drift of the check inputs, a run each", default=(0.02,), nargs="+", **RATE
     )
     beta: float | str = option(
         "weight of the new examples' loss, or auto", default="auto", type=automatic, metavar="X"
     )
-    eps: float = option("greatest length of a step", default=0.5, **RATE)
+    eps: float = option("greatest length of a step", default=0.3, **RATE)
     momentum: float = option("decay of the mean of gradients", default=0.9, type=fraction)
     precondition: str | None = option(
         "geometry of a step, or none",
@@ -88,6 +88,7 @@ class InvariantPath(Method):
             check_every=None,
             precondition=own.precondition,
             solver=Solver(products=own.products),
+            form="finite-difference",  # products are few, and a trace takes as long as many steps
         )
         return PathTraining(model, optimizer, own)
 

@@ -22,7 +22,7 @@ class PlainOptions:
 
     group: ClassVar[str] = "plain fine-tuning and interpolation"
     plain_lr: tuple[float, ...] = option(
-        "learning rates, a run each", default=(1e-3,), nargs="+", **RATE
+        "learning rates, a run each", default=(3e-3,), nargs="+", **RATE
     )
 
 

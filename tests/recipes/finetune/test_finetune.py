@@ -162,12 +162,12 @@ def test_a_certificate_is_of_neighbours_and_of_embeddings(tiny):
 
 def test_the_budget_holds_on_the_check_texts(tiny):
     case, _ = problem(tiny, "none").start(0)
-    settings = completed(SETTINGS, eps=0.5, beta=30.0)
-    done = finish(METHODS["fip"], case, settings, {"max_drift": 1e-3})
-    assert done.account["drift_before"] > 1e-3
+    settings = completed(SETTINGS, eps=1.0, beta=30.0)
+    done = finish(METHODS["fip"], case, settings, {"max_drift": 2e-3})
+    assert done.account["drift_before"] > 2e-3
     before, now = (evaluated(m, case.check, held) for m in (case.start, done.model))
-    assert float((now - before).square().sum(dim=1).mean()) <= 1e-3 * 1.001
-    assert done.account["drift_after"] <= 1e-3
+    assert float((now - before).square().sum(dim=1).mean()) <= 2e-3 * 1.001
+    assert done.account["drift_after"] <= 2e-3
 
 
 def finish(method, case, settings, choice):
