@@ -96,6 +96,9 @@ class InvariantPath(Method):
 class PathTraining(Training):
     """The training of one network along a path.
 
+    The first step knows the budget, by which it chooses the weight and remembers a network within. Further steps do
+    without, as a budget bounds each step by another forward pass over its anchors. The settlement knows it again.
+
     Args:
         model: The network.
         optimizer: The optimizer.
@@ -104,6 +107,7 @@ class PathTraining(Training):
 
     def __init__(self, model: nn.Module, optimizer: FIPOptimizer, own: PathOptions) -> None:
         self._model, self._optimizer, self._eps = model, optimizer, own.eps
+        self._budget = optimizer.max_drift
         self.share_of_steps = own.share_of_steps
 
     def step(self, batch: Examples, rate: float) -> None:
@@ -112,9 +116,11 @@ class PathTraining(Training):
         self._optimizer.zero_grad()
         loss(self._model, batch).backward()
         self._optimizer.step()
+        self._optimizer.max_drift = None
 
     def finish(self) -> dict[str, Any]:
         """Settles."""
+        self._optimizer.max_drift = self._budget
         found = self._optimizer.settle()
         return {
             "beta": self._optimizer.param_groups[0]["beta"],
