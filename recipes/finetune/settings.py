@@ -29,7 +29,7 @@ class FinetuneSettings(RecipeSettings):
         rank: The rank of LoRA's matrices.
     """
 
-    seconds: float = option("CPU seconds of a run", default=20.0, **RATE)
+    seconds: float = option("CPU seconds of a run", default=15.0, **RATE)
     steps: int | None = option(
         "steps of a run, in place of --seconds", default=None, type=or_none(whole(1)), metavar="N"
     )
