@@ -49,7 +49,7 @@ SECONDS = 30.0
 # The sweep of distillation is eight runs, each rate with each weight.
 ADAPTERS: dict[str, tuple[Any, ...]] = {
     "lora": (
-        PathOptions(max_drift=(0.02,), eps=0.3),
+        PathOptions(max_drift=(0.02,), eps=0.2),
         DistillationOptions(
             distillation_lr=(1e-3, 3e-3), distillation_weight=(1.0, 3.0, 10.0, 30.0)
         ),
