@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import trade_off
 from recipes.diversity import command as diversity
+from recipes.finetune import command as finetune
 from recipes.hotfix import command as hotfix
 from recipes.new_task import command as new_task
 from recipes.sparsify import command as sparsify
@@ -13,8 +14,8 @@ from recipes.split_tasks import command as split_tasks
 
 
 def test_a_seed_that_is_given_twice_is_refused(monkeypatch, capsys, tmp_path):
-    mains = [new_task.main, split_tasks.main, sparsify.main, diversity.main, hotfix.main]
-    for main in mains:
+    recipes = [new_task, split_tasks, sparsify, diversity, hotfix, finetune]
+    for main in (recipe.main for recipe in recipes):
         with pytest.raises(SystemExit) as exit:
             main(["--seeds", "3", "1", "3", "--out", str(tmp_path)])
         assert exit.value.code == 2
