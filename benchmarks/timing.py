@@ -22,6 +22,7 @@ def side_by_side(
     rounds: int,
     device: torch.device,
     title: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Row]:
     """Times several ways to do the same work, in turn.
 
@@ -33,6 +34,7 @@ def side_by_side(
         rounds: The number of rounds counted; each way runs once in a round.
         device: The device that computes; it is synchronized around each run.
         title: The title of the progress bar.
+        clock: Gives the seconds: ``time.process_time`` does not count those in which other processes had the CPU.
 
     Returns:
         For each way ``seconds``, the median over the rounds, and ``ratio``, ``ratio_min`` and ``ratio_max``: the
@@ -42,11 +44,11 @@ def side_by_side(
     for i in tqdm(range(rounds + 1), desc=title, unit="round", leave=False):
         for name, run in ways.items():
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             synchronize(device)
             if i > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     rows = {}
     for name, times in seconds.items():
         ratios = [t / b for t, b in zip(times, seconds[base], strict=True)]
