@@ -35,10 +35,10 @@ from fipoptim.move import move
 from fipoptim.parameters import StepParameters, all_params
 from fipoptim.path.record import FIPPath
 from fipoptim.promise import START, UNMOVED, check_within, down_drift, is_due, promise_of_step
-from fipoptim.restoring import Restored, Restoring
+from fipoptim.restoring import Restored, restore_behind
 from fipoptim.room import radius, room_within
 from fipoptim.saving import SavedOptimizer
-from fipoptim.settle import settle
+from fipoptim.settle import MAX_PRODUCTS, settle
 from fipoptim.solver.settings import Solver
 from fipoptim.state import StepState, begin_within, remember_within, steps_taken
 from fipoptim.step import (
@@ -49,9 +49,6 @@ from fipoptim.step import (
     minimise,
 )
 from fipoptim.step_info import StepInfo
-
-# The most restoring steps behind a step, with as many products each.
-RESTORING_STEPS = 4
 
 
 class FIPOptimizer(SavedOptimizer):
@@ -264,23 +261,34 @@ class FIPOptimizer(SavedOptimizer):
         return b.loss
 
     @torch.inference_mode(False)
-    def settle(self) -> Restored:
+    def settle(self, max_products: int = MAX_PRODUCTS) -> Restored:
         """Bring the network within the budget, and leave one alone that is within.
 
         In turns the network takes a restoring step and goes back a little on the straight line to the last one that is
         known to be within, until it lands at the budget.
 
+        Args:
+            max_products: The most products of all restoring steps. 0 goes back on the line, by forward passes alone.
+
         Returns:
             The account of it: the distance from the reference before and after, and what it took.
 
         Raises:
-            ValueError: If there is no budget.
+            ValueError: If there is no budget, or ``max_products`` is no whole number from 0 on.
             RuntimeError: If the network cannot be brought within. The weights are then as they were.
         """
         if not self.budget.given:
             raise ValueError("settle: there is no budget; give max_drift or max_flips.")
+        check_positive("max_products", max_products, least=0)
         moved = StepParameters.of_groups(self.param_groups, lambda g, p: p.requires_grad)
-        found = settle(self.anchors, moved, self.budget, self.state, form=self._form(moved.tensors))
+        found = settle(
+            self.anchors,
+            moved,
+            self.budget,
+            self.state,
+            form=self._form(moved.tensors),
+            max_products=max_products,
+        )
         if self.check_every != 1:
             remember_within(self.state, all_params(self.param_groups))
         return found
@@ -294,12 +302,12 @@ class FIPOptimizer(SavedOptimizer):
         if count == 0 and budget.given:
             check_within(budget, self.anchors, START)
         geometry = GEOMETRIES[self.precondition](parameters, state)
-        zeros = parameters.zeros_to_keep()
+        zeros, form = parameters.zeros_to_keep(), self._form(parameters.tensors)
         metric_of = functools.partial(
             AnchorMetric,
             self.anchors,
             parameters.tensors,
-            form=self._form(parameters.tensors),
+            form=form,
             compile=self.compile,
             guard=False,
             frozen=zeros,
@@ -349,7 +357,9 @@ class FIPOptimizer(SavedOptimizer):
             metric,
             restoring=functools.partial(down_drift, metric, kept, parameters.length, P),
             settle=self.settle,
-            behind=functools.partial(self._restore_behind, parameters, step.solution.products)
+            behind=functools.partial(
+                restore_behind, self.anchors, parameters, budget, form, step.solution.products
+            )
             if step.solution.products
             else None,
         )
@@ -372,17 +382,6 @@ class FIPOptimizer(SavedOptimizer):
             residual=solution.residual,
             backtracks=end.backtracks,
         )
-
-    def _restore_behind(self, parameters: StepParameters, products: int) -> Restored:
-        """Restore the function of the network of now, by this many products a step."""
-        return Restoring(
-            self.anchors,
-            parameters.tensors,
-            self.budget,
-            form=self._form(parameters.tensors),
-            max_products=RESTORING_STEPS * products,
-            frozen=parameters.zeros_to_keep(),
-        ).run()
 
     def _outputs_after(self, metric: AnchorMetric, v: Tensor) -> Tensor:
         """The outputs of the step's anchors after a step; with a budget, by the evaluation that drift() takes."""

@@ -17,10 +17,12 @@ from fipoptim.anchors.sample import Sample
 from fipoptim.budget import Budget
 from fipoptim.metric.chunks import Form
 from fipoptim.metric.metric import AnchorMetric
-from fipoptim.parameters import displace, distance
+from fipoptim.parameters import StepParameters, displace, distance
 from fipoptim.solver.restoring import RestoringSteps
 
 PRODUCTS_A_STEP = 8
+# The most restoring steps behind a step, with as many products each.
+STEPS_BEHIND = 4
 # The share of a budget that a step aims at: the first order is not exact.
 AIM = 0.95
 # How often the damping of a step is raised if the drift falls less than predicted, and the factor.
@@ -64,6 +66,32 @@ class Restored:
             f"{self.after.flips:.2%} ({end}; {self.steps} steps, {self.products} products, "
             f"{f'{self.went_back:.0%} of the way back, ' if self.went_back else ''}{self.seconds:.1f} s)"
         )
+
+
+def restore_behind(
+    anchors: AnchorBatch,
+    parameters: StepParameters,
+    budget: Budget,
+    form: Callable[[], Form],
+    products: int,
+) -> Restored:
+    """Restore the function behind a step that was worth products, by as many products for each restoring step.
+
+    Args:
+        anchors: The anchors.
+        parameters: The parameters of the step.
+        budget: The budget.
+        form: Tells how products are taken.
+        products: The products of the step.
+    """
+    return Restoring(
+        anchors,
+        parameters.tensors,
+        budget,
+        form=form,
+        max_products=STEPS_BEHIND * products,
+        frozen=parameters.zeros_to_keep(),
+    ).run()
 
 
 class Restoring:

@@ -42,6 +42,7 @@ def settle(
     state: Mapping[Tensor, Any],
     *,
     form: Callable[[], Form],
+    max_products: int = MAX_PRODUCTS,
 ) -> Restored:
     """Bring the anchors' model within the budget.
 
@@ -55,6 +56,7 @@ def settle(
         budget: The budget, with a bound at least.
         state: The optimizer's state, which knows the last network that was within.
         form: Tells how products are taken, once one is needed.
+        max_products: The most products of all restoring steps; 0 takes the line.
 
     Raises:
         RuntimeError: If the network cannot be brought within. The weights are then as they were.
@@ -63,7 +65,7 @@ def settle(
     start = [p.clone() for p in parameters.tensors]
     try:
         within = last_within(state, parameters.tensors)
-        found = _settled(anchors, parameters, budget, start, within, form)
+        found = _settled(anchors, parameters, budget, start, within, form, max_products)
     except BaseException:
         displace(parameters.tensors, start)
         raise
@@ -78,6 +80,7 @@ def _settled(
     start: list[Tensor],
     within: list[Tensor] | None,
     form: Callable[[], Form],
+    max_products: int,
 ) -> Restored:
     tensors = parameters.tensors
     before = anchors.counted.measure()
@@ -92,7 +95,7 @@ def _settled(
         found = dataclasses.replace(
             found, after=on_line.measured, within=True, went_back=on_line.share
         )
-        if on_line.share <= NEAR:
+        if on_line.share <= NEAR or max_products == 0:
             return found
         farthest = on_line.share * line.length
         line.go(0.0)
@@ -101,7 +104,7 @@ def _settled(
         tensors,
         budget,
         form=form,
-        max_products=MAX_PRODUCTS,
+        max_products=max_products,
         frozen=parameters.zeros_to_keep(),
     )
     after, went_back = rounds(anchors, tensors, budget, start, before, within, restoring, farthest)

@@ -13,16 +13,17 @@ def is_finite(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex()) or bool(torch.isfinite(x).all())
 
 
-def check_positive(name: str, value: Any, *, or_none: bool = False) -> None:
-    """Refuse a ``value`` that is no positive integer, and with ``or_none`` not None either.
+def check_positive(name: str, value: Any, *, or_none: bool = False, least: int = 1) -> None:
+    """Refuse a ``value`` that is no integer from ``least`` on, and with ``or_none`` not None either.
 
     Raises:
         ValueError: If it is neither.
     """
     if or_none and value is None:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        kind = "a positive integer or None" if or_none else "a positive integer"
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        kind = "a positive integer" if least == 1 else f"an integer >= {least}"
+        kind += " or None" if or_none else ""
         raise ValueError(f"{name}: must be {kind}, got {value!r}.")
 
 

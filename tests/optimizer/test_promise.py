@@ -351,3 +351,25 @@ def test_settle_without_a_budget_is_refused() -> None:
     optimizer = FIPOptimizer(model.parameters(), AnchorBatch(model, inputs(5, 0)))
     with pytest.raises(ValueError, match="^settle: there is no budget"):
         optimizer.settle()
+
+
+def test_a_settlement_without_products_goes_back_on_the_line() -> None:
+    model = network()
+    start = copy.deepcopy(model)
+    anchors = AnchorBatch(model, inputs(30, 0), check=inputs(40, 1))
+    optimizer = FIPOptimizer(
+        model.parameters(), anchors, eps=0.2, max_drift=0.02, check_every=None, beta=100.0
+    )
+    walk(model, optimizer, 12)
+    end = copy.deepcopy(model)
+    assert anchors.check.drift() > 0.02
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="max_products: must be an integer >= 0"):
+            optimizer.settle(max_products=wrong)
+    found = optimizer.settle(max_products=0)
+    assert (found.products, found.steps) == (0, 0)
+    assert found.within
+    assert 0 < found.went_back < 1
+    assert anchors.check.drift() == found.after.drift <= 0.02
+    for p, a, b in zip(model.parameters(), end.parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(p, torch.lerp(a, b, found.went_back))

@@ -10,7 +10,7 @@ from torch import nn
 
 from fipoptim import FIPOptimizer, Solver
 from fipoptim.geometry import GEOMETRIES
-from recipes.common.options import RATE, automatic, fraction, or_none, products
+from recipes.common.options import RATE, automatic, fraction, or_none, products, whole
 from recipes.common.settings import option
 from recipes.finetune.anchoring import anchors_of
 from recipes.finetune.case import Case, Examples, loss
@@ -29,6 +29,7 @@ class PathOptions:
         momentum: The decay of the running mean of gradients.
         precondition: The geometry of a step.
         products: Metric products of a step.
+        settle_products: The most products with which ``settle()`` restores the function.
         share_of_steps: The share of the time that steps may take; the rest is for settling.
     """
 
@@ -50,6 +51,9 @@ class PathOptions:
     )
     products: str | int = option(
         "metric products of a step, or adaptive", default=0, type=products, metavar="N"
+    )
+    settle_products: int = option(
+        "most products of the settlement", default=0, type=whole(0), metavar="N"
     )
     share_of_steps: float = option(
         "share of the time that steps may take", default=0.9, type=fraction
@@ -108,7 +112,7 @@ class PathTraining(Training):
     def __init__(self, model: nn.Module, optimizer: FIPOptimizer, own: PathOptions) -> None:
         self._model, self._optimizer, self._eps = model, optimizer, own.eps
         self._budget = optimizer.max_drift
-        self.share_of_steps = own.share_of_steps
+        self._settle_products, self.share_of_steps = own.settle_products, own.share_of_steps
 
     def step(self, batch: Examples, rate: float) -> None:
         """See :class:`Training`."""
@@ -121,7 +125,7 @@ class PathTraining(Training):
     def finish(self) -> dict[str, Any]:
         """Settles."""
         self._optimizer.max_drift = self._budget
-        found = self._optimizer.settle()
+        found = self._optimizer.settle(self._settle_products)
         return {
             "beta": self._optimizer.param_groups[0]["beta"],
             "drift_before": found.before.drift,
