@@ -161,7 +161,10 @@ def test_a_model_that_looks_at_values_is_traced_as_torch_compile_sees_it() -> No
     torch.testing.assert_close(metric.matvec(v), run.matvec(v))
 
 
-def test_it_is_said_why_a_model_is_not_traced(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_said_why_a_model_is_not_traced(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "PATIENCE", 1e6)
     anchors = AnchorBatch(Values(always=True), torch.randn(9, 4))
     with caplog.at_level(logging.WARNING, logger="fipoptim"):
         assert not AnchorMetric(anchors, form="forward").traced
@@ -177,7 +180,7 @@ def test_a_trace_that_takes_long_is_announced(
     def traced() -> None:
         assert AnchorMetric(AnchorBatch(network(), torch.randn(9, 4)), form="forward").traced
 
-    monkeypatch.setattr(tracing, "PATIENCE", 1e9)
+    monkeypatch.setattr(tracing, "PATIENCE", 1e6)
     with caplog.at_level(logging.WARNING, logger="fipoptim"):
         traced()
         assert caplog.messages == []
