@@ -40,7 +40,7 @@ class PathOptions:
     beta: float | str = option(
         "weight of the new examples' loss, or auto", default="auto", type=automatic, metavar="X"
     )
-    eps: float = option("greatest length of a step", default=0.2, **RATE)
+    eps: float = option("greatest length of a step", default=0.5, **RATE)
     momentum: float = option("decay of the mean of gradients", default=0.9, type=fraction)
     precondition: str | None = option(
         "geometry of a step, or none",
