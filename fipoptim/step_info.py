@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -169,10 +170,23 @@ class Measurement:
         if self._versions_of_now() != self._versions:
             _moved_on()
         outputs = self._anchors.outputs(self._sample.inputs)
-        mean = AnchorMean(len(outputs))
-        change = mean.rms(outputs - self._before)
-        drift = float(mean.of(squared_distance(outputs, self._sample.reference)))
-        return Effect(first_order_multiplier(self._gain, change, self._length), change, drift)
+        effect = effect_of(math.nan, self._before, outputs, self._sample.reference)
+        multiplier = first_order_multiplier(self._gain, effect.output_change, self._length)
+        return effect._replace(multiplier=multiplier)
+
+
+def effect_of(multiplier: float, before: Tensor, after: Tensor, reference: Tensor) -> Effect:
+    """What a step did to the outputs ``(N, m)`` of its anchors.
+
+    Args:
+        multiplier: The multiplier of Eq. 4.
+        before: The outputs before the step.
+        after: The outputs after it.
+        reference: The outputs that they had at the reference.
+    """
+    mean = AnchorMean(len(after))
+    drift = float(mean.of(squared_distance(after, reference)))
+    return Effect(multiplier, mean.rms(after - before), drift)
 
 
 def first_order_multiplier(gain: float, change: float, length: float) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fipoptim.metric.finite_difference import norm_of
 from fipoptim.metric.point import Function, Parameters
 from fipoptim.metric.trace import Traced
 
@@ -119,7 +119,7 @@ def central_difference(function: Function, parameters: Parameters, tangents: Par
     rounding and by curvature are about alike, and the relative error about :math:`u^{2/3}`: 2e-5 in float32. A kink
     between the two networks, as ReLU has, adds an error of its own.
     """
-    size, length = total_norm(parameters.values()), total_norm(tangents.values())
+    size, length = norm_of(list(parameters.values())), norm_of(list(tangents.values()))
     rounding = max(torch.finfo(p.dtype).eps for p in parameters.values())
     step = rounding ** (1 / 3) * (size or 1.0) / (length or 1.0)
     # A model that differentiates by itself needs gradients enabled; no tensor here requires one.
@@ -129,12 +129,6 @@ def central_difference(function: Function, parameters: Parameters, tangents: Par
             for h in (step, -step)
         )
     return (ahead - behind).div_(2 * step)
-
-
-def total_norm(tensors: Iterable[Tensor]) -> float:
-    """The Euclidean norm of all entries together, in float64."""
-    norms = [float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in tensors]
-    return math.sqrt(math.fsum(x * x for x in norms))
 
 
 def _forward_jvp(function: Function, parameters: Parameters, tangents: Parameters) -> Tensor:
