@@ -1,7 +1,7 @@
 r"""Every mean over anchors, :math:`\frac1N \sum_i`.
 
 The drift, the metric :math:`g` and the gradient of the drift are such means. No other file divides by the number of
-anchors, so a sum over several processes has one place to go.
+anchors. Several processes share anchors: each has the rows of its own, and the numbers below are those of all rows.
 """
 
 from __future__ import annotations
@@ -11,20 +11,35 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fipoptim.ranks import ALONE, Ranks
+
 
 @dataclass(frozen=True)
 class AnchorMean:
     """The mean over N anchors of what is known of each.
 
     Attributes:
-        count: The number N of anchors.
+        count: The number N of anchors, on all ranks together.
+        ranks: The processes that share them.
     """
 
     count: int
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def over(cls, rows: int, ranks: Ranks) -> AnchorMean:
+        """The mean over the rows of all ranks, of which this one has ``rows``."""
+        return cls(int(ranks.sums(rows)[0]), ranks)
 
     def of(self, values: Tensor) -> Tensor:
         """The mean over dimension 0 of ``values``, shape ``(N, ...)``, in their own precision."""
-        return values.mean(dim=0)
+        if self.ranks.alone:
+            return values.mean(dim=0)
+        return self.ranks.sum_(values.sum(dim=0)) / self.count
+
+    def total(self, vector: Tensor) -> Tensor:
+        """The sum over ranks of a vector that each has summed over its own rows, in place."""
+        return self.ranks.sum_(vector)
 
     def share(self, some: int) -> float:
         """The share that ``some`` of the N anchors are."""
@@ -32,11 +47,11 @@ class AnchorMean:
 
     def squared(self, outputs: Tensor) -> float:
         r""":math:`\frac1N \sum_i \|z_i\|^2` of ``outputs`` ``(N, m)``, summed in float64."""
-        return float(outputs.double().square().sum()) / self.count
+        return self.ranks.sums(float(outputs.double().square().sum()))[0] / self.count
 
     def inner(self, a: Tensor, b: Tensor) -> float:
         r""":math:`\frac1N \sum_i a_i^\top b_i` of outputs ``(N, m)``, summed in float64."""
-        return float((a.double() * b.double()).sum()) / self.count
+        return self.ranks.sums(float((a.double() * b.double()).sum()))[0] / self.count
 
     def rms(self, outputs: Tensor) -> float:
         r""":math:`\sqrt{\frac1N \sum_i \|z_i\|^2}` of ``outputs`` ``(N, m)``."""
