@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks import record
 from benchmarks.memory import LiveMemory
@@ -34,12 +36,15 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 
+def local(p: Tensor) -> Tensor:
+    """The part of a parameter that this rank holds."""
+    return p.to_local() if isinstance(p, DTensor) else p
+
+
 def network() -> nn.Module:
     """A multilayer perceptron."""
     torch.manual_seed(0)
-    sizes = [WIDTH] * 4
-    layers = [nn.Linear(WIDTH, size) for size in sizes]
-    hidden = [part for layer in layers for part in (layer, nn.Tanh())]
+    hidden = [part for _ in range(4) for part in (nn.Linear(WIDTH, WIDTH), nn.Tanh())]
     return nn.Sequential(*hidden, nn.Linear(WIDTH, OUTPUTS))
 
 
@@ -78,7 +83,7 @@ class Counted:
         inputs = torch.randn(anchors, WIDTH, generator=generator)
         self.batch = torch.randn(BATCH, WIDTH, generator=generator)
         self.anchors = AnchorBatch(self.model, inputs)
-        chosen = {"precondition": "adam", "eps": 0.1, "beta": 1.0} | options
+        chosen: dict[str, Any] = {"precondition": "adam", "eps": 0.1, "beta": 1.0} | options
         self.optimizer = FIPOptimizer(self.model.parameters(), self.anchors, **chosen)
 
     def backward(self) -> None:
@@ -95,10 +100,7 @@ class Counted:
     def count(self, case: str, work: Callable[[], Any]) -> dict[str, Any]:
         """What ``work`` takes on this rank; large calls have a number for each weight that the rank holds."""
         rows = self.evaluated.rows
-        held = sum(
-            p.to_local().numel() if hasattr(p, "to_local") else p.numel()
-            for p in self.model.parameters()
-        )
+        held = sum(local(p).numel() for p in self.model.parameters())
         with Traffic() as traffic, LiveMemory() as memory:
             work()
         large, small = traffic.large(held // 2), traffic.small(held // 2)
@@ -129,8 +131,9 @@ def on_rank(rank: int, ranks: int, wrapper: str, anchors: int, folder: str) -> N
         counted.step()
         counted.backward()
         rows.append(counted.count(name, counted.optimizer.step))
-        rows[-1]["products"] = counted.optimizer.last_step.iterations
-        rows[-1]["backtracks"] = counted.optimizer.last_step.backtracks
+        info = counted.optimizer.last_step
+        assert info is not None
+        rows[-1] |= {"products": info.iterations, "backtracks": info.backtracks}
     counted = Counted(wrap, anchors, {"solver": Solver(products=0), "beta": 1e6})
     for _ in range(3):
         counted.step()
@@ -156,12 +159,11 @@ def replicated(model: nn.Module) -> nn.Module:
 
 def sharded(model: nn.Module) -> nn.Module:
     """The network sharded by FSDP2."""
-    from torch.distributed.fsdp import fully_shard
-
-    for layer in model:  # type: ignore[attr-defined]
+    for layer in model.children():
         if isinstance(layer, nn.Linear):
             fully_shard(layer)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {"DDP": replicated, "FSDP2": sharded}
@@ -170,7 +172,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {"DDP": replicated, "FSD
 def measure(ranks: int, wrapper: str, anchors: int) -> list[dict[str, Any]]:
     """What rank 0 of so many counts."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(on_rank, (ranks, wrapper, anchors, folder), nprocs=ranks)
+        spawn(on_rank, (ranks, wrapper, anchors, folder), nprocs=ranks)
         rows = json.loads(Path(folder, "rows.json").read_text())
     return [{"wrapper": wrapper, "ranks": ranks, **row} for row in rows]
 
