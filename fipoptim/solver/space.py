@@ -59,8 +59,11 @@ class Space:
         return v.numel() if self.whole else sum(part.shape.numel() for part in self._parts)
 
     def norm(self, v: Tensor) -> float:
-        """As :func:`vectors.norm`."""
-        own = vectors.norm(v)
+        """The Euclidean norm of a vector; NaN or infinite if, and only if, an entry is. See :func:`vectors.norm`."""
+        return self.length(vectors.norm(v))
+
+    def length(self, own: float) -> float:
+        """The Euclidean norm of what is divided among ranks, of which ``own`` is the norm of this rank's part."""
         if self.whole:
             return own
         (square,) = self._ranks.sums(own * own)
