@@ -41,7 +41,11 @@ def local(tensor: Tensor) -> Tensor:
 
     A change of the part that torch counts shows in the part's version, not in that of the DTensor.
     """
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor
+    if not is_sharded(tensor):
+        return tensor
+    detached: Any = tensor.detach()
+    part: Tensor = detached.to_local()
+    return part
 
 
 def divided_as(tensor: Tensor, part: Tensor) -> Tensor:
@@ -78,16 +82,16 @@ def ranks_of_shards(tensors: Iterable[Tensor]) -> Ranks:
 def space_of(params: Sequence[Tensor]) -> Space:
     """The space of flat vectors over the parts of some parameters."""
     ranks = ranks_of_shards(params)
-    return WHOLE if ranks.alone else Space(ranks, [part_of(p, ranks) for p in params])
+    return WHOLE if ranks.alone else Space(ranks, [part_of(p) for p in params])
 
 
-def part_of(tensor: Tensor, ranks: Ranks) -> Part:
+def part_of(tensor: Tensor) -> Part:
     """The part of a tensor that this rank has; torch makes all parts but the last ones equally long."""
     if not is_sharded(tensor):
         return Part(tensor.shape, 0, 0, len(tensor) if tensor.dim() else 0)
     dim = tensor.placements[0].dim % tensor.dim()  # type: ignore[attr-defined]
-    length = -(-tensor.shape[dim] // ranks.size)
-    start = min(ranks.rank * length, tensor.shape[dim])
+    length = -(-tensor.shape[dim] // tensor.device_mesh.size())
+    start = min(tensor.device_mesh.get_local_rank() * length, tensor.shape[dim])
     return Part(tensor.shape, dim, start, local(tensor).shape[dim])
 
 

@@ -13,6 +13,7 @@ from fipoptim.geometry.diagonal import DiagonalPreconditioner
 from fipoptim.geometry.running_means import Memory, running_mean
 from fipoptim.parameters import StepParameters
 from fipoptim.solver.preconditioner import Preconditioner
+from fipoptim.solver.space import Space
 
 
 class Geometry(ABC):
@@ -33,8 +34,22 @@ class Geometry(ABC):
     divisible: ClassVar[bool] = False
 
     def __init__(self, parameters: StepParameters, memory: Memory) -> None:
+        self.check_space(parameters.space)
         self.parameters = parameters
         self.memory = memory
+
+    @classmethod
+    def check_space(cls, space: Space) -> None:
+        """Refuse vectors that are divided among ranks, if the geometry cannot measure them.
+
+        Raises:
+            ValueError: With what to use.
+        """
+        if not (space.whole or cls.divisible):
+            raise ValueError(
+                f"precondition: {cls.__name__} needs whole matrices or vectors of weights, and fully_shard divides "
+                "them among ranks. Use 'adam' or None."
+            )
 
     @classmethod
     def entries(cls, p: Tensor, matrix: bool | None) -> tuple[str, ...]:

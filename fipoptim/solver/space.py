@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,13 @@ class Part:
 
     def of(self, whole: Tensor) -> Tensor:
         """The part of a whole tensor, as a view."""
-        return whole.narrow(self.dim, self.start, self.length)
+        return whole.narrow(self.dim, self.start, self.length) if self.shape else whole
+
+    def rows(self, numbers: Iterable[int]) -> list[int]:
+        """Those of some rows of the whole tensor, along dimension 0, that are in the part: their numbers there."""
+        if self.dim != 0:
+            return list(numbers)
+        return [k - self.start for k in numbers if 0 <= k - self.start < self.length]
 
 
 class Space:
