@@ -32,6 +32,7 @@ from fipoptim.path.networks import Networks
 from fipoptim.path.recorder import RecordedOptimizer, Recorder
 from fipoptim.path.snapshot import Layout, check_fit, tensors_of
 from fipoptim.path.store import MemoryStore
+from fipoptim.shards import is_fully_sharded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,7 @@ class FIPPath:
 
     Raises:
         TypeError: If ``folder`` is not a path.
-        ValueError: If ``every`` is not a positive whole number.
+        ValueError: If ``every`` is not a positive whole number, or the model is fully sharded.
         FileExistsError: If ``folder`` is a file, or already holds a path.
         ImportError: If a folder is given and safetensors is not installed.
     """
@@ -80,6 +81,11 @@ class FIPPath:
             raise ValueError(
                 f"every: must be a whole number of steps, 1 or more, got {every!r}; "
                 "every=10 records each tenth network."
+            )
+        if is_fully_sharded(optimizer.anchors.model):
+            raise ValueError(
+                "record: the model is fully sharded, and no rank has a whole network to record. Save checkpoints by "
+                "torch.distributed.checkpoint instead."
             )
         self.every = steps
         self.folder: Path | None = None
