@@ -89,12 +89,14 @@ def agree_on_step(
         for name in ("lr", "beta", "momentum")
     ]
     bounds = [math.inf if x is None else x for x in (budget.max_drift, budget.max_flips)]
-    if not ranks.agree(*options, *bounds):
+    moved = (len(b.parameters), float(objective), count)
+    differing = ranks.differing(*moved, *options, *bounds)
+    if differing - set(range(len(moved))):
         raise RuntimeError(
             "step: lr, beta, momentum or the budget differ between the ranks; set and schedule them alike on all. No "
             "weight was changed."
         )
-    if not ranks.agree(len(b.parameters), objective, count):
+    if differing:
         what = f"moves {len(b.parameters)} parameters" if objective else "has no gradient"
         raise RuntimeError(
             f"step: the ranks do not take the same step: number {count + 1} of rank {ranks.rank} {what}, and not so on "

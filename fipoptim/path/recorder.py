@@ -119,7 +119,7 @@ class Recorder:
 
     def _record(self) -> None:
         assert self._optimizer is not None
-        info = getattr(self._optimizer, "last_step", None)
+        info: Any = getattr(self._optimizer, "last_step", None)
         if hasattr(info, "measure"):
             info.measure()  # on every rank, if there are several
         drift = getattr(info, "drift", None)
