@@ -228,11 +228,11 @@ class FIPOptimizer(SavedOptimizer):
         return self.budget.given and self.check_every != 1
 
     def record(self, every: int = 1, folder: str | PathLike[str] | None = None) -> FIPPath:
-        """Sample the networks of a run: ``with opt.record(every=10) as path: ...``.
+        """Sample the networks of a run, on every rank: ``with opt.record(every=10) as path: ...``.
 
         Args:
             every: Steps between two recorded networks; the start and the last one are always recorded.
-            folder: The folder in which the networks are kept as safetensors; None keeps them in memory.
+            folder: The folder in which rank 0 keeps the networks as safetensors; None keeps them in memory.
         """
         return FIPPath(self, every=every, folder=folder)
 
