@@ -65,17 +65,17 @@ def set_beta(groups: Sequence[dict[str, Any]], chosen: float | None) -> None:
 
 def spread(anchors: AnchorBatch) -> float:
     """The mean squared distance of reference outputs from their mean; from zero if all are alike."""
-    return spread_of(anchors.reference_parts, len(anchors))
+    return spread_of(anchors.reference_parts, anchors.mean)
 
 
-def spread_of(parts: Callable[[], Iterable[Tensor]], count: int) -> float:
+def spread_of(parts: Callable[[], Iterable[Tensor]], mean: AnchorMean) -> float:
     """The mean squared distance of outputs from their mean; from zero if all are alike.
 
     Args:
-        parts: Gives the outputs ``(n, m)`` in parts, each time that it is called.
-        count: The number of all outputs.
+        parts: Gives the outputs ``(n, m)`` that this rank has in parts, each time that it is called.
+        mean: The mean over all outputs.
     """
-    mean = AnchorMean(count)
-    middle = mean.weighted(functools.reduce(torch.add, (part.sum(dim=0) for part in parts())))
-    around = sum(mean.squared(part - middle) for part in parts())
-    return around if around > 0 else sum(mean.squared(part) for part in parts())
+    total = mean.total(functools.reduce(torch.add, (part.sum(dim=0) for part in parts())))
+    middle = mean.weighted(total)
+    around = mean.squared_in_parts(part - middle for part in parts())
+    return around if around > 0 else mean.squared_in_parts(parts())

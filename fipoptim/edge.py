@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.measured import Measured
+from fipoptim.anchors.refusals import is_finite
 from fipoptim.budget import Budget
-from fipoptim.mean import AnchorMean
 from fipoptim.parameters import displace
 
 # The fractions of a step that are considered, alone and with the function restored beside the step. To consider one
@@ -97,7 +97,7 @@ class Edge:
         if not self._budget.holds(self._counted.measure(before)):
             return None
         tried = 1
-        if bool(torch.isfinite(whole).all()):
+        if self._counted.ranks.every(is_finite(whole)):
             change = whole - before
             alone = self._predicted_fraction(before, change)
             direction = self._restoring() if alone < LEAST_ALONE else None
@@ -136,7 +136,7 @@ class Edge:
         """The largest fraction of the step that is within if the function is restored beside it; None if none is."""
         displace(self.params, start, direction)
         back = self._outputs() - before
-        mean = AnchorMean(len(back))
+        mean = self._counted.mean
         size = mean.squared(back)
         if not 0 < size < float("inf"):
             return None
@@ -146,7 +146,7 @@ class Edge:
             if tries > 0 and fraction > 0:
                 continue
             ahead = before + fraction * change
-            residual = ahead - self._counted.reference.to(ahead.device)
+            residual = ahead - self._counted.own_reference.to(ahead.device)
             # The least drift along the restoring direction.
             amount = min(max(-mean.inner(residual, back) / size, 0.0), MOST_RESTORING)
             if fraction + amount > 0 and aim.holds(self._counted.measure(ahead + amount * back)):
@@ -165,4 +165,4 @@ class Edge:
         return WithinBudget(fraction, tried, found, outputs) if self._budget.holds(found) else None
 
     def _outputs(self) -> Tensor:
-        return self._counted.outputs(self._counted.inputs)
+        return self._counted.outputs(self._counted.own)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fipoptim.parameters import Groups, StepParameters, all_params
+from fipoptim.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,15 @@ class SecondaryGradient:
 
 
 def secondary_gradient(
-    groups: Groups, closure: Callable[[], Any] | None, secondary: Callable[[], Tensor] | None
+    groups: Groups,
+    closure: Callable[[], Any] | None,
+    secondary: Callable[[], Tensor] | None,
+    ranks: Ranks,
 ) -> SecondaryGradient:
     """Take the gradient, in this order: from the closure, from ``secondary``, from ``.grad`` as it stands.
 
-    Groups whose ``lr`` is 0 do not move.
+    Groups whose ``lr`` is 0 do not move. With several ranks the gradient of ``secondary`` is averaged over them, as
+    DistributedDataParallel does with ``.grad``.
 
     Raises:
         RuntimeError: If the closure returns a loss and leaves no gradient, if the secondary loss is not a scalar that
@@ -41,7 +46,7 @@ def secondary_gradient(
     if closure is not None:
         return _of_closure(groups, closure)
     if secondary is not None:
-        return _of_secondary(groups, secondary)
+        return _of_secondary(groups, secondary, ranks)
     if all(p.grad is None for p in all_params(groups)):
         return SecondaryGradient(None, _moved(groups, lambda p: p.requires_grad), None)
     return _as_it_stands(groups, None)
@@ -86,7 +91,9 @@ def _any_gradient(params: list[Tensor]) -> bool:
     return any(bool(p.grad.to_dense().any()) for p in params if p.grad is not None)
 
 
-def _of_secondary(groups: Groups, secondary: Callable[[], Tensor]) -> SecondaryGradient:
+def _of_secondary(
+    groups: Groups, secondary: Callable[[], Tensor], ranks: Ranks
+) -> SecondaryGradient:
     parameters = _moved(groups, lambda p: p.requires_grad)
     with torch.enable_grad():
         loss = _checked_loss(secondary())
@@ -101,6 +108,9 @@ def _of_secondary(groups: Groups, secondary: Callable[[], Tensor]) -> SecondaryG
     gradients = [
         torch.zeros_like(p) if g is None else _dense(g) for p, g in zip(params, found, strict=True)
     ]
+    if params and not ranks.alone:
+        total = ranks.sum_(parameters.flat.flatten(gradients)).div_(ranks.size)
+        gradients = parameters.flat.unflatten(total)
     return SecondaryGradient(loss.detach(), parameters, gradients)
 
 

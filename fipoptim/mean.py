@@ -7,6 +7,7 @@ anchors. Several processes share anchors: each has the rows of its own, and the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,6 +38,12 @@ class AnchorMean:
             return values.mean(dim=0)
         return self.ranks.sum_(values.sum(dim=0)) / self.count
 
+    def of_each(self, numbers: Tensor) -> float:
+        """The mean of one number an anchor, ``(N,)``; over several ranks it is summed in float64."""
+        if self.ranks.alone:
+            return float(numbers.mean())
+        return self.ranks.sums(float(numbers.double().sum()))[0] / self.count
+
     def total(self, vector: Tensor) -> Tensor:
         """The sum over ranks of a vector that each has summed over its own rows, in place."""
         return self.ranks.sum_(vector)
@@ -47,7 +54,12 @@ class AnchorMean:
 
     def squared(self, outputs: Tensor) -> float:
         r""":math:`\frac1N \sum_i \|z_i\|^2` of ``outputs`` ``(N, m)``, summed in float64."""
-        return self.ranks.sums(float(outputs.double().square().sum()))[0] / self.count
+        return self.squared_in_parts([outputs])
+
+    def squared_in_parts(self, parts: Iterable[Tensor]) -> float:
+        """The same of outputs that come in parts ``(n, m)``, of which each rank may have another number."""
+        own = math.fsum(float(part.double().square().sum()) for part in parts)
+        return self.ranks.sums(own)[0] / self.count
 
     def inner(self, a: Tensor, b: Tensor) -> float:
         r""":math:`\frac1N \sum_i a_i^\top b_i` of outputs ``(N, m)``, summed in float64."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fipoptim.anchors.refusals import is_finite
 from fipoptim.metric.metric import AnchorMetric
 from fipoptim.parameters import displace
 from fipoptim.promise import Promise
@@ -48,9 +49,11 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
         raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
     if step.unmeasured is not None and promise is None:
         torch._foreach_add_(params, v)
-        later = Measurement(metric.anchors, metric.sample, metric.outputs, *step.unmeasured)
+        later = Measurement(
+            metric.anchors, metric.sample, metric.outputs, metric.mean, *step.unmeasured
+        )
         return Landing(1.0, 0, later, None, length)
-    outputs = None if step.outputs is None else _finite(step.outputs)
+    outputs = None if step.outputs is None else _finite(metric, step.outputs)
     if outputs is not None and promise is None:
         torch._foreach_add_(params, v)  # where that leads is known and finite
         return Landing(1.0, 0, _effect(metric, step, outputs), None, length)
@@ -58,16 +61,16 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
     try:
         if promise is None:
             torch._foreach_add_(params, v)
-            outputs = _finite(metric.outputs_now())
+            outputs = _finite(metric, metric.outputs_now())
             return Landing(1.0, 0, _effect(metric, step, outputs), None, length)
-        counted = metric.sample.inputs is metric.anchors.counted.inputs
+        counted = metric.sample.inputs is metric.anchors.counted.own
         known = (outputs, metric.outputs) if counted else (None, None)
         end = promise.hold(start, v, *known)
         if counted and end.outputs is not None:
             outputs = end.outputs
         elif end.backtracks or outputs is None:
             outputs = metric.outputs_now()
-        outputs = _finite(outputs)
+        outputs = _finite(metric, outputs)
     except BaseException:
         displace(params, start)
         raise
@@ -79,16 +82,17 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
 
 def _effect(metric: AnchorMetric, step: Step, outputs: Tensor) -> Effect:
     """What the step did, given the outputs ``(N, m)`` of its anchors after it."""
-    return effect_of(step.solution.multiplier, metric.outputs, outputs, metric.sample.reference)
+    before, reference = metric.outputs, metric.sample.reference
+    return effect_of(step.solution.multiplier, before, outputs, reference, metric.mean)
 
 
-def _finite(outputs: Tensor) -> Tensor:
+def _finite(metric: AnchorMetric, outputs: Tensor) -> Tensor:
     """The outputs after a step.
 
     Raises:
-        RuntimeError: If they are not finite.
+        RuntimeError: If they are not finite, on this rank or another.
     """
-    if not bool(torch.isfinite(outputs).all()):
+    if not metric.anchors.ranks.every(is_finite(outputs)):
         raise RuntimeError(
             "model: its outputs on the anchors are not finite after the step; "
             "the weights are as they were. Lower eps."

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 from torch.optim.optimizer import ParamsT
 
+from fipoptim.agreement import agree_on_options, agree_on_step
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.draws import draw_seed
 from fipoptim.anchors.refusals import check_callable, check_positive
@@ -34,7 +35,15 @@ from fipoptim.metric.metric import AnchorMetric
 from fipoptim.move import move
 from fipoptim.parameters import StepParameters, all_params
 from fipoptim.path.record import FIPPath
-from fipoptim.promise import START, UNMOVED, check_within, down_drift, is_due, promise_of_step
+from fipoptim.promise import (
+    START,
+    UNMOVED,
+    check_within,
+    down_drift,
+    is_due,
+    outputs_after,
+    promise_of_step,
+)
 from fipoptim.restoring import Restored, restore_behind
 from fipoptim.room import radius, room_within
 from fipoptim.saving import SavedOptimizer
@@ -134,19 +143,11 @@ class FIPOptimizer(SavedOptimizer):
         ...     opt.step()
     """
 
-    _OWN = (
-        "anchors",
-        "secondary",
-        "drift_correction",
-        "max_drift",
-        "max_flips",
-        "check_every",
-        "precondition",
-        "solver",
-        "compile",
-        "last_step",
-        "_forms",
+    _OPTIONS = (
+        *("drift_correction", "max_drift", "max_flips", "check_every"),
+        *("precondition", "solver", "compile"),
     )
+    _OWN = ("anchors", "secondary", *_OPTIONS, "last_step", "_forms")
 
     def __init__(
         self,
@@ -171,35 +172,38 @@ class FIPOptimizer(SavedOptimizer):
         weight_decay: float = 0.0,
     ) -> None:
         check_type("anchors", anchors, AnchorBatch, "build one with AnchorBatch(model, inputs)")
-        check_callable("secondary", secondary)
-        eps = check_length(eps, lr)
-        refuse_weight_decay(weight_decay)
-        budget = Budget.checked(max_drift, max_flips)
-        if beta == "auto" and not budget.given:
-            raise ValueError("beta: 'auto' needs a budget; give max_drift or max_flips.")
-        check_positive("check_every", check_every, or_none=True)
-        check_choice("precondition", precondition, tuple(GEOMETRIES))
-        check_choice("form", form, (None, *FORMS))
-        if solver is not None:
-            check_type("solver", solver, Solver, "or give None for the default")
-        self.anchors, self.secondary = anchors, secondary
-        self.drift_correction = drift_correction
-        self.max_drift, self.max_flips = budget.max_drift, budget.max_flips
-        self.check_every = check_every
-        self.precondition = precondition
-        self.solver = solver or Solver()
-        self.compile = compile
-        self.last_step: StepInfo | None = None
-        self._forms = Forms(anchors, form)
-        defaults = {
-            "lr": eps,
-            "beta": beta,
-            "momentum": momentum,
-            "keep_zeros": keep_zeros,
-            "seed": draw_seed(generator),
-            "reference": anchors.fingerprint(),
-        }
-        super().__init__(params, defaults)
+        anchors.ranks.refuse_outgrown()
+        with anchors.ranks.together("FIPOptimizer"):
+            check_callable("secondary", secondary)
+            eps = check_length(eps, lr)
+            refuse_weight_decay(weight_decay)
+            budget = Budget.checked(max_drift, max_flips)
+            if beta == "auto" and not budget.given:
+                raise ValueError("beta: 'auto' needs a budget; give max_drift or max_flips.")
+            check_positive("check_every", check_every, or_none=True)
+            check_choice("precondition", precondition, tuple(GEOMETRIES))
+            check_choice("form", form, (None, *FORMS))
+            if solver is not None:
+                check_type("solver", solver, Solver, "or give None for the default")
+            self.anchors, self.secondary = anchors, secondary
+            self.drift_correction = drift_correction
+            self.max_drift, self.max_flips = budget.max_drift, budget.max_flips
+            self.check_every, self.precondition = check_every, precondition
+            self.solver, self.compile = solver or Solver(), compile
+            self.last_step: StepInfo | None = None
+            self._forms = Forms(anchors, form)
+            defaults = {
+                "lr": eps,
+                "beta": beta,
+                "momentum": momentum,
+                "keep_zeros": keep_zeros,
+                "seed": draw_seed(generator),
+                "reference": anchors.fingerprint(),
+            }
+            super().__init__(params, defaults)
+        options = {name: getattr(self, name) for name in self._OPTIONS} | {"form": form}
+        agree_on_options(anchors.ranks, anchors.model, self.param_groups, options)
+        self.defaults["seed"] = self.param_groups[0]["seed"]
 
     @property
     def form(self) -> Form | None:
@@ -252,7 +256,8 @@ class FIPOptimizer(SavedOptimizer):
         with torch.inference_mode(False):
             for group in self.param_groups:
                 check_options(group)
-            b = secondary_gradient(self.param_groups, closure, self.secondary)
+            b = secondary_gradient(self.param_groups, closure, self.secondary, self.anchors.ranks)
+            agree_on_step(self.anchors.ranks, b, steps_taken(self.state))
             if b.parameters:
                 self._take_step(b)
             elif self.check_every == 1:
@@ -329,7 +334,9 @@ class FIPOptimizer(SavedOptimizer):
         if pull is not None and self.check_every == 1 and budget.given:
             kept = pull.clone()  # linear_term() writes to it
         c = linear_term(metric, averaged, parameters.beta, pull)
-        P = geometry.update(c, finite_size(c, gradients), objective=gradients is not None)
+        P = geometry.update(
+            c, finite_size(c, gradients, self.anchors.ranks), objective=gradients is not None
+        )
 
         without_objective = gradients is None or all(g["beta"] == 0 for g in self.param_groups)
         seed = self.param_groups[0]["seed"]
@@ -342,7 +349,7 @@ class FIPOptimizer(SavedOptimizer):
             radius=radius(self.solver.radius, room, self.check_every),
             gradients=gradients,
             onward=without_objective,
-            outputs_after=functools.partial(self._outputs_after, metric),
+            outputs_after=functools.partial(outputs_after, metric, budget),
             measured=is_due(budget, self.check_every, count + 1),
             direction=functools.partial(direction_onward, metric, state, seed, count),
         )
@@ -382,12 +389,6 @@ class FIPOptimizer(SavedOptimizer):
             residual=solution.residual,
             backtracks=end.backtracks,
         )
-
-    def _outputs_after(self, metric: AnchorMetric, v: Tensor) -> Tensor:
-        """The outputs of the step's anchors after a step; with a budget, by the evaluation that drift() takes."""
-        if not self.budget.given or metric.sample.inputs is not self.anchors.counted.inputs:
-            return metric.outputs_after(v)
-        return self.anchors.outputs(self.anchors.inputs, metric.weights_after(v))
 
     def _form(self, params: list[Tensor]) -> Callable[[], Form]:
         """Tells how the metric's products over these parameters are taken, once one is needed.

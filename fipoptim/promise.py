@@ -161,6 +161,14 @@ def promise_of_step(
     return EveryStep(Edge(budget, metric.anchors, metric.params, restoring), settle, behind)
 
 
+def outputs_after(metric: AnchorMetric, budget: Budget, v: Tensor) -> Tensor:
+    """The outputs of a step's anchors after a step ``v`` ``(n,)``; with a budget, by the evaluation of drift()."""
+    anchors = metric.anchors
+    if not budget.given or metric.sample.inputs is not anchors.counted.own:
+        return metric.outputs_after(v)
+    return anchors.outputs(anchors.own, metric.weights_after(v))
+
+
 def down_drift(
     metric: AnchorMetric,
     gradient: Tensor | None,

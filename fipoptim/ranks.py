@@ -52,7 +52,7 @@ class Ranks:
         if process_group is False:
             return ALONE
         if process_group is None:
-            return cls(dist.group.WORLD) if is_initialized() else ALONE
+            return cls(dist.group.WORLD) if is_initialized() else UNASKED
         if type(process_group) is int and process_group == dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError(
                 "process_group: this process is no member of it; build anchors on its members."
@@ -71,7 +71,7 @@ class Ranks:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What is unpickled belongs to the default group of the process that reads it, or is alone as this is."""
-        return (Ranks.of, (False if self.alone else None,))
+        return (Ranks.of, (False if self is ALONE else None,))
 
     def __repr__(self) -> str:
         """Which of how many."""
@@ -138,11 +138,13 @@ class Ranks:
         return self.largest(1.0 if holds else 0.0)[0] == 1.0
 
     def agree(self, *numbers: float) -> bool:
-        """Whether finite numbers are the same on every rank, up to rounding on other processors."""
+        """Whether numbers are the same on every rank, up to rounding on other processors; not finite is one number."""
         if self.alone:
             return True
-        both = self.largest(*numbers, *(-x for x in numbers))
-        highs, lows = both[: len(numbers)], [-x for x in both[len(numbers) :]]
+        told = [float(math.isfinite(x)) for x in numbers]
+        told += [x if math.isfinite(x) else 0.0 for x in numbers]
+        both = self.largest(*told, *(-x for x in told))
+        highs, lows = both[: len(told)], [-x for x in both[len(told) :]]
         return all(
             high - low <= TOLERANCE * max(abs(high), abs(low))
             for high, low in zip(highs, lows, strict=True)
@@ -220,6 +222,19 @@ class Ranks:
                 shown = ", ".join(f"{x} on rank {rank}" for rank, x in enumerate(found[:4]))
                 raise ValueError(f"{name}: differs between the ranks: {shown}. {advice}")
 
+    def refuse_outgrown(self) -> None:
+        """Refuse to go on alone among processes that were started later.
+
+        Raises:
+            RuntimeError: If there is a default group of several processes now, and there was none at the time.
+        """
+        if self is UNASKED and is_initialized():
+            raise RuntimeError(
+                "anchors: were built before torch.distributed was initialized, so each rank would do all of their work "
+                "and nothing would keep the ranks together. Build the AnchorBatch after init_process_group() (or after "
+                "the Accelerator or TrainingArguments), or give it process_group=False for a process by itself."
+            )
+
     def check_device(self, device: torch.device) -> None:
         """Refuse tensors that the group cannot send.
 
@@ -256,3 +271,4 @@ def is_initialized() -> bool:
 
 
 ALONE = Ranks(None)
+UNASKED = Ranks(None)  # alone, as there was no group when it was looked for

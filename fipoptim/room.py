@@ -61,7 +61,7 @@ def drift_of_flips(counted: AnchorBatch, share: float) -> float:
     references, shape = counted.references, counted.function.row_shape
     if references not in _MARGINS:
         parts = [margins(part.reshape(-1, *shape)) for part in counted.reference_parts()]
-        _MARGINS[references] = torch.cat(parts)
+        _MARGINS[references] = counted.ranks.gathered(torch.cat(parts), len(counted))
     quantile = float(torch.quantile(_MARGINS[references], share))
     return math.pi * counted.width * quantile**2
 

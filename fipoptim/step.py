@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from fipoptim.anchors.draws import seed_of_step
 from fipoptim.metric.metric import AnchorMetric
+from fipoptim.ranks import Ranks
 from fipoptim.solver.first_order import first_order_step
 from fipoptim.solver.preconditioner import Preconditioner
 from fipoptim.solver.settings import Solver
@@ -40,7 +41,7 @@ class Step:
 def drift_gradient(metric: AnchorMetric) -> Tensor | None:
     r"""The gradient of the drift, :math:`\frac2N J^\top r`, flat, shape ``(n,)``; None if there is no drift."""
     residual = metric.residual()
-    if not bool(residual.any()):
+    if not metric.anchors.ranks.any(bool(residual.any())):
         return None
     return metric.vjp(metric.mean.squared_gradient(residual))
 
@@ -70,13 +71,19 @@ def linear_term(
     return pull
 
 
-def finite_size(linear: Tensor, gradients: list[Tensor] | None) -> float:
-    """The length of the linear term.
+def finite_size(linear: Tensor, gradients: list[Tensor] | None, ranks: Ranks) -> float:
+    """The length of the linear term, which is the same on all ranks.
 
     Raises:
-        RuntimeError: If it is not finite, with the cause.
+        RuntimeError: If it is not finite, with the cause, or if it differs between the ranks.
     """
     size = norm(linear)
+    if not ranks.agree(size):
+        raise RuntimeError(
+            f"gradient: it differs between the ranks (with the restoring term its length is {size:.6g} on rank "
+            f"{ranks.rank}); no weight was changed. Wrap the model in DistributedDataParallel, call the wrapper for "
+            "the loss, and step only where gradients are synchronized."
+        )
     if math.isfinite(size):
         return size
     if gradients is not None and not math.isfinite(total_size(gradients)):

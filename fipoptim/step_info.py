@@ -27,7 +27,8 @@ class StepInfo:
 
     A step without products and without a budget does not evaluate the network that it leads to. Its ``multiplier``,
     ``output_change`` and ``drift`` are then measured when the first of them is read, by a forward pass over the step's
-    anchors. Read them before the next step, or not at all.
+    anchors. Read them before the next step, or not at all. With several ranks, call :meth:`measure` on all of them
+    before one reads a figure.
 
     Attributes:
         loss: The secondary loss before the step; None if only ``.grad`` was given, or if L = 0.
@@ -78,9 +79,8 @@ class StepInfo:
         self.backtracks = backtracks
         self._effect = effect
 
-    @property
-    def effect(self) -> Effect:
-        """The three figures that may still have to be measured.
+    def measure(self) -> Effect:
+        """Measure the three figures that may still have to be measured. With several ranks all of them call it.
 
         Raises:
             RuntimeError: If they were not measured before the weights moved on.
@@ -88,6 +88,21 @@ class StepInfo:
         if callable(self._effect):
             self._effect = self._effect()
         return self._effect
+
+    @property
+    def effect(self) -> Effect:
+        """The three figures.
+
+        Raises:
+            RuntimeError: If they were not measured before the weights moved on, or if several ranks have to measure
+                them: whoever reads a figure on one of them alone would wait for the others.
+        """
+        if isinstance(self._effect, Measurement) and not self._effect.alone:
+            raise RuntimeError(
+                "last_step: what this step did to the outputs has not been measured, and all ranks have to. Call "
+                "last_step.measure() on every rank first."
+            )
+        return self.measure()
 
     @property
     def multiplier(self) -> float:
@@ -147,16 +162,28 @@ class Measurement:
         anchors: The anchors.
         sample: The anchors of the step.
         before: Their outputs before the step, shape ``(N, m)``.
+        mean: The mean over these anchors.
         gain: The gain :math:`-c^\top v` of the step.
         length: The length :math:`\varepsilon` of the sphere.
     """
 
     def __init__(
-        self, anchors: AnchorBatch, sample: Sample, before: Tensor, gain: float, length: float
+        self,
+        anchors: AnchorBatch,
+        sample: Sample,
+        before: Tensor,
+        mean: AnchorMean,
+        gain: float,
+        length: float,
     ) -> None:
-        self._anchors, self._sample, self._before = anchors, sample, before
+        self._anchors, self._sample, self._before, self._mean = anchors, sample, before, mean
         self._gain, self._length = gain, length
         self._versions = self._versions_of_now()
+
+    @property
+    def alone(self) -> bool:
+        """Whether one process measures."""
+        return self._anchors.ranks.alone
 
     def _versions_of_now(self) -> list[tuple[int, int]]:
         return [(id(p), p._version) for p in self._anchors.model.parameters()]
@@ -170,12 +197,14 @@ class Measurement:
         if self._versions_of_now() != self._versions:
             _moved_on()
         outputs = self._anchors.outputs(self._sample.inputs)
-        effect = effect_of(math.nan, self._before, outputs, self._sample.reference)
+        effect = effect_of(math.nan, self._before, outputs, self._sample.reference, self._mean)
         multiplier = first_order_multiplier(self._gain, effect.output_change, self._length)
         return effect._replace(multiplier=multiplier)
 
 
-def effect_of(multiplier: float, before: Tensor, after: Tensor, reference: Tensor) -> Effect:
+def effect_of(
+    multiplier: float, before: Tensor, after: Tensor, reference: Tensor, mean: AnchorMean
+) -> Effect:
     """What a step did to the outputs ``(N, m)`` of its anchors.
 
     Args:
@@ -183,9 +212,9 @@ def effect_of(multiplier: float, before: Tensor, after: Tensor, reference: Tenso
         before: The outputs before the step.
         after: The outputs after it.
         reference: The outputs that they had at the reference.
+        mean: The mean over these anchors.
     """
-    mean = AnchorMean(len(after))
-    drift = float(mean.of(squared_distance(after, reference)))
+    drift = mean.of_each(squared_distance(after, reference))
     return Effect(multiplier, mean.rms(after - before), drift)
 
 

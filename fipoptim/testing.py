@@ -63,7 +63,7 @@ def assert_kept(
     count = len(now)
     if max_flips is not None:
         flipped = (predictions(now) != predictions(before)).any(dim=1)
-        share = float(AnchorMean(count).of(flipped.double()))
+        share = AnchorMean(count).of_each(flipped.double())
         if share > max_flips:
             first = flipped.nonzero().flatten()[:SHOWN].tolist()
             raise AssertionError(
@@ -72,7 +72,7 @@ def assert_kept(
             )
     if max_drift is not None:
         distances = squared_distance(flatten_outputs(now, count), flatten_outputs(before, count))
-        drift = float(AnchorMean(count).of(distances))
+        drift = AnchorMean(count).of_each(distances)
         if not drift <= max_drift:
             largest = distances.topk(min(SHOWN, count)).indices.tolist()
             raise AssertionError(

@@ -13,7 +13,7 @@ LAYERS = (
     "integrations",
     *("testing", "certificate", "restore", "bounds", "outputs"),
     *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "budget"),
-    *("automatic", "step", "step_info", "gradients", "saving", "checks", "state"),
+    *("agreement", "automatic", "step", "step_info", "gradients", "saving", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
     *("parameters", "flat", "solver", "mean", "ranks", "optional"),
 )

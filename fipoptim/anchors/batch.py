@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakSet
 
 import torch
@@ -23,7 +24,6 @@ from fipoptim.anchors.bundle import (
 from fipoptim.anchors.draws import draw_seed, seed_of_step
 from fipoptim.anchors.evaluation import seeded, unwrap
 from fipoptim.anchors.fingerprint import Fingerprint, combined, fingerprint_of
-from fipoptim.anchors.held import HeldInputs
 from fipoptim.anchors.inputs import (
     GivenInputs,
     Inputs,
@@ -31,18 +31,19 @@ from fipoptim.anchors.inputs import (
     concatenate,
     count_inputs,
     refuse_call,
+    rows_of,
     select_inputs,
 )
 from fipoptim.anchors.network_function import NetworkFunction
 from fipoptim.anchors.networks import (
     OtherModule,
     ReferenceNetwork,
+    likely_classes,
     network_of,
     snapshot_of,
-    with_likely_classes,
 )
 from fipoptim.anchors.output_space import OF_PROBABILITIES, OutputMap
-from fipoptim.anchors.reference import first_references, references_of
+from fipoptim.anchors.reference import check_rows, first_references, references_of
 from fipoptim.anchors.refusals import (
     check_callable,
     check_positive,
@@ -50,15 +51,19 @@ from fipoptim.anchors.refusals import (
     check_width,
 )
 from fipoptim.anchors.route import Route
-from fipoptim.anchors.sample import Sample, augmented, drawn, set_aside
-from fipoptim.anchors.state import AnchorState
+from fipoptim.anchors.sample import Sample, augmented_apart, by_segment, drawn, set_aside
+from fipoptim.anchors.saved import SavedInputs
+from fipoptim.anchors.shared import check_enough, ranks_of, refuse_differing
 from fipoptim.anchors.texts import check_ids, check_padding
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # By this a certificate finds out that it was asked for on anchors.
 _IN_MEMORY: WeakSet[AnchorBatch] = WeakSet()
 
 
-class AnchorBatch(HeldInputs):
+class AnchorBatch(SavedInputs):
     r"""The inputs whose outputs a network is to keep, and the outputs they had at the reference.
 
     The outputs that the model has on construction become the reference, unless another one is given. The model is
@@ -104,6 +109,8 @@ class AnchorBatch(HeldInputs):
         augment: Turns few anchors into many: each step sees ``augment(inputs)``, and a copy of the reference network
             gives the reference outputs of these. Before each call torch's random state is set to the seed of the
             step. :meth:`drift` is measured on the plain anchors.
+        process_group: The processes that share the anchors: each rank gives all of them and evaluates its share. None
+            takes the default group of torch.distributed, if it is initialized; False is this process by itself.
 
     Attributes:
         inputs: The anchors, copied: a tensor, a tuple or a dict.
@@ -115,8 +122,11 @@ class AnchorBatch(HeldInputs):
         TypeError: If an argument has the wrong type or the model's output is not a float tensor.
         ValueError: If there are no anchors, if tensors disagree on dimension 0, if a size is out of range, if the
             model's outputs are not finite, or if texts have labels, tokens that the model does not know, a mask that
-            does not fit, or outputs that depend on their padding.
+            does not fit, or outputs that depend on their padding; if ranks give different anchors, or too few to share.
+        RuntimeError: If another rank refuses what it was given.
     """
+
+    check: AnchorBatch | None
 
     @torch.inference_mode(False)
     def __init__(
@@ -133,36 +143,43 @@ class AnchorBatch(HeldInputs):
         generator: Generator | None = None,
         augment: Callable[[Any], Any] | None = None,
         progress: Callable[[list[Inputs]], Iterable[Inputs]] | None = None,
+        process_group: ProcessGroup | Literal[False] | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: must be a torch.nn.Module, got {type(model).__name__}.")
-        for name, size in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-            check_positive(name, size, or_none=True)
-        for name, function in (("augment", augment), ("progress", progress)):
-            check_callable(name, function)
-        check_store(store, reference, output, OF_PROBABILITIES)
-        self.output, self.store = output, store
-        self.batch_size = batch_size
-        self.chunk_size = chunk_size
-        self.augment = augment
-        self.progress = progress or iter
-        self.function = NetworkFunction(model, output)
-        self._seed = draw_seed(generator)
-        parts = set_aside(self._known(checked_inputs(inputs)), check, self._seed)
+        ranks = ranks_of(process_group, model)
+        with ranks.together("AnchorBatch"):
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"model: must be a torch.nn.Module, got {type(model).__name__}.")
+            sizes = {"batch_size": batch_size, "chunk_size": chunk_size}
+            for name, size in sizes.items():
+                check_positive(name, size, or_none=True)
+            for name, function in (("augment", augment), ("progress", progress)):
+                check_callable(name, function)
+            check_store(store, reference, output, OF_PROBABILITIES)
+            self.output, self.store = output, store
+            self.batch_size, self.chunk_size = batch_size, chunk_size
+            self.augment, self.progress = augment, progress or iter
+            self.function = NetworkFunction(model, output, ranks)
+            given, seed = self._known(checked_inputs(inputs)), draw_seed(generator)
+        refuse_differing(ranks, model, given, reference, sizes)
+        self._seed = ranks.first(seed)
+        self.function.synchronize()
+        parts = set_aside(given, check, self._seed)
         self.inputs: Inputs = parts.inputs
         count = len(self)
         if batch_size is not None and batch_size > count:
             raise ValueError(f"batch_size: {batch_size} is more than the {count} anchors given.")
+        check_enough(ranks, inputs=count, batch_size=batch_size)
         self.route = Route()
-        own, of_check = references_of(reference, parts)
-        self._first_reference(own)
-        self.check: AnchorBatch | None = None
+        reference, of_check = references_of(reference, parts)
+        self._first_reference(reference)
+        self.check = None
         if parts.check is not None:
             check_forms("check", parts.check, self.inputs)
             if store == "live":
                 (of_check,) = self.references.networks
             how: dict[str, Any] = {"chunk_size": chunk_size, "progress": progress, "store": store}
-            self.check = AnchorBatch(model, parts.check, output=output, reference=of_check, **how)
+            how |= {"output": output, "reference": of_check, "process_group": process_group}
+            self.check = AnchorBatch(model, parts.check, **how)
             if count_positions(self.check.inputs) == count_positions(self.inputs):
                 check_width(self.check.references.like, self.references.like)
         _IN_MEMORY.add(self)
@@ -209,6 +226,7 @@ class AnchorBatch(HeldInputs):
         Raises:
             ValueError: If the model's outputs are not finite; the reference is then as it was.
         """
+        self.function.synchronize()
         self._refresh(snapshot_of(self.function) if self.takes_networks else None)
 
     def _refresh(self, network: ReferenceNetwork | None) -> None:
@@ -247,6 +265,8 @@ class AnchorBatch(HeldInputs):
             )
             raise ValueError(f"check: the anchors have {have} check=, inputs or a share.")
         parts = set_aside(checked_inputs(inputs), check, seed_of_step(self._seed, len(self)))
+        refuse_differing(self.ranks, self.model, parts.inputs, None, {})
+        self.function.synchronize()
         network = snapshot_of(self.function) if self.takes_networks else None
         self._extend(parts.inputs, parts.check, network)
 
@@ -293,31 +313,37 @@ class AnchorBatch(HeldInputs):
     # --- what a step sees -----------------------------------------------------------------------------
 
     def all(self) -> Sample:
-        """All anchors, plain."""
-        return Sample(self.inputs, self.reference)
+        """All anchors, plain: of them, those that this rank evaluates."""
+        return Sample(self.own, self.own_reference)
 
     @torch.inference_mode(False)
     def sample(self, step: int) -> Sample:
-        """The anchors of step number ``step``, drawn and augmented if asked for; the same at every call."""
+        """The anchors of step number ``step``, drawn and augmented if asked for; the same at every call.
+
+        All ranks draw and augment the same anchors, and each gets its share of them.
+        """
         if self.batch_size is None and self.augment is None:
             return self.all()
         seed = seed_of_step(self._seed, step)
         index = drawn(len(self), self.batch_size, seed)
-        chosen = select_inputs(self.inputs, index)
         if self.augment is None:
+            index = index[self.ranks.share(len(index))]
+            chosen = select_inputs(self.inputs, index)
             return Sample(chosen, self.references.of(chosen, index, self.in_chunks))
-        segments = self.references.segments[index]
-        parts: list[Inputs] = []
-        references: list[Tensor] = []
+        chosen, segments = select_inputs(self.inputs, index), self.references.segments[index]
         with seeded(seed, self.device), torch.no_grad():
-            # Anchors of different reference networks are augmented and evaluated apart.
-            for segment in segments.unique().tolist():
-                rows = segments == segment
-                new = augmented(self.augment, select_inputs(chosen, rows.nonzero().squeeze(1)))
-                new = self._told_apart(new, self.references.networks[segment])
-                parts.append(new)
-                references.append(self.references.by_networks(new, segments[rows], self.in_chunks))
-        return Sample(concatenate(parts), torch.cat(references))
+            views, segments = augmented_apart(self.augment, chosen, segments)
+            own = self.ranks.share(len(segments))
+            views, segments = rows_of(views, own), segments[own]
+            if isinstance(self.store, int):
+                networks = self.references.networks
+                views = concatenate(
+                    [
+                        self._told_apart(select_inputs(views, rows), networks[k], by_shares=False)
+                        for k, rows in by_segment(segments)
+                    ]
+                )
+            return Sample(views, self.references.by_networks(views, segments, self.in_chunks))
 
     def _first_reference(self, reference: Any) -> None:
         try:
@@ -326,24 +352,35 @@ class AnchorBatch(HeldInputs):
                 if reference is not None:
                     network = network_of(reference, self.function, self.output)
                 self.inputs = self._told_apart(self.inputs, network)
-            self.references = first_references(
-                self.function,
-                self.inputs,
-                lambda: self.in_chunks(self.inputs),
-                reference=reference,
-                output=self.output,
-                store=self.store,
-                augmented=self.augment is not None,
-            )
+            if isinstance(reference, Tensor):
+                check_rows(reference, len(self))
+                reference = reference[self.own_rows]
+            with self.ranks.together("AnchorBatch"):
+                references = first_references(
+                    self.function,
+                    self.own,
+                    lambda: self.in_chunks(self.own),
+                    reference=reference,
+                    output=self.output,
+                    store=self.store,
+                    augmented=self.augment is not None,
+                )
+            self.references = references.of_all(self.ranks, len(self))
         except TypeError as error:
             refuse_call(self.model, self.inputs, error)
             raise
 
-    def _told_apart(self, inputs: Inputs, network: ReferenceNetwork) -> Inputs:
+    def _told_apart(
+        self, inputs: Inputs, network: ReferenceNetwork, *, by_shares: bool = True
+    ) -> Inputs:
         """Inputs with the classes that their outputs tell apart, if the store is a number of them."""
         if not isinstance(self.store, int):
             return inputs
-        return with_likely_classes(inputs, network, self.store, self.in_chunks)
+        classes = functools.partial(
+            likely_classes, network=network, k=self.store, split=self.in_chunks
+        )
+        found = self._by_shares(inputs, classes) if by_shares else classes(inputs)
+        return with_classes(inputs, found)
 
     def _known(self, inputs: Inputs) -> Inputs:
         """Inputs themselves, if the model has their tokens; texts of different lengths with how they are read."""
@@ -360,41 +397,3 @@ class AnchorBatch(HeldInputs):
         """What is said of padded positions, which do not count."""
         mask = mask_of(self.inputs)
         return "" if mask is None else f", {int(mask.sum())} positions that count"
-
-    # --- saving -----------------------------------------------------------------------------------------
-
-    @torch.inference_mode(False)
-    def state_dict(self) -> dict[str, Any]:
-        """The state for a resumed run: a copy of inputs, reference outputs, reference networks and the draws' seed.
-
-        Loads with ``torch.load(weights_only=True)``.
-        """
-        return self._state().to_dict()
-
-    def _state(self) -> AnchorState:
-        check = None if self.check is None else self.check._state()
-        return AnchorState(self.inputs, self.references, self._seed, self.route, check)
-
-    @torch.inference_mode(False)
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave, so that a resumed run goes on along the same path.
-
-        Raises:
-            ValueError: If ``state`` is not of the form that :meth:`state_dict` gives, belongs to another model or
-                output space, or holds NaN or infinite values. The anchors are then as they were.
-        """
-        loaded = AnchorState.from_dict(
-            state,
-            self.function,
-            like=self.references,
-            batch_size=self.batch_size,
-            networks=self.takes_networks,
-            checked=self.check is not None,
-        )
-        self._take_over(loaded)
-
-    def _take_over(self, loaded: AnchorState) -> None:
-        self.inputs, self.references = loaded.inputs, loaded.references
-        self._seed, self.route = loaded.seed, loaded.route
-        if self.check is not None and loaded.check is not None:
-            self.check._take_over(loaded.check)

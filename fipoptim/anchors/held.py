@@ -8,8 +8,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.inputs import Inputs, count_inputs, split_inputs
-from fipoptim.anchors.measured import Measured, measured, measured_in_parts, predictions_kept
+from fipoptim.anchors.inputs import Inputs, count_inputs, rows_of, split_inputs
+from fipoptim.anchors.measured import Measured, measured_in_parts, predictions_kept
 from fipoptim.anchors.network_function import NetworkFunction, Weights
 from fipoptim.anchors.networks import ReferenceNetwork
 from fipoptim.anchors.output_space import squared_distance
@@ -17,10 +17,14 @@ from fipoptim.anchors.reference import in_store
 from fipoptim.anchors.references import References, segments_of
 from fipoptim.anchors.refusals import check_outputs
 from fipoptim.mean import AnchorMean
+from fipoptim.ranks import Ranks
 
 
 class HeldInputs:
     """Inputs whose outputs a network is to keep, and their reference. Passes over them go chunk by chunk.
+
+    Several ranks hold the same inputs. Each evaluates its share of them, its **own** rows; means are those of all rows.
+    Whatever measures is then a collective: all ranks have to call it.
 
     Attributes:
         inputs: The inputs, in one of the three forms.
@@ -44,6 +48,50 @@ class HeldInputs:
         """The number of inputs."""
         return count_inputs(self.inputs)
 
+    # --- the share of this rank -----------------------------------------------------------------------
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the inputs."""
+        return self.function.ranks
+
+    @property
+    def mean(self) -> AnchorMean:
+        """The mean over all inputs."""
+        return AnchorMean(len(self), self.ranks)
+
+    @property
+    def own_rows(self) -> slice:
+        """The numbers of the inputs that this rank evaluates."""
+        return self.ranks.share(len(self))
+
+    @property
+    def own(self) -> Inputs:
+        """The inputs that this rank evaluates: the same object as long as the inputs are."""
+        if self.ranks.alone:
+            return self.inputs
+        if self._own is None or self._own[0] is not self.inputs:
+            self._own = (self.inputs, rows_of(self.inputs, self.own_rows))
+        return self._own[1]
+
+    _own: tuple[Inputs, Inputs] | None = None
+
+    @property
+    def own_reference(self) -> Tensor:
+        """The reference outputs of the inputs that this rank evaluates, ``(n, m)``."""
+        if self.ranks.alone:
+            return self.references.all(self.inputs, self.in_chunks)
+        return self.references.of(self.own, self.own_rows, self.in_chunks)
+
+    def _by_shares(self, inputs: Inputs, evaluated: Callable[[Inputs], Tensor]) -> Tensor:
+        """What is ``evaluated`` of inputs, one row each; each rank evaluates a share, and gets all."""
+        count = count_inputs(inputs)
+        if self.ranks.alone or count < self.ranks.size:
+            return evaluated(inputs)
+        with self.ranks.together("anchors"):
+            part = evaluated(rows_of(inputs, self.ranks.share(count)))
+        return self.ranks.gathered(part, count)
+
     # --- how far the function has moved -------------------------------------------------------------
 
     @overload
@@ -56,6 +104,8 @@ class HeldInputs:
         Args:
             reduction: ``"mean"`` or ``"sum"`` over the anchors (a float), or ``"none"`` (a tensor ``(N,)``).
 
+        With several ranks this is a collective, as is every other measurement: all ranks have to call it.
+
         Raises:
             ValueError: If ``reduction`` is none of these.
         """
@@ -63,10 +113,10 @@ class HeldInputs:
             raise ValueError(f"reduction: choose 'mean', 'sum' or 'none', got {reduction!r}.")
         squared = torch.cat([squared_distance(z, reference) for z, reference in self._compared()])
         if reduction == "none":
-            return squared
+            return self.ranks.gathered(squared, len(self))
         if reduction == "sum":
-            return float(squared.sum())
-        return float(AnchorMean(len(self)).of(squared))
+            return self.ranks.sums(float(squared.sum()))[0]
+        return self.mean.of_each(squared)
 
     def predictions_kept(self) -> float:
         """Fraction of anchors whose prediction is that of the reference.
@@ -79,26 +129,30 @@ class HeldInputs:
         classes are those that are told apart.
         """
         kept = [predictions_kept(*pair, self.function.row_shape) for pair in self._compared()]
-        return float(AnchorMean(len(self)).of(torch.cat(kept).double()))
+        return self.mean.of_each(torch.cat(kept).double())
 
     def measure(self, outputs: Tensor | None = None) -> Measured:
         """Drift and changed predictions over all anchors, in one evaluation.
 
         Args:
-            outputs: The outputs of all anchors, ``(N, m)``; None evaluates the model of now.
+            outputs: The outputs of the anchors that this rank evaluates, ``(N, m)``; None evaluates the model of now.
         """
+        parts: Iterable[tuple[Tensor, Tensor]] = self._compared(outputs)
         if outputs is not None and self.references.outputs is not None:
-            return measured(outputs, self.reference, self.function.row_shape)
-        return measured_in_parts(self._compared(outputs), lambda: self.function.row_shape)
+            parts = [(outputs, self.own_reference)]
+        return measured_in_parts(parts, lambda: self.function.row_shape, self.mean)
 
     def _compared(self, outputs: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Outputs of now, or those given, and their reference, both ``(n, m)``, chunk by chunk."""
+        if outputs is None:
+            self.function.synchronize()
         weights = self.weights() if outputs is None else None
-        start = 0
-        for chunk in self.progress(self.chunks(self.inputs)):
+        start, first = 0, self.own_rows.start
+        for chunk in self.progress(self.chunks(self.own)):
             rows = slice(start, start + count_inputs(chunk))
             z = self.function.outputs([chunk], weights) if outputs is None else outputs[rows]
-            yield z, self.references.of(chunk, rows, self.chunks)
+            there = slice(first + rows.start, first + rows.stop)
+            yield z, self.references.of(chunk, there, self.chunks)
             del z  # frees it before the next one is made
             start = rows.stop
 
@@ -107,7 +161,9 @@ class HeldInputs:
     @property
     def reference(self) -> Tensor:
         """The reference outputs of all anchors, ``(N, m)``: the tensor that is kept if it is in full precision."""
-        return self.references.all(self.inputs, self.in_chunks)
+        if self.ranks.alone or self.references.outputs is not None:
+            return self.references.all(self.inputs, self.in_chunks)
+        return self.ranks.gathered(self.own_reference, len(self))
 
     @property
     def width(self) -> int:
@@ -115,8 +171,8 @@ class HeldInputs:
         return self.references.width
 
     def reference_parts(self) -> Iterator[Tensor]:
-        """The reference outputs of all anchors in parts ``(n, m)``, of which one is held at a time."""
-        return self.references.parts(self.inputs, self.in_chunks)
+        """The reference outputs of this rank's own inputs in parts ``(n, m)``, of which one is held at a time."""
+        return self.references.parts(self.own, self.own_rows, self.in_chunks)
 
     @property
     def takes_networks(self) -> bool:
@@ -132,13 +188,25 @@ class HeldInputs:
         networks = [] if network is None else [network]
         segments = segments_of(count_inputs(inputs))
         if self.store == "live":
-            like: Tensor | None = None
-            for chunk in self.in_chunks(inputs):
-                like = check_outputs(self.function.outputs([chunk]))[:0].clone()
-            assert like is not None
-            return References(None, like, networks, segments)
-        outputs = check_outputs(self.outputs(inputs))
+            return References(None, self._like(inputs), networks, segments)
+        outputs = check_outputs(self._by_shares(inputs, self.outputs))
         return References(in_store(outputs, self.store), outputs[:0].clone(), networks, segments)
+
+    def _like(self, inputs: Inputs) -> Tensor:
+        """A tensor ``(0, m)`` like the outputs of inputs, all of which are evaluated and have to be finite."""
+        like: list[Tensor] = []
+
+        def not_a_number_if_not_finite(own: Inputs) -> Tensor:
+            found = []
+            for chunk in self.in_chunks(own):
+                z = self.function.outputs([chunk])
+                found.append((z * 0).sum(dim=1))
+                like[:] = [z[:0].clone()]
+                del z
+            return torch.cat(found)
+
+        check_outputs(self._by_shares(inputs, not_a_number_if_not_finite))
+        return like[0]
 
     # --- the function ---------------------------------------------------------------------------------
 

@@ -45,7 +45,12 @@ def count_inputs(inputs: Inputs) -> int:
 
 def first_inputs(inputs: Inputs, count: int) -> Inputs:
     """The first ``count`` anchors of ``inputs``, as views; all of them if there are fewer. Texts are trimmed."""
-    return trimmed(map_inputs(lambda x: x[:count], inputs))
+    return rows_of(inputs, slice(count))
+
+
+def rows_of(inputs: Inputs, rows: slice) -> Inputs:
+    """The anchors of ``inputs`` in ``rows``, as views. Texts are trimmed."""
+    return trimmed(map_inputs(lambda x: x[rows], inputs))
 
 
 def select_inputs(inputs: Inputs, index: Tensor) -> Inputs:

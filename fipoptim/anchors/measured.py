@@ -33,16 +33,17 @@ def measured(outputs: Tensor, reference: Tensor, shape: torch.Size) -> Measured:
     Raises:
         ValueError: If the outputs are of another width than the reference.
     """
-    return measured_in_parts([(outputs, reference)], lambda: shape)
+    return measured_in_parts([(outputs, reference)], lambda: shape, AnchorMean(len(outputs)))
 
 
 def measured_in_parts(
-    parts: Iterable[tuple[Tensor, Tensor]], shape: Callable[[], torch.Size]
+    parts: Iterable[tuple[Tensor, Tensor]], shape: Callable[[], torch.Size], mean: AnchorMean
 ) -> Measured:
     """The distance of outputs from their reference, which come in parts; only one part is held at a time.
 
     Args:
-        parts: Outputs with their reference, both ``(n, m)``.
+        parts: Outputs with their reference, both ``(n, m)``, of all inputs of this rank.
+        mean: The mean over the inputs of all ranks.
         shape: Gives the shape that one row has in the output space, once the first part is there.
 
     Raises:
@@ -53,13 +54,12 @@ def measured_in_parts(
         squared.append(squared_distance(outputs, reference))
         kept += int(predictions_kept(outputs, reference, shape()).sum())
         del outputs, reference  # frees them before the next part is made
-    each = torch.cat(squared)
-    count = len(each)
-    drift = float(AnchorMean(count).of(each))
+    drift = mean.of_each(torch.cat(squared))
+    kept = int(mean.ranks.sums(kept)[0])
     if not math.isfinite(drift):
         return Measured(math.inf, 1.0)
     # A whole number over N: a budget of 0.05 allows 6 of 120, which a difference to 1 would exceed by rounding.
-    return Measured(drift, AnchorMean(count).share(count - kept))
+    return Measured(drift, mean.share(mean.count - kept))
 
 
 def predictions_kept(outputs: Tensor, reference: Tensor, shape: torch.Size) -> Tensor:

@@ -14,6 +14,7 @@ from fipoptim.anchors.embedding import PureLookups
 from fipoptim.anchors.evaluation import device_of, evaluation, unwrap
 from fipoptim.anchors.inputs import Inputs, copied_to, count_inputs, first_inputs
 from fipoptim.anchors.output_space import OutputMap, flatten_outputs, output_map, told_apart
+from fipoptim.ranks import ALONE, Ranks
 
 
 class Weights(NamedTuple):
@@ -29,9 +30,11 @@ class NetworkFunction:
     Args:
         model: The network. The inner module is used behind DistributedDataParallel or ``torch.compile``.
         output: The output space, as for :class:`~fipoptim.AnchorBatch`.
+        ranks: The processes that evaluate their shares of the same inputs.
 
     Attributes:
         model: The inner module.
+        ranks: As given.
         row_shape: The shape that the outputs of one input have in the output space, as last evaluated.
 
     Raises:
@@ -39,8 +42,12 @@ class NetworkFunction:
         TypeError: If ``output`` is neither a name nor callable.
     """
 
-    def __init__(self, model: nn.Module, output: str | OutputMap) -> None:
+    def __init__(self, model: nn.Module, output: str | OutputMap, ranks: Ranks = ALONE) -> None:
         self.model = unwrap(model)
+        self.ranks = ranks
+        # The buffers of this rank when they were last compared, with their versions, and those of rank 0 then.
+        self._compared: list[tuple[Tensor, int]] = []
+        self._buffers: dict[str, Tensor] | None = None
         self._map = output_map(output)
         self._writes_buffers = False
         self.row_shape = torch.Size()
@@ -56,14 +63,39 @@ class NetworkFunction:
         return evaluation(self.model, self.device, tangents=tangents)
 
     @torch.inference_mode(False)
+    def synchronize(self) -> None:
+        """Take the buffers of rank 0 from now on, as the forward pass of DistributedDataParallel does.
+
+        Every measurement and every linearization begins with it, on all ranks. The model's own buffers stay.
+
+        Raises:
+            RuntimeError: If there are several processes now, and there was one when the anchors were built.
+        """
+        self.ranks.refuse_outgrown()
+        if self.ranks.alone:
+            return
+        named = dict(self.model.named_buffers())
+        before = self._compared
+        same = len(named) == len(before) and all(
+            b is old and b._version == version
+            for b, (old, version) in zip(named.values(), before, strict=True)
+        )
+        if self.ranks.any(not same):
+            found = self.ranks.of_first(b.detach() for b in named.values())
+            self._buffers = dict(zip(named, found, strict=True))
+            self._compared = [(b, b._version) for b in named.values()]
+
+    @torch.inference_mode(False)
     def weights(self) -> Weights:
         """The weights of now: detached aliases of the parameters, and copies of the buffers.
 
-        A model that writes to its buffers cannot change the copies.
+        A model that writes to its buffers cannot change the copies. With several ranks the buffers are those of rank 0,
+        as they were at the last :meth:`synchronize`.
         """
+        buffers = dict(self.model.named_buffers()) if self._buffers is None else self._buffers
         return Weights(
             {name: p.detach() for name, p in self.model.named_parameters()},
-            {name: b.detach().clone() for name, b in self.model.named_buffers()},
+            {name: b.detach().clone() for name, b in buffers.items()},
         )
 
     def snapshot(self) -> Weights:

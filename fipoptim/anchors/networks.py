@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.bundle import with_classes
 from fipoptim.anchors.evaluation import unwrap
 from fipoptim.anchors.inputs import Inputs, count_inputs
 from fipoptim.anchors.network_function import NetworkFunction, Weights
@@ -150,10 +149,10 @@ def snapshot_of(function: NetworkFunction) -> Snapshot:
     return Snapshot(function, function.snapshot())
 
 
-def with_likely_classes(
+def likely_classes(
     inputs: Inputs, network: ReferenceNetwork, k: int, split: Callable[[Inputs], Iterable[Inputs]]
-) -> Inputs:
-    """Inputs with the k likeliest classes of each position, by a network.
+) -> Tensor:
+    """The k likeliest classes at each position of inputs, by a network; shape ``(N, ..., k)``.
 
     Args:
         inputs: The inputs, without classes.
@@ -173,4 +172,4 @@ def with_likely_classes(
             )
         found.append(z.topk(k, dim=-1).indices.int())
         del z
-    return with_classes(inputs, torch.cat(found))
+    return torch.cat(found)

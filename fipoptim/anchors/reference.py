@@ -120,11 +120,6 @@ def reference_outputs(
         found = network_of(reference, function, output).outputs(chunks())
     else:
         check_reference(reference)
-        if reference.dim() == 0 or len(reference) != len(model_outputs):
-            raise ValueError(
-                f"reference: must have one row for each of the {len(model_outputs)} anchors, got shape "
-                f"{tuple(reference.shape)}."
-            )
         given = without_padding(reference.detach(), inputs)
         found = flatten_outputs(given, len(model_outputs)).clone()
     check_same_shape(found, model_outputs)
@@ -151,6 +146,18 @@ def references_of(reference: Any, parts: SetAside) -> tuple[Any, Any]:
         )
     rows, check_rows = (x.to(reference.device) for x in (parts.rows, parts.check_rows))
     return reference[rows], reference[check_rows]
+
+
+def check_rows(reference: Tensor, count: int) -> None:
+    """Refuse reference outputs without one row for each of ``count`` anchors.
+
+    Raises:
+        ValueError: With their shape.
+    """
+    if reference.dim() == 0 or len(reference) != count:
+        raise ValueError(
+            f"reference: must have one row for each of the {count} anchors, got shape {tuple(reference.shape)}."
+        )
 
 
 def check_reference(reference: Any) -> None:

@@ -14,6 +14,7 @@ from fipoptim.anchors.fingerprint import Fingerprint, fingerprint_of
 from fipoptim.anchors.inputs import Inputs, count_inputs, select_inputs
 from fipoptim.anchors.networks import ReferenceNetwork
 from fipoptim.anchors.refusals import check_outputs
+from fipoptim.ranks import Ranks
 
 Split = Callable[[Inputs], Iterable[Inputs]]
 # How many anchors, spread over all of them, identify networks that are asked for outputs.
@@ -70,14 +71,14 @@ class References:
         """The reference outputs of all anchors, ``(N, m)``; the arguments are those of :meth:`of`."""
         if self.outputs is not None:
             return self.outputs.to(self.like.dtype)
-        return torch.cat(list(self.parts(inputs, split)))
+        return torch.cat(list(self.parts(inputs, slice(0, len(self.segments)), split)))
 
-    def parts(self, inputs: Inputs, split: Split) -> Iterator[Tensor]:
-        """The reference outputs of all anchors in parts; one part if they are kept in the precision of outputs."""
+    def parts(self, inputs: Inputs, rows: slice, split: Split) -> Iterator[Tensor]:
+        """The reference outputs of some anchors in parts; one part if they are kept in the precision of outputs."""
         if self.outputs is not None and self.outputs.dtype == self.like.dtype:
-            yield self.outputs
+            yield self.outputs[rows]
             return
-        start = 0
+        start = rows.start
         for chunk in split(inputs):
             rows = slice(start, start + count_inputs(chunk))
             yield self.of(chunk, rows, lambda x: [x])
@@ -94,6 +95,13 @@ class References:
         )
         found = fingerprint_of(self.of(select_inputs(inputs, rows), rows, split))
         return (float(count), *found[1:])
+
+    def of_all(self, ranks: Ranks, count: int) -> References:
+        """The reference of all ``count`` anchors, of which this is the share of a rank."""
+        if ranks.alone:
+            return self
+        outputs = None if self.outputs is None else ranks.gathered(self.outputs, count)
+        return dataclasses.replace(self, outputs=outputs, segments=segments_of(count))
 
     def extended(
         self, outputs: Tensor | None, network: ReferenceNetwork | None, count: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fipoptim.anchors.batches import checked_inputs
 from fipoptim.anchors.bundle import Bundle, call_form, without_classes
 from fipoptim.anchors.draws import seed_of_step
-from fipoptim.anchors.inputs import Inputs, count_inputs, select_inputs
+from fipoptim.anchors.inputs import Inputs, concatenate, count_inputs, select_inputs
 
 
 class Sample(NamedTuple):
@@ -47,6 +47,32 @@ def augmented(augment: Callable[[Any], Any], inputs: Inputs) -> Inputs:
             f"augment: made texts of {bundle.positions} positions, but the longest anchor has {inputs.length}."
         )
     return bundle
+
+
+def by_segment(segments: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each number in ``segments`` ``(n,)``, in ascending order, with the rows that have it."""
+    for number in segments.unique().tolist():
+        yield number, (segments == number).nonzero().squeeze(1)
+
+
+def augmented_apart(
+    augment: Callable[[Any], Any], inputs: Inputs, segments: Tensor
+) -> tuple[Inputs, Tensor]:
+    """What ``augment`` makes of anchors: those of different reference networks are augmented apart.
+
+    Args:
+        augment: The augmentation.
+        inputs: The anchors.
+        segments: The number of each anchor's reference network, shape ``(n,)``.
+
+    Returns:
+        The augmented anchors, in the order of their networks, and the number of each one's network.
+    """
+    parts, numbers = [], []
+    for number, rows in by_segment(segments):
+        parts.append(augmented(augment, select_inputs(inputs, rows)))
+        numbers.append(segments.new_full((count_inputs(parts[-1]),), number))
+    return concatenate(parts), torch.cat(numbers)
 
 
 class SetAside(NamedTuple):

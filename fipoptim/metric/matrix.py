@@ -37,11 +37,14 @@ def dense_matrix(matvec: Product, flat: FlatVectors) -> Tensor:
     return (g + g.T) / 2
 
 
-def exact_diagonal(linearizer: Linearizer, flat: FlatVectors, at_once: int | None) -> Tensor:
+def exact_diagonal(
+    linearizer: Linearizer, mean: AnchorMean, flat: FlatVectors, at_once: int | None
+) -> Tensor:
     """The diagonal, shape ``(n,)``, from the gradient of each output of each anchor.
 
     Args:
         linearizer: The outputs.
+        mean: The mean over the anchors.
         flat: The layout of vectors.
         at_once: The most anchors whose gradients are taken at once; None is all of them, as far as memory allows.
 
@@ -86,17 +89,23 @@ def exact_diagonal(linearizer: Linearizer, flat: FlatVectors, at_once: int | Non
                         "probes, for instance probes=100."
                     )
                 total += flat.flatten(rows[name].square().sum(dim=0) for name in point.names)
-    return AnchorMean(count).weighted(total)
+    return mean.weighted(mean.total(total))
 
 
 def estimated_diagonal(
-    vjp: Product, outputs: Tensor, flat: FlatVectors, probes: int, generator: Generator | None
+    vjp: Product,
+    outputs: Tensor,
+    mean: AnchorMean,
+    flat: FlatVectors,
+    probes: int,
+    generator: Generator | None,
 ) -> Tensor:
     """An unbiased estimate of the diagonal, shape ``(n,)``, from pullbacks of random signs.
 
     Args:
         vjp: The pullback of cotangents ``(N, m)``.
-        outputs: The outputs, shape ``(N, m)``.
+        outputs: The outputs that this rank evaluates, shape ``(N, m)``.
+        mean: The mean over the anchors.
         flat: The layout of vectors.
         probes: The number of pullbacks.
         generator: Draws the signs on the CPU; None is torch's own.
@@ -107,11 +116,12 @@ def estimated_diagonal(
     if probes < 1:
         raise ValueError(f"probes: must be a positive number of pullbacks, got {probes!r}.")
     total = flat.zeros()
+    own = mean.ranks.share(mean.count)
     for _ in range(probes):
-        signs = torch.randint(2, outputs.shape, generator=generator, device="cpu")
-        row = vjp(signs.mul_(2).sub_(1).to(outputs.device, outputs.dtype))
+        signs = torch.randint(2, (mean.count, outputs.shape[1]), generator=generator, device="cpu")
+        row = vjp(signs[own].mul_(2).sub_(1).to(outputs.device, outputs.dtype))
         total.addcmul_(row, row)
-    return AnchorMean(probes * len(outputs)).weighted(total)
+    return mean.weighted(total / probes)
 
 
 def largest_of_spectrum(

@@ -33,7 +33,8 @@ from fipoptim.metric.probe import probe
 class AnchorMetric:
     r"""The metric :math:`g = \frac1N \sum_i J_i^\top J_i` at the weights the model has now.
 
-    Vectors are flat, of shape ``(n,)``, in the order of ``params``; outputs have shape ``(N, m)``. A metric
+    Vectors are flat, of shape ``(n,)``, in the order of ``params``; outputs have shape ``(N, m)``. With several ranks
+    those are the outputs that this rank evaluates, and every product is a collective. A metric
     belongs to the weights it was built at and says so when they have changed. If the anchors' ``chunk_size`` is
     smaller than their number, every product evaluates the model again, chunk by chunk, and memory grows with
     the chunk; otherwise the forward pass is kept and products reuse it.
@@ -91,6 +92,7 @@ class AnchorMetric:
         if not self.params:
             raise ValueError("params: got none; give at least one parameter of the anchors' model.")
         self.names = parameter_names(anchors.model, self.params)
+        anchors.function.synchronize()
         form = form or probe(anchors, self.params)
         self._find_form = form if callable(form) else None
         self._form: Form | None = None if callable(form) else form
@@ -110,7 +112,7 @@ class AnchorMetric:
         )
         self._tries_trace = trace
         self.linearizer = self._linearize(form=self.form if trace else self._form, trace=trace)
-        self.mean = AnchorMean(self.outputs.shape[0])
+        self.mean = AnchorMean.over(len(self.outputs), anchors.ranks)
         self._check_outputs()
 
     @property
@@ -146,7 +148,7 @@ class AnchorMetric:
 
     def _check_outputs(self) -> None:
         check_width(self.outputs, self.sample.reference)
-        if not is_finite(self.outputs):
+        if not self.anchors.ranks.every(is_finite(self.outputs)):
             raise outputs_not_finite()
 
     def __repr__(self) -> str:
@@ -214,7 +216,7 @@ class AnchorMetric:
                 total.add(chunk.vjp(u[start : start + rows].to(chunk.outputs)))
                 start += rows
                 del chunk
-        return self._without_frozen_(total.vector)
+        return self._without_frozen_(self.mean.total(total.vector))
 
     @torch.inference_mode(False)
     def matvec(self, v: Tensor) -> Tensor:
@@ -231,7 +233,7 @@ class AnchorMetric:
             for chunk in linearizer.chunks():
                 total.add(chunk.vjp(self.mean.weighted(chunk.jvp(tangents))))
                 del chunk
-        return self._without_frozen_(total.vector)
+        return self._without_frozen_(self.mean.total(total.vector))
 
     def without_frozen(self, v: Tensor) -> Tensor:
         """``v`` ``(n,)`` with 0 at the weights that do not move."""
@@ -307,8 +309,10 @@ class AnchorMetric:
                 anchors (batch norm without running statistics), or the model cannot be vectorized (an RNN).
         """
         if probes is not None:
-            return estimated_diagonal(self.vjp, self.outputs, self.flat, probes, generator)
-        diagonal = exact_diagonal(self.linearizer, self.flat, self.anchors.chunk_size)
+            return estimated_diagonal(
+                self.vjp, self.outputs, self.mean, self.flat, probes, generator
+            )
+        diagonal = exact_diagonal(self.linearizer, self.mean, self.flat, self.anchors.chunk_size)
         return self._without_frozen_(diagonal)
 
     def spectrum(self, k: int, *, tol: float = 1e-4, max_products: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer
 from fipoptim.automatic import spread_of
+from fipoptim.mean import AnchorMean
 
 
 def network() -> nn.Sequential:
@@ -124,5 +125,7 @@ def test_the_weight_is_in_the_state() -> None:
 
 
 def test_outputs_that_are_all_alike_spread_from_zero() -> None:
-    assert spread_of(lambda: [torch.full((5, 2), 3.0)], 5) == pytest.approx(18.0)
-    assert spread_of(lambda: torch.tensor([[1.0], [3.0]]).split(1), 2) == pytest.approx(1.0)
+    assert spread_of(lambda: [torch.full((5, 2), 3.0)], AnchorMean(5)) == pytest.approx(18.0)
+    assert spread_of(lambda: torch.tensor([[1.0], [3.0]]).split(1), AnchorMean(2)) == pytest.approx(
+        1.0
+    )
