@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver, restore
 
-STEPS = 50
+# The steps of a run: many where the kind of step is tried, fewer where something else is.
+STEPS, FEW = 50, 12
 # Figures that each rank knows alone are told in a list of this name, which no other run is compared with.
 OWN = "own"
 
@@ -114,8 +115,8 @@ class Run:
         }
 
 
-def train(rank: Rank, **options: Any) -> dict[str, Any]:
-    return Run(rank, **options).steps().end()
+def train(rank: Rank, *, steps: int = STEPS, **options: Any) -> dict[str, Any]:
+    return Run(rank, **options).steps(steps).end()
 
 
 # --- how a step gets its gradient ----------------------------------------------------------------------------
@@ -158,14 +159,14 @@ def closure(rank: Rank) -> dict[str, Any]:
 
         run.optimizer.step(evaluate)
 
-    return run.steps(take=take).end()
+    return run.steps(FEW, take=take).end()
 
 
 def secondary(rank: Rank) -> dict[str, Any]:
     """Each rank's loss is of its part; nobody but the optimizer averages."""
-    batches: Iterator[int] = iter(range(STEPS))
+    batches: Iterator[int] = iter(range(FEW))
     run = Run(rank, secondary=lambda: run.loss(next(batches), net=run.model))
-    return run.steps(take=lambda k: run.optimizer.step()).end()
+    return run.steps(FEW, take=lambda k: run.optimizer.step()).end()
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def secondary(rank: Rank) -> dict[str, Any]:
 
 def settled(rank: Rank, **options: Any) -> dict[str, Any]:
     """A budget that holds at checks, or once the network is settled."""
-    run = Run(rank, Task(64), anchors={"check": 0.25}, **options).steps()
+    run = Run(rank, Task(64), anchors={"check": 0.25}, **options).steps(FEW)
     found = run.optimizer.settle()
     run.path.append(flat(run.model.parameters()))
     beta = run.optimizer.param_groups[0]["beta"]
@@ -208,11 +209,11 @@ def batch_norm(rank: Rank) -> dict[str, Any]:
 
 def grown(rank: Rank) -> dict[str, Any]:
     """Another reference on the way, and then further anchors."""
-    run = Run(rank, anchors={"check": normal(16, WIDTH, seed=7)}).steps(10)
+    run = Run(rank, anchors={"check": normal(16, WIDTH, seed=7)}).steps(4)
     run.anchors.refresh()
-    run.steps(10)
+    run.steps(4)
     run.anchors.extend(normal(7, WIDTH, seed=8), check=normal(3, WIDTH, seed=9))
-    return run.steps(10).end(*run.anchors.fingerprint())
+    return run.steps(4).end(*run.anchors.fingerprint())
 
 
 def copied(rank: Rank) -> dict[str, Any]:
@@ -291,6 +292,10 @@ def mode(**options: Any) -> Callable[[Rank], dict[str, Any]]:
     return functools.partial(train, **options)
 
 
+def few(**options: Any) -> Callable[[Rank], dict[str, Any]]:
+    return functools.partial(train, steps=FEW, **options)
+
+
 # Some steps of a run with these options take products and others none, or each takes a few.
 SOMETIMES = {"beta": 1.0, "eps": 0.2}
 MOSTLY = {"beta": 0.1, "eps": 0.05}
@@ -302,14 +307,14 @@ assert LIKELY["store"] < CLASSES
 MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "adaptive": mode(**SOMETIMES),
     "adam": mode(**MOSTLY, precondition="adam"),
-    "muon": mode(**MOSTLY, precondition="muon", momentum=0.9),
+    "muon": mode(**THREE, precondition="muon", momentum=0.9),
     "products-0": mode(solver=Solver(products=0), beta=0.1),
     "products-3": mode(**THREE),
-    "no-correction": mode(**THREE, drift_correction=False),
+    "no-correction": few(**THREE, drift_correction=False),
     "momentum": mode(**MOSTLY, momentum=0.9),
-    "groups": mode(**THREE, groups=two_groups),
-    "keep-zeros": mode(**THREE, groups=pruned, keep_zeros=True),
-    "replicate": mode(**MOSTLY, wrap=replicated),
+    "groups": few(**THREE, groups=two_groups),
+    "keep-zeros": few(**THREE, groups=pruned, keep_zeros=True),
+    "replicate": few(**MOSTLY, wrap=replicated),
     "L=0": without_objective,
     "accumulation": accumulation,
     "closure": closure,
@@ -317,17 +322,17 @@ MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "draws": mode(**MOSTLY, anchors={"batch_size": 18}),
     "augmentation": mode(**MOSTLY, anchors={"augment": jitter, "batch_size": 18}),
     "uneven": mode(**MOSTLY, task=Task(50)),
-    "chunks": mode(**THREE, anchors={"chunk_size": 5}),
-    "half": mode(**MOSTLY, anchors={"store": "half"}),
-    "live": mode(**MOSTLY, anchors={"store": "live"}),
-    "likely-classes": mode(**THREE, anchors=LIKELY),
-    "texts": mode(**THREE, task=Texts(), anchors={"output": "nats_per_token"}),
-    "double-vjp": mode(**THREE, form="double-vjp"),
-    "finite-difference": mode(**THREE, form="finite-difference"),
+    "chunks": few(**THREE, anchors={"chunk_size": 5}),
+    "half": few(**MOSTLY, anchors={"store": "half"}),
+    "live": few(**MOSTLY, anchors={"store": "live"}),
+    "likely-classes": few(**THREE, anchors=LIKELY),
+    "texts": few(**THREE, task=Texts(), anchors={"output": "nats_per_token"}),
+    "double-vjp": few(**THREE, form="double-vjp"),
+    "finite-difference": few(**THREE, form="finite-difference"),
     "max-drift": mode(**CHECKED, max_drift=0.01),
     "max-flips": mode(**CHECKED, max_flips=0.1),
     "both-bounds": mode(**CHECKED, **THREE, max_drift=0.05, max_flips=0.15),
-    "checks": functools.partial(settled, max_drift=0.01, check_every=20, eps=0.1),
+    "checks": functools.partial(settled, max_drift=0.01, check_every=5, eps=0.1),
     "settled": functools.partial(settled, max_flips=0.1, check_every=None, eps=0.1),
     "beta-auto": functools.partial(settled, beta="auto", max_drift=0.02, check_every=None),
     "restore": restored,

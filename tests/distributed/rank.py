@@ -47,6 +47,7 @@ class Rank:
             dist.init_process_group(
                 backend, store=store, rank=self.number, world_size=self.size, timeout=TIMEOUT
             )
+            self.meet()  # who leaves sooner closes connections that others are still opening
 
     def leave(self) -> None:
         """Destroy the default group, if there is one."""
