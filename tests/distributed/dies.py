@@ -41,7 +41,7 @@ def main() -> None:
         if k == DIES and rank.number == 1:
             run.model.register_forward_pre_hook(die)
         run.step(k)
-    rank.meet()
+    rank.end()
 
 
 if __name__ == "__main__":

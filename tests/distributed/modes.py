@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rank import Rank
 from tasks import BATCH, CLASSES, WIDTH, Task, Texts, normal
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver, restore
 
 # The steps of a run: many where the kind of step is tried, fewer where something else is.
 STEPS, FEW = 50, 12
+# Some steps of a run with these options take products and others none, or each takes a few.
+SOMETIMES = {"beta": 1.0, "eps": 0.2}
+MOSTLY = {"beta": 0.1, "eps": 0.05}
+THREE = {"solver": Solver(products=3)}
 # Figures that each rank knows alone are told in a list of this name, which no other run is compared with.
 OWN = "own"
 
@@ -207,6 +212,12 @@ def batch_norm(rank: Rank) -> dict[str, Any]:
     return run.end(drift, buffers_kept=kept, drift=drift, drift_alone=alone.drift())
 
 
+def in_pairs(rank: Rank) -> dict[str, Any]:
+    """Each pair of ranks shares all anchors; the gradients are averaged over all ranks."""
+    group = None if rank.size == 1 else dist.new_subgroups(2)[0]
+    return train(rank, steps=FEW, **THREE, anchors={"process_group": group})
+
+
 def grown(rank: Rank) -> dict[str, Any]:
     """Another reference on the way, and then further anchors."""
     run = Run(rank, anchors={"check": normal(16, WIDTH, seed=7)}).steps(4)
@@ -296,10 +307,6 @@ def few(**options: Any) -> Callable[[Rank], dict[str, Any]]:
     return functools.partial(train, steps=FEW, **options)
 
 
-# Some steps of a run with these options take products and others none, or each takes a few.
-SOMETIMES = {"beta": 1.0, "eps": 0.2}
-MOSTLY = {"beta": 0.1, "eps": 0.05}
-THREE = {"solver": Solver(products=3)}
 CHECKED = {"task": Task(64), "anchors": {"check": 0.25}, "eps": 0.1}
 LIKELY = {"store": 2, "output": "probabilities"}
 assert LIKELY["store"] < CLASSES
@@ -321,6 +328,8 @@ MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "secondary": secondary,
     "draws": mode(**MOSTLY, anchors={"batch_size": 18}),
     "augmentation": mode(**MOSTLY, anchors={"augment": jitter, "batch_size": 18}),
+    "in-pairs": in_pairs,
+    "each-by-itself": few(**THREE, anchors={"process_group": False}),
     "uneven": mode(**MOSTLY, task=Task(50)),
     "chunks": few(**THREE, anchors={"chunk_size": 5}),
     "half": few(**MOSTLY, anchors={"store": "half"}),

@@ -49,6 +49,13 @@ class Rank:
             )
             self.meet()  # who leaves sooner closes connections that others are still opening
 
+    def end(self) -> None:
+        """Say that this rank asks nothing more of the others; rank 0, by which they meet, waits for that."""
+        if self.size > 1:
+            self._store.set(f"end/{self.number}", "here")
+            if self.number == 0:
+                self._store.wait([f"end/{k}" for k in range(self.size)], PATIENCE)
+
     def leave(self) -> None:
         """Destroy the default group, if there is one."""
         if dist.is_initialized():

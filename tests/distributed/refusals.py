@@ -37,7 +37,11 @@ class Brittle(nn.Module):
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.inner, self.broken_at = inner, float("inf")
+        self.inner = inner
+        self.register_buffer("broken_at", torch.tensor(float("inf"), dtype=torch.float64))
+
+    def break_at(self, number: float) -> None:
+        self.broken_at.fill_(number)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x).masked_fill(x[:, :1] == self.broken_at, float("nan"))
@@ -152,7 +156,7 @@ def extended_otherwise(rank: Rank) -> Told:
 def broken_at_first(rank: Rank) -> Told:
     task = BrittleTask()
     model = task.network()
-    model.broken_at = task.last
+    model.break_at(task.last)
     return refused(lambda: AnchorBatch(model, task.anchors()))
 
 
@@ -160,9 +164,9 @@ def broken_at_refresh(rank: Rank) -> Told:
     task = BrittleTask()
     run = Run(rank, task)
     reference = run.anchors.reference.clone()
-    run.model.broken_at = task.last
+    run.model.break_at(task.last)
     found = refused(run.anchors.refresh)
-    run.model.broken_at = float("inf")
+    run.model.break_at(float("inf"))
     return {**found, "kept": torch.equal(reference, run.anchors.reference)}
 
 
@@ -181,6 +185,10 @@ def other_beta(rank: Rank) -> Told:
 
 def other_solver(rank: Rank) -> Told:
     return refused(lambda: Run(rank, solver=Solver(products=rank.number)))
+
+
+def bad_option_of_one(rank: Rank) -> Told:
+    return refused(lambda: Run(rank, momentum=0.5 + rank.number))
 
 
 def other_parameters(rank: Rank) -> Told:
@@ -236,7 +244,7 @@ def skipped_by_one(rank: Rank) -> Told:
 
 
 def other_lr(rank: Rank) -> Told:
-    """A scheduler that follows each rank's own loss."""
+    """A scheduler that follows each rank's own loss makes the steps of ranks differ."""
     run = Run(rank)
     run.optimizer.param_groups[0]["lr"] *= 1.0 + rank.number
     run.loss(0).backward()
@@ -257,7 +265,7 @@ def broken(rank: Rank, **options: Any) -> Told:
     task = BrittleTask()
     run = Run(rank, task, **options)
     run.step(0)
-    run.model.broken_at = task.last
+    run.model.break_at(task.last)
     run.optimizer.zero_grad()
     run.loss(1).backward()
     return refused(run.optimizer.step, run.model)
@@ -275,13 +283,12 @@ def broken_budget(rank: Rank) -> Told:
     return broken(rank, max_drift=0.5)
 
 
-def broken_restore(rank: Rank) -> Told:
+def broken_settle(rank: Rank) -> Told:
     task = BrittleTask()
-    run = Run(rank, task)
-    for k in range(3):
-        run.step(k)
-    run.model.broken_at = task.last
-    return refused(lambda: restore(run.model, run.anchors, max_drift=1e-6), run.model)
+    run = Run(rank, task, max_drift=0.5, check_every=None)
+    run.step(0)
+    run.model.break_at(task.last)
+    return refused(run.optimizer.settle, run.model)
 
 
 def not_measured(rank: Rank) -> list[Told]:
@@ -323,6 +330,7 @@ REFUSALS: dict[str, Callable[[Rank], Any]] = {
         fully_sharded,
         other_beta,
         other_solver,
+        bad_option_of_one,
         other_parameters,
         zero_redundancy,
         not_averaged,
@@ -333,7 +341,7 @@ REFUSALS: dict[str, Callable[[Rank], Any]] = {
         broken_step,
         broken_products,
         broken_budget,
-        broken_restore,
+        broken_settle,
         not_measured,
     )
 }

@@ -42,7 +42,7 @@ def main() -> None:
     for name in chosen:
         results[name] = outcome(cases[name], rank)
         torch.save(results, sys.argv[1])
-    rank.meet()
+    rank.end()
 
 
 if __name__ == "__main__":
