@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -43,8 +42,7 @@ def evaluation(model: nn.Module, device: torch.device, *, tangents: bool = False
     With ``tangents`` attention is computed by the kernel that has a forward-mode derivative and can be differentiated
     twice; otherwise by the one that torch prefers, as outside of this context.
 
-    Autocast that Accelerate has put into ``model.forward`` is left out as well, and so are the hooks of torch's
-    ``replicate()``: they prepare the averaging of gradients, of a model whose parameters are its own.
+    Autocast that Accelerate has put into ``model.forward`` is left out as well.
 
     The random state is forked: the training loop does not notice what the model draws. Inference mode is left, because
     its tensors have no derivative. So is ``parametrize.cached()``, which would hand out weights of before a step.
@@ -55,7 +53,6 @@ def evaluation(model: nn.Module, device: torch.device, *, tangents: bool = False
         torch.inference_mode(False),
         _without_cached_weights(),
         _own_forward(model),
-        _without_replication(model),
         _eval_mode(model, device),
         sdpa_kernel(SDPBackend.MATH) if tangents else contextlib.nullcontext(),
     ):
@@ -100,29 +97,6 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, forward in replaced:
             attributes["forward"] = forward
-
-
-@contextlib.contextmanager
-def _without_replication(model: nn.Module) -> Iterator[None]:
-    """Hooks of ``torch.distributed._composable.replicate`` do nothing; those of others keep their order."""
-    composable = sys.modules.get("torch.distributed._composable.replicate")
-    if composable is None:
-        yield
-        return
-    replaced = []
-    for module in model.modules():
-        state = composable.replicate.state(module)
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in hooks.items():
-                if state is not None and getattr(hook, "__self__", None) is state:
-                    replaced.append((hooks, key, hook))
-    try:
-        for hooks, key, _ in replaced:
-            hooks[key] = lambda *args: None
-        yield
-    finally:
-        for hooks, key, hook in replaced:
-            hooks[key] = hook
 
 
 @contextlib.contextmanager
