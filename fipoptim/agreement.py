@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.budget import Budget
 from fipoptim.gradients import SecondaryGradient
 from fipoptim.metric.parameters import parameter_names
+from fipoptim.parameters import Groups
 from fipoptim.ranks import Ranks
+from fipoptim.state import steps_taken
 
 
 def agree_on_options(
@@ -55,19 +60,43 @@ def _told(names: list[str]) -> str:
     return f"{len(names)} from {names[0]!r} to {names[-1]!r} ({whole})"
 
 
-def agree_on_step(ranks: Ranks, b: SecondaryGradient, count: int) -> None:
+def agree_on_step(
+    anchors: AnchorBatch,
+    b: SecondaryGradient,
+    state: dict[Tensor, Any],
+    groups: Groups,
+    budget: Budget,
+) -> None:
     """Refuse a step that is not the same on all ranks, before any of them waits for another in vain.
 
     Args:
-        ranks: The ranks.
+        anchors: The anchors, which know the ranks.
         b: The gradient on this rank.
-        count: The number of steps taken so far.
+        state: The optimizer's state, which knows how many steps have been taken.
+        groups: The optimizer's groups, whose options schedulers change.
+        budget: The bounds of now.
 
     Raises:
         RuntimeError: On every rank.
     """
+    ranks, count = anchors.ranks, steps_taken(state)
+    if ranks.alone:
+        return
     objective = b.tensors is not None
-    if not ranks.agree(len(b.parameters), objective, count):
+    options = [
+        math.nan if group[name] == "auto" else float(group[name])
+        for group in groups
+        for name in ("lr", "beta", "momentum")
+    ]
+    bounds = [math.inf if x is None else x for x in (budget.max_drift, budget.max_flips)]
+    moved = (len(b.parameters), float(objective), count)
+    differing = ranks.differing(*moved, *options, *bounds)
+    if differing - set(range(len(moved))):
+        raise RuntimeError(
+            "step: lr, beta, momentum or the budget differ between the ranks; set and schedule them alike on all. No "
+            "weight was changed."
+        )
+    if differing:
         what = f"moves {len(b.parameters)} parameters" if objective else "has no gradient"
         raise RuntimeError(
             f"step: the ranks do not take the same step: number {count + 1} of rank {ranks.rank} {what}, and not so on "

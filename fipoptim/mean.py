@@ -27,11 +27,6 @@ class AnchorMean:
     count: int
     ranks: Ranks = ALONE
 
-    @classmethod
-    def over(cls, rows: int, ranks: Ranks) -> AnchorMean:
-        """The mean over the rows of all ranks, of which this one has ``rows``."""
-        return cls(int(ranks.sums(rows)[0]), ranks)
-
     def of(self, values: Tensor) -> Tensor:
         """The mean over dimension 0 of ``values``, shape ``(N, ...)``, in their own precision."""
         if self.ranks.alone:
@@ -40,9 +35,14 @@ class AnchorMean:
 
     def of_each(self, numbers: Tensor) -> float:
         """The mean of one number an anchor, ``(N,)``; over several ranks it is summed in float64."""
+        return self.of_each_with(numbers, 0)[0]
+
+    def of_each_with(self, numbers: Tensor, counted: int) -> tuple[float, int]:
+        """:meth:`of_each`, and the sum over ranks of what each has ``counted``, told together."""
         if self.ranks.alone:
-            return float(numbers.mean())
-        return self.ranks.sums(float(numbers.double().sum()))[0] / self.count
+            return float(numbers.mean()), counted
+        total, every = self.ranks.sums(float(numbers.double().sum()), counted)
+        return total / self.count, int(every)
 
     def total(self, vector: Tensor) -> Tensor:
         """The sum over ranks of a vector that each has summed over its own rows, in place."""

@@ -257,7 +257,7 @@ class FIPOptimizer(SavedOptimizer):
             for group in self.param_groups:
                 check_options(group)
             b = secondary_gradient(self.param_groups, closure, self.secondary, self.anchors.ranks)
-            agree_on_step(self.anchors.ranks, b, steps_taken(self.state))
+            agree_on_step(self.anchors, b, self.state, self.param_groups, self.budget)
             if b.parameters:
                 self._take_step(b)
             elif self.check_every == 1:

@@ -138,17 +138,22 @@ class Ranks:
         return self.largest(1.0 if holds else 0.0)[0] == 1.0
 
     def agree(self, *numbers: float) -> bool:
-        """Whether numbers are the same on every rank, up to rounding on other processors; not finite is one number."""
+        """Whether numbers are the same on every rank, up to rounding on other processors."""
+        return not self.differing(*numbers)
+
+    def differing(self, *numbers: float) -> set[int]:
+        """Which of some numbers are not the same on every rank; all that are not finite count as the same."""
         if self.alone:
-            return True
+            return set()
         told = [float(math.isfinite(x)) for x in numbers]
         told += [x if math.isfinite(x) else 0.0 for x in numbers]
         both = self.largest(*told, *(-x for x in told))
         highs, lows = both[: len(told)], [-x for x in both[len(told) :]]
-        return all(
-            high - low <= TOLERANCE * max(abs(high), abs(low))
-            for high, low in zip(highs, lows, strict=True)
-        )
+        return {
+            k % len(numbers)
+            for k, (high, low) in enumerate(zip(highs, lows, strict=True))
+            if high - low > TOLERANCE * max(abs(high), abs(low))
+        }
 
     # --- what rank 0 says ----------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     "integrations",
     *("testing", "certificate", "restore", "bounds", "outputs"),
-    *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "budget"),
-    *("agreement", "automatic", "step", "step_info", "gradients", "saving", "checks", "state"),
+    *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "agreement", "budget"),
+    *("automatic", "step", "step_info", "gradients", "saving", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
     *("parameters", "flat", "solver", "mean", "ranks", "optional"),
 )

@@ -42,7 +42,8 @@ def evaluation(model: nn.Module, device: torch.device, *, tangents: bool = False
     With ``tangents`` attention is computed by the kernel that has a forward-mode derivative and can be differentiated
     twice; otherwise by the one that torch prefers, as outside of this context.
 
-    Autocast that Accelerate has put into ``model.forward`` is left out as well.
+    Autocast that Accelerate has put into ``model.forward`` is left out as well, and so are the hooks of
+    ``replicate()``, which would take this for a step of training.
 
     The random state is forked: the training loop does not notice what the model draws. Inference mode is left, because
     its tensors have no derivative. So is ``parametrize.cached()``, which would hand out weights of before a step.
@@ -53,6 +54,7 @@ def evaluation(model: nn.Module, device: torch.device, *, tangents: bool = False
         torch.inference_mode(False),
         _without_cached_weights(),
         _own_forward(model),
+        _without_replicate(model),
         _eval_mode(model, device),
         sdpa_kernel(SDPBackend.MATH) if tangents else contextlib.nullcontext(),
     ):
@@ -97,6 +99,30 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, forward in replaced:
             attributes["forward"] = forward
+
+
+@contextlib.contextmanager
+def _without_replicate(model: nn.Module) -> Iterator[None]:
+    """``torch.distributed._composable.replicate`` prepares in forward hooks for the backward pass of a step."""
+    kind = "torch.distributed._composable.replicate"
+    hooks = [
+        (of_module, dict(of_module))
+        for module in model.modules()
+        for of_module in (module._forward_pre_hooks, module._forward_hooks)
+        if any(
+            type(getattr(hook, "__self__", None)).__module__ == kind for hook in of_module.values()
+        )
+    ]
+    try:
+        for of_module, _ in hooks:
+            for number, hook in list(of_module.items()):
+                if type(getattr(hook, "__self__", None)).__module__ == kind:
+                    del of_module[number]
+        yield
+    finally:
+        for of_module, before in hooks:  # in the order of before
+            of_module.clear()
+            of_module.update(before)
 
 
 @contextlib.contextmanager

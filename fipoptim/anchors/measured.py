@@ -54,8 +54,7 @@ def measured_in_parts(
         squared.append(squared_distance(outputs, reference))
         kept += int(predictions_kept(outputs, reference, shape()).sum())
         del outputs, reference  # frees them before the next part is made
-    drift = mean.of_each(torch.cat(squared))
-    kept = int(mean.ranks.sums(kept)[0])
+    drift, kept = mean.of_each_with(torch.cat(squared), kept)
     if not math.isfinite(drift):
         return Measured(math.inf, 1.0)
     # A whole number over N: a budget of 0.05 allows 6 of 120, which a difference to 1 would exceed by rounding.

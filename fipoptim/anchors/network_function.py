@@ -74,8 +74,9 @@ class NetworkFunction:
         self.ranks.refuse_outgrown()
         if self.ranks.alone:
             return
-        named = dict(self.model.named_buffers())
-        before = self._compared
+        named, before = dict(self.model.named_buffers()), self._compared
+        if not named:
+            return
         same = len(named) == len(before) and all(
             b is old and b._version == version
             for b, (old, version) in zip(named.values(), before, strict=True)

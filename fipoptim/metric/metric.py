@@ -112,8 +112,7 @@ class AnchorMetric:
         )
         self._tries_trace = trace
         self.linearizer = self._linearize(form=self.form if trace else self._form, trace=trace)
-        self.mean = AnchorMean.over(len(self.outputs), anchors.ranks)
-        self._check_outputs()
+        self.mean = self._check_outputs()
 
     @property
     def form(self) -> Form:
@@ -146,10 +145,14 @@ class AnchorMetric:
             self._linearize_again(trace=False)
         return self.linearizer
 
-    def _check_outputs(self) -> None:
+    def _check_outputs(self) -> AnchorMean:
+        """The mean over the rows of all ranks, if all of them are finite."""
         check_width(self.outputs, self.sample.reference)
-        if not self.anchors.ranks.every(is_finite(self.outputs)):
+        ranks = self.anchors.ranks
+        count, broken = ranks.sums(len(self.outputs), not is_finite(self.outputs))
+        if broken:
             raise outputs_not_finite()
+        return AnchorMean(int(count), ranks)
 
     def __repr__(self) -> str:
         """One line: sizes and the form of the products."""

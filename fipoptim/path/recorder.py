@@ -119,7 +119,10 @@ class Recorder:
 
     def _record(self) -> None:
         assert self._optimizer is not None
-        drift = getattr(getattr(self._optimizer, "last_step", None), "drift", None)
+        info: Any = getattr(self._optimizer, "last_step", None)
+        if hasattr(info, "measure"):
+            info.measure()  # on every rank, if there are several
+        drift = getattr(info, "drift", None)
         self._networks.add(self._optimizer.anchors.model, self._step, _finite(drift))
 
     def _attempt(self, write: Callable[[], None]) -> Exception | None:
