@@ -83,6 +83,13 @@ class Ranks:
         """Whether there is one process only."""
         return self._group is None
 
+    def same(self, others: Ranks) -> bool:
+        """Whether these are the same processes."""
+        if self._group is None or others._group is None:
+            return self._group is others._group
+        own, theirs = (dist.get_process_group_ranks(x) for x in (self._group, others._group))
+        return bool(own == theirs)
+
     # --- how work is shared -------------------------------------------------------------------------------
 
     def share(self, count: int, rank: int | None = None) -> slice:

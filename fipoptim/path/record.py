@@ -33,6 +33,7 @@ from fipoptim.path.recorder import RecordedOptimizer, Recorder, ranks_of
 from fipoptim.path.shared import SharedFolder
 from fipoptim.path.snapshot import Layout, check_fit, tensors_of
 from fipoptim.path.store import MemoryStore
+from fipoptim.shards import is_fully_sharded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +69,8 @@ class FIPPath:
 
     Raises:
         TypeError: If ``folder`` is not a path.
-        ValueError: If ``every`` is not a positive whole number, or if ranks give different arguments.
+        ValueError: If ``every`` is not a positive whole number, if ranks give different arguments, or if the model is
+            fully sharded.
         FileExistsError: If ``folder`` is a file, or already holds a path.
         ImportError: If a folder is given and safetensors is not installed.
     """
@@ -85,6 +87,11 @@ class FIPPath:
             raise ValueError(
                 f"every: must be a whole number of steps, 1 or more, got {every!r}; "
                 "every=10 records each tenth network."
+            )
+        if is_fully_sharded(optimizer.anchors.model):
+            raise ValueError(
+                "record: the model is fully sharded, and no rank has a whole network to record. Save checkpoints by "
+                "torch.distributed.checkpoint instead."
             )
         ranks = ranks_of(optimizer)
         ranks.refuse_differing(
