@@ -98,23 +98,27 @@ class Counted:
         self.optimizer.step()
 
     def count(self, case: str, work: Callable[[], Any]) -> dict[str, Any]:
-        """What ``work`` takes on this rank; large calls have a number for each weight that the rank holds."""
+        """What ``work`` takes on this rank.
+
+        Returns:
+            ``rows``: the inputs on which this rank evaluates the network. ``vector_sums``: all-reduces of a number for
+            each weight that the rank holds. ``number_sums``: other all-reduces, of ``number_bytes`` in all.
+            ``gathers``, ``scatters``: how often all weights are gathered, and all gradients scattered.
+            ``peak_numbers_per_weight``: numbers made on the way and alive together, for each weight of the network.
+        """
         rows = self.evaluated.rows
         held = sum(local(p).numel() for p in self.model.parameters())
         with Traffic() as traffic, LiveMemory() as memory:
             work()
-        large, small = traffic.large(held // 2), traffic.small(held // 2)
+        vectors, numbers = traffic.sums(held // 2), traffic.sums(0, held // 2)
         return {
             "case": case,
             "rows": self.evaluated.rows - rows,
-            "large_calls": len(large),
-            "large_numbers_per_weight": sum(call.numbers for call in large) / self.size,
-            "small_calls": len(small),
-            "small_bytes": sum(call.bytes for call in small),
-            "calls": {
-                name: sum(call.name == name for call in traffic.calls)
-                for name in sorted({call.name for call in traffic.calls})
-            },
+            "vector_sums": len(vectors),
+            "number_sums": len(numbers),
+            "number_bytes": sum(call.bytes for call in numbers),
+            "gathers": traffic.numbers("allgather_base") * dist.get_world_size() / self.size,
+            "scatters": traffic.numbers("reduce_scatter_base") / self.size,
             "peak_numbers_per_weight": memory.peak / 4 / self.size,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +49,14 @@ class Traffic(TorchDispatchMode):
             self.calls.append(Call(name.strip("_"), numbers, size))
         return func(*args, **(kwargs or {}))
 
-    def large(self, numbers: int) -> list[Call]:
-        """The calls that hand over at least so many numbers."""
-        return [call for call in self.calls if call.numbers >= numbers]
+    def sums(self, least: int, below: float = math.inf) -> list[Call]:
+        """The all-reduces of at least so many numbers, and of fewer than ``below``."""
+        return [
+            call
+            for call in self.calls
+            if call.name == "allreduce" and least <= call.numbers < below
+        ]
 
-    def small(self, numbers: int) -> list[Call]:
-        """The other calls."""
-        return [call for call in self.calls if call.numbers < numbers]
+    def numbers(self, name: str) -> int:
+        """The numbers that this rank hands over in all calls of a name."""
+        return sum(call.numbers for call in self.calls if call.name == name)

@@ -29,7 +29,6 @@ from torch import Tensor
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.metric import AnchorMetric
-from fipoptim.solver.vectors import norm
 
 FACTOR = 4.0
 # A budget is small if it leaves room for less than this share of the spread.
@@ -45,7 +44,7 @@ def automatic_beta(metric: AnchorMetric, gradients: list[Tensor], room: float) -
         room: The drift that the budget leaves room for.
     """
     b = metric.flatten(gradients)
-    size = norm(b)
+    size = metric.space.norm(b)
     if not 0 < size < math.inf:
         return None
     change = metric.mean.rms(metric.jvp(b.div_(size)))

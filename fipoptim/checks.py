@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fipoptim.anchors.fingerprint import Fingerprint, same_reference
+from fipoptim.shards import is_sharded, local, same_division
 from fipoptim.state import no_velocity
 
 # The options that a group carries in addition to its parameters.
@@ -199,7 +200,7 @@ def _checked_entries(
     for name, value in entries.items():
         _check_entry(p, name, value)
     velocity = entries.get("velocity")
-    if velocity is not None and not bool(velocity.any()):
+    if velocity is not None and not bool(local(velocity).any()):
         entries["velocity"] = no_velocity(p)
     return entries
 
@@ -208,7 +209,13 @@ def _check_entry(p: Tensor, name: str, value: Any) -> None:
     single = name in _NUMBERS
     if isinstance(value, Tensor):
         fits = value.numel() == 1 if single else value.shape == p.shape
-        right = fits and bool(torch.isfinite(value).all())
+        if fits and not single and not same_division(p, value):
+            raise ValueError(
+                f"state_dict: {name!r} of a parameter is {_division(value)}, and the parameter is {_division(p)}. Load "
+                "with torch.distributed.checkpoint.state_dict.set_state_dict, which divides a state anew. "
+                f"{_NOTHING_LOADED}"
+            )
+        right = fits and bool(torch.isfinite(local(value)).all())
     else:
         right = single and isinstance(value, Real) and math.isfinite(value)
     if not right:
@@ -217,3 +224,7 @@ def _check_entry(p: Tensor, name: str, value: Any) -> None:
             f"state_dict: {name!r} of a parameter of shape {tuple(p.shape)} must be finite and "
             f"{'one number' if single else 'of that shape'}, got {got}. {_NOTHING_LOADED}"
         )
+
+
+def _division(tensor: Tensor) -> str:
+    return f"divided over {tensor.device_mesh}" if is_sharded(tensor) else "whole"

@@ -9,8 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.sharded import ShardedFunction
+from fipoptim.metric.parameters import parameter_names
 from fipoptim.parameters import Groups, StepParameters, all_params
-from fipoptim.ranks import Ranks
+from fipoptim.shards import local
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def secondary_gradient(
     groups: Groups,
     closure: Callable[[], Any] | None,
     secondary: Callable[[], Tensor] | None,
-    ranks: Ranks,
+    anchors: AnchorBatch,
 ) -> SecondaryGradient:
     """Take the gradient, in this order: from the closure, from ``secondary``, from ``.grad`` as it stands.
 
@@ -46,7 +49,7 @@ def secondary_gradient(
     if closure is not None:
         return _of_closure(groups, closure)
     if secondary is not None:
-        return _of_secondary(groups, secondary, ranks)
+        return _of_secondary(groups, secondary, anchors)
     if all(p.grad is None for p in all_params(groups)):
         return SecondaryGradient(None, _moved(groups, lambda p: p.requires_grad), None)
     return _as_it_stands(groups, None)
@@ -59,7 +62,7 @@ def _moved(groups: Groups, wanted: Callable[[Tensor], bool]) -> StepParameters:
 
 def _as_it_stands(groups: Groups, loss: Any) -> SecondaryGradient:
     parameters = _moved(groups, lambda p: p.grad is not None)
-    gradients = [_dense(cast(Tensor, p.grad)) for p in parameters.tensors]
+    gradients = [_dense(cast(Tensor, p.grad)) for p in parameters.originals]
     return SecondaryGradient(loss, parameters, gradients)
 
 
@@ -67,7 +70,7 @@ def _of_closure(groups: Groups, closure: Callable[[], Any]) -> SecondaryGradient
     params = all_params(groups)
 
     def gradients() -> list[tuple[Tensor | None, int]]:
-        return [(p.grad, 0 if p.grad is None else p.grad._version) for p in params]
+        return [(p.grad, 0 if p.grad is None else local(p.grad)._version) for p in params]
 
     before = gradients()
     with torch.enable_grad():
@@ -92,12 +95,17 @@ def _any_gradient(params: list[Tensor]) -> bool:
 
 
 def _of_secondary(
-    groups: Groups, secondary: Callable[[], Tensor], ranks: Ranks
+    groups: Groups, secondary: Callable[[], Tensor], anchors: AnchorBatch
 ) -> SecondaryGradient:
     parameters = _moved(groups, lambda p: p.requires_grad)
     with torch.enable_grad():
         loss = _checked_loss(secondary())
-    params = parameters.tensors
+    params, ranks = parameters.tensors, anchors.ranks
+    if isinstance(anchors.function, ShardedFunction):
+        names = parameter_names(anchors.model, parameters.originals)
+        sums = anchors.function.gradients(loss, None, names)
+        gradients = [x / ranks.size for x in sums]
+        return SecondaryGradient(loss.detach(), parameters, gradients)
     found = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
     if params and all(g is None for g in found):
         raise RuntimeError(
@@ -131,4 +139,4 @@ def _dense(gradient: Tensor) -> Tensor:
         raise RuntimeError(
             "gradient: is sparse; FIPOptimizer needs dense gradients (build embeddings with sparse=False)."
         )
-    return gradient.detach()
+    return local(gradient.detach())

@@ -12,7 +12,6 @@ from fipoptim.anchors.refusals import is_finite
 from fipoptim.metric.metric import AnchorMetric
 from fipoptim.parameters import displace
 from fipoptim.promise import Promise
-from fipoptim.solver.vectors import norm
 from fipoptim.step import Step
 from fipoptim.step_info import Effect, Measurement, effect_of
 
@@ -44,7 +43,7 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
             are then as they were.
     """
     params, v = metric.params, metric.unflatten(step.solution.step)
-    length = norm(step.solution.step)
+    length = metric.space.norm(step.solution.step)
     if not math.isfinite(length):
         raise RuntimeError("step: the solution of Eq. 4 is not finite; no weight was changed.")
     if step.unmeasured is not None and promise is None:
@@ -75,7 +74,7 @@ def move(metric: AnchorMetric, step: Step, promise: Promise | None) -> Landing:
         displace(params, start)
         raise
     if end.backtracks:  # another way was taken than the step
-        length = norm(metric.flatten(torch._foreach_sub(params, start)))
+        length = metric.space.norm(metric.flatten(torch._foreach_sub(params, start)))
     effect = _effect(metric, step, outputs)._replace(drift=end.found.drift)
     return Landing(end.fraction, end.backtracks, effect, end.found.flips, length)
 

@@ -191,7 +191,7 @@ class FIPOptimizer(SavedOptimizer):
             self.check_every, self.precondition = check_every, precondition
             self.solver, self.compile = solver or Solver(), compile
             self.last_step: StepInfo | None = None
-            self._forms = Forms(anchors, form)
+            self._forms = Forms(anchors, form, compile=compile)
             defaults = {
                 "lr": eps,
                 "beta": beta,
@@ -228,11 +228,11 @@ class FIPOptimizer(SavedOptimizer):
         return self.budget.given and self.check_every != 1
 
     def record(self, every: int = 1, folder: str | PathLike[str] | None = None) -> FIPPath:
-        """Sample the networks of a run: ``with opt.record(every=10) as path: ...``.
+        """Sample the networks of a run, on every rank: ``with opt.record(every=10) as path: ...``.
 
         Args:
             every: Steps between two recorded networks; the start and the last one are always recorded.
-            folder: The folder in which the networks are kept as safetensors; None keeps them in memory.
+            folder: The folder in which rank 0 keeps the networks as safetensors; None keeps them in memory.
         """
         return FIPPath(self, every=every, folder=folder)
 
@@ -256,7 +256,7 @@ class FIPOptimizer(SavedOptimizer):
         with torch.inference_mode(False):
             for group in self.param_groups:
                 check_options(group)
-            b = secondary_gradient(self.param_groups, closure, self.secondary, self.anchors.ranks)
+            b = secondary_gradient(self.param_groups, closure, self.secondary, self.anchors)
             agree_on_step(self.anchors, b, self.state, self.param_groups, self.budget)
             if b.parameters:
                 self._take_step(b)
@@ -291,7 +291,7 @@ class FIPOptimizer(SavedOptimizer):
             moved,
             self.budget,
             self.state,
-            form=self._form(moved.tensors),
+            form=self._form(moved.originals),
             max_products=max_products,
         )
         if self.check_every != 1:
@@ -307,11 +307,11 @@ class FIPOptimizer(SavedOptimizer):
         if count == 0 and budget.given:
             check_within(budget, self.anchors, START)
         geometry = GEOMETRIES[self.precondition](parameters, state)
-        zeros, form = parameters.zeros_to_keep(), self._form(parameters.tensors)
+        zeros, form = parameters.zeros_to_keep(), self._form(parameters.originals)
         metric_of = functools.partial(
             AnchorMetric,
             self.anchors,
-            parameters.tensors,
+            parameters.originals,
             form=form,
             compile=self.compile,
             guard=False,
@@ -334,9 +334,7 @@ class FIPOptimizer(SavedOptimizer):
         if pull is not None and self.check_every == 1 and budget.given:
             kept = pull.clone()  # linear_term() writes to it
         c = linear_term(metric, averaged, parameters.beta, pull)
-        P = geometry.update(
-            c, finite_size(c, gradients, self.anchors.ranks), objective=gradients is not None
-        )
+        P = geometry.update(c, finite_size(metric, c, gradients), objective=gradients is not None)
 
         without_objective = gradients is None or all(g["beta"] == 0 for g in self.param_groups)
         seed = self.param_groups[0]["seed"]
@@ -371,7 +369,7 @@ class FIPOptimizer(SavedOptimizer):
             else None,
         )
         if self._keeps_within:
-            begin_within(self.state, parameters.tensors)
+            begin_within(self.state, parameters.originals)
         end = move(metric, step, promise)
         state.commit(type(geometry))
         set_beta(self.param_groups, chosen)

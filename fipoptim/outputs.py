@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fipoptim.anchors.inputs import Inputs, split_inputs
-from fipoptim.anchors.network_function import NetworkFunction
 from fipoptim.anchors.output_space import OutputMap
 from fipoptim.anchors.reference import check_reference, check_same_shape
 from fipoptim.anchors.refusals import check_outputs, check_positive
+from fipoptim.anchors.sharded import network_function
 
 
 def compared_outputs(
@@ -47,6 +47,6 @@ def compared_outputs(
 
 
 def _outputs(model: nn.Module, output: str | OutputMap, inputs: Inputs, chunk_size: int) -> Tensor:
-    network = NetworkFunction(model, output)
+    network = network_function(model, output)
     found = check_outputs(network.outputs(split_inputs(inputs, chunk_size)))
     return found.reshape(-1, *network.row_shape)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fipoptim.flat import FlatVectors
+from fipoptim.shards import local, space_of
+from fipoptim.solver.space import WHOLE, Space
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -21,7 +23,9 @@ class StepParameters:
     """The parameters of one step, in the order of the groups.
 
     Attributes:
-        tensors: The parameters.
+        originals: The parameters, as the model and the optimizer's state have them.
+        tensors: What a step moves: the parameters themselves, or of those that are divided among ranks the part that
+            this rank has.
         lr: The step length of each parameter's group.
         beta: The weight of the secondary objective, for each parameter; NaN where the run is still to choose it.
         momentum: The decay of the running mean, for each parameter.
@@ -30,6 +34,7 @@ class StepParameters:
             group keeps zeros, None if it says nothing. :meth:`but_for` makes some of the latter False.
     """
 
+    originals: list[Tensor]
     tensors: list[Tensor]
     lr: list[float]
     beta: list[float]
@@ -42,7 +47,8 @@ class StepParameters:
         """Those parameters of ``groups`` for which ``wanted(group, parameter)`` holds."""
         found = [(p, g) for g in groups for p in dict.fromkeys(g["params"]) if wanted(g, p)]
         return cls(
-            tensors=[p for p, _ in found],
+            originals=[p for p, _ in found],
+            tensors=[local(p) for p, _ in found],
             lr=[float(g["lr"]) for _, g in found],
             beta=[math.nan if g["beta"] == "auto" else float(g["beta"]) for _, g in found],
             momentum=[float(g["momentum"]) for _, g in found],
@@ -62,7 +68,7 @@ class StepParameters:
         """The same, with ``others`` not measured as matrices unless their groups say so."""
         matrix = [
             False if said is None and p in others else said
-            for p, said in zip(self.tensors, self.matrix, strict=True)
+            for p, said in zip(self.originals, self.matrix, strict=True)
         ]
         return replace(self, matrix=matrix)
 
@@ -70,6 +76,11 @@ class StepParameters:
     def flat(self) -> FlatVectors:
         """The layout of flat vectors over these parameters."""
         return FlatVectors(self.tensors)
+
+    @cached_property
+    def space(self) -> Space:
+        """The space of flat vectors over these parameters."""
+        return space_of(self.originals)
 
     @property
     def length(self) -> float:
@@ -108,7 +119,7 @@ def displace(
         torch._foreach_add_(params, step, alpha=factor)
 
 
-def distance(params: list[Tensor], start: Iterable[Tensor]) -> float:
+def distance(params: list[Tensor], start: Iterable[Tensor], space: Space = WHOLE) -> float:
     """The Euclidean distance of the parameters from ``start``, in float64; 0 for no parameters."""
     parts = [(p - q).double().norm().cpu() for p, q in zip(params, start, strict=True)]
-    return float(torch.stack(parts).norm()) if parts else 0.0
+    return space.length(float(torch.stack(parts).norm()) if parts else 0.0)

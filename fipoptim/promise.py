@@ -178,7 +178,7 @@ def down_drift(
     """The step of this length down the gradient of the drift, one tensor a parameter; None without a gradient."""
     if gradient is None:
         return None
-    v, gain = first_order_step(gradient, length, preconditioner)
+    v, gain = first_order_step(gradient, length, preconditioner, space=metric.space)
     return metric.unflatten(v) if 0 < gain < math.inf else None
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -81,6 +82,13 @@ class Ranks:
     def alone(self) -> bool:
         """Whether there is one process only."""
         return self._group is None
+
+    def same(self, others: Ranks) -> bool:
+        """Whether these are the same processes."""
+        if self._group is None or others._group is None:
+            return self._group is others._group
+        own, theirs = (dist.get_process_group_ranks(x) for x in (self._group, others._group))
+        return bool(own == theirs)
 
     # --- how work is shared -------------------------------------------------------------------------------
 
@@ -164,6 +172,26 @@ class Ranks:
         told = [value]
         dist.broadcast_object_list(told, group=self._group, group_src=0)
         return told[0]
+
+    def done_by_first(self, action: Callable[[], _T]) -> _T:
+        """What a call on rank 0 returns, on every rank; the others do not make it.
+
+        Raises:
+            Exception: On every rank, if the call raises. What cannot be pickled is a RuntimeError on the others.
+        """
+        if self.alone:
+            return action()
+        told: tuple[Any, Exception | None] = (None, None)
+        if self.rank == 0:
+            try:
+                told = (action(), None)
+            except Exception as error:
+                self.first((None, _sendable(error)))
+                raise
+        value, refusal = self.first(told)
+        if refusal is not None:
+            raise refusal
+        return value  # type: ignore[no-any-return]
 
     def of_first(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """Copies of the tensors that rank 0 has; those of one dtype travel together."""
@@ -268,6 +296,14 @@ class Ranks:
         told: list[Any] = [None] * self.size
         dist.all_gather_object(told, value, group=self._group)
         return told
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def is_initialized() -> bool:

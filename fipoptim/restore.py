@@ -15,6 +15,7 @@ from fipoptim.checks import check_type
 from fipoptim.metric.chunks import Form
 from fipoptim.metric.forms import Forms
 from fipoptim.restoring import Restored, Restoring
+from fipoptim.shards import named_parameters
 
 
 def restore(
@@ -62,7 +63,9 @@ def restore(
     budget = Budget.checked(max_drift, max_flips)
     check_positive("max_products", max_products)
     chosen: list[Tensor] = (
-        [p for p in model.parameters() if p.requires_grad] if params is None else list(params)
+        [p for p in named_parameters(anchors.model).values() if p.requires_grad]
+        if params is None
+        else list(params)
     )
     return Restoring(
         anchors,

@@ -18,6 +18,7 @@ from fipoptim.budget import Budget
 from fipoptim.metric.chunks import Form
 from fipoptim.metric.metric import AnchorMetric
 from fipoptim.parameters import StepParameters, displace, distance
+from fipoptim.shards import local, space_of
 from fipoptim.solver.restoring import RestoringSteps
 
 PRODUCTS_A_STEP = 8
@@ -86,7 +87,7 @@ def restore_behind(
     """
     return Restoring(
         anchors,
-        parameters.tensors,
+        parameters.originals,
         budget,
         form=form,
         max_products=STEPS_BEHIND * products,
@@ -101,7 +102,7 @@ class Restoring:
 
     Args:
         anchors: The anchors.
-        params: The parameters that may move.
+        params: The parameters that may move, as the model has them.
         budget: The budget; without a bound, steps are taken while each lowers the drift by a tenth.
         form: Tells how products are taken, once one is needed.
         max_products: The most products of all steps together.
@@ -110,6 +111,7 @@ class Restoring:
     Attributes:
         steps: The number of steps taken.
         products: The number of products taken.
+        space: The space of flat vectors over the parameters.
     """
 
     def __init__(
@@ -122,7 +124,8 @@ class Restoring:
         max_products: int,
         frozen: Sequence[Tensor] | None = None,
     ) -> None:
-        self._anchors, self._params, self._budget = anchors, params, budget
+        self._anchors, self._originals, self._budget = anchors, params, budget
+        self._params, self.space = [local(p) for p in params], space_of(params)
         self._max_products, self._form, self._frozen = max_products, form, frozen
         self.steps = self.products = 0
 
@@ -151,7 +154,7 @@ class Restoring:
             0.0,
             self.steps,
             self.products,
-            distance(self._params, start),
+            distance(self._params, start, self.space),
             time.perf_counter() - began,
         )
 
@@ -183,7 +186,7 @@ class Restoring:
         """
         metric = AnchorMetric(
             self._anchors,
-            self._params,
+            self._originals,
             sample=self._sample(self.steps),
             form=self._form,
             guard=False,
@@ -196,6 +199,7 @@ class Restoring:
             metric.vjp(metric.mean.weighted(residual)),
             drift,
             max_products=min(PRODUCTS_A_STEP, self._max_products - self.products),
+            space=self.space,
         )
         self.products += max(1, steps.products)
         self.steps += 1

@@ -12,6 +12,7 @@ from fipoptim.geometry import GEOMETRIES
 from fipoptim.geometry.layers import other_than_matrices
 from fipoptim.metric.parameters import parameter_names
 from fipoptim.parameters import StepParameters
+from fipoptim.shards import space_of
 from fipoptim.state import begin_state, begin_within
 
 
@@ -45,6 +46,7 @@ class SavedOptimizer(Optimizer):
         try:
             check_options(group)
             parameter_names(self.anchors.model, group["params"])
+            GEOMETRIES[self.precondition].check_space(space_of(group["params"]))
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
@@ -62,12 +64,14 @@ class SavedOptimizer(Optimizer):
         """Take over the content of a pickle, or the state that ``load_state_dict`` has read, which is checked here."""
         if "anchors" not in state:
             geometry = GEOMETRIES[self.precondition]
-            checked = checked_state(
-                state["state"],
-                state["param_groups"],
-                self.anchors.fingerprint(),
-                lambda p: geometry.entries(p, False),
-            )
+            reference = self.anchors.fingerprint()
+            with self.anchors.ranks.together("load_state_dict"):
+                checked = checked_state(
+                    state["state"],
+                    state["param_groups"],
+                    reference,
+                    lambda p: geometry.entries(p, False),
+                )
             state = state | {"state": checked}
         super().__setstate__(state)
 
@@ -106,4 +110,4 @@ class SavedOptimizer(Optimizer):
         resting = self.measured(resting)
         begin_state(self.state, resting, GEOMETRIES[self.precondition], own_memory=True)
         if within:
-            begin_within(self.state, resting.tensors)
+            begin_within(self.state, resting.originals)

@@ -18,6 +18,7 @@ from fipoptim.budget import ADVICE, Budget
 from fipoptim.metric.chunks import Form
 from fipoptim.parameters import StepParameters, displace, distance
 from fipoptim.restoring import Restored, Restoring
+from fipoptim.solver.space import Space
 from fipoptim.state import last_within
 
 # A budget that is reached within this share of the way back takes no restoring step.
@@ -64,12 +65,12 @@ def settle(
     began = time.perf_counter()
     start = [p.clone() for p in parameters.tensors]
     try:
-        within = last_within(state, parameters.tensors)
+        within = last_within(state, parameters.originals)
         found = _settled(anchors, parameters, budget, start, within, form, max_products)
     except BaseException:
         displace(parameters.tensors, start)
         raise
-    length = distance(parameters.tensors, start)
+    length = distance(parameters.tensors, start, parameters.space)
     return dataclasses.replace(found, length=length, seconds=time.perf_counter() - began)
 
 
@@ -89,7 +90,7 @@ def _settled(
         return found
     line, on_line, farthest = None, None, math.inf
     if within is not None:
-        line = Line(anchors, tensors, within)
+        line = Line(anchors, tensors, within, parameters.space)
         on_line = line.go_to_nearest(budget)
     if line is not None and on_line is not None:
         found = dataclasses.replace(
@@ -101,7 +102,7 @@ def _settled(
         line.go(0.0)
     restoring = Restoring(
         anchors,
-        tensors,
+        parameters.originals,
         budget,
         form=form,
         max_products=max_products,
@@ -110,10 +111,10 @@ def _settled(
     after, went_back = rounds(anchors, tensors, budget, start, before, within, restoring, farthest)
     found = dataclasses.replace(found, steps=restoring.steps, products=restoring.products)
     if within is not None and not budget.holds(after):
-        last = Line(anchors, tensors, within).go_to_nearest(budget)
+        last = Line(anchors, tensors, within, parameters.space).go_to_nearest(budget)
         if last is not None:
             after, went_back = last.measured, 1.0 - (1.0 - went_back) * (1.0 - last.share)
-    if budget.holds(after) and distance(tensors, start) < farthest:
+    if budget.holds(after) and distance(tensors, start, parameters.space) < farthest:
         return dataclasses.replace(found, after=after, within=True, went_back=went_back)
     if line is None or on_line is None:
         raise RuntimeError(
@@ -151,10 +152,12 @@ def rounds(
         What was measured at the end, and the share of the way that it went back.
     """
     kept, gained = 1.0, True
-    while restoring.can_go_on(here) and distance(params, start) < farthest:
+    space = restoring.space
+    while restoring.can_go_on(here) and distance(params, start, space) < farthest:
         drift = here.drift
         if within is not None:
-            point = Line(anchors, params, within).go_back_a_little(budget, here, farther=not gained)
+            line = Line(anchors, params, within, space)
+            point = line.go_back_a_little(budget, here, farther=not gained)
             kept, here = kept * (1.0 - point.share), point.measured
         if not budget.holds(here):
             here = restoring.step(here)
@@ -179,16 +182,19 @@ class Line:
         anchors: The anchors; the budget counts on their ``counted`` inputs.
         params: The parameters of now, which are moved in place.
         within: The values to which the line leads.
+        space: The space of flat vectors over the parameters.
 
     Attributes:
         length: The Euclidean distance of both ends.
     """
 
-    def __init__(self, anchors: AnchorBatch, params: list[Tensor], within: list[Tensor]) -> None:
+    def __init__(
+        self, anchors: AnchorBatch, params: list[Tensor], within: list[Tensor], space: Space
+    ) -> None:
         self._counted, self._params = anchors.counted, params
         self._start = [p.clone() for p in params]
         self._within = within
-        self.length = distance(params, within)
+        self.length = distance(params, within, space)
 
     def go(self, share: float) -> None:
         """Move to the network that is this share of the way back."""

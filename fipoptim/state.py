@@ -10,10 +10,13 @@ from torch import Tensor
 
 from fipoptim.geometry.base import Geometry
 from fipoptim.parameters import StepParameters
+from fipoptim.shards import divided_as, local
 
 
 class StepState:
     """The state of the parameters of one step.
+
+    The entries of a parameter that is divided among ranks are divided as it is. They are read and kept by their parts.
 
     What is kept during the step counts from :meth:`commit` on; before that, the optimizer's state is as it was.
 
@@ -24,7 +27,7 @@ class StepState:
 
     def __init__(self, state: dict[Tensor, Any], parameters: StepParameters) -> None:
         self._state, self._parameters = state, parameters
-        self._params = parameters.tensors
+        self._params = parameters.originals
         self._new: dict[Tensor, dict[str, Tensor]] = {p: {} for p in self._params}
 
     def numbers(self, name: str) -> list[float]:
@@ -36,13 +39,14 @@ class StepState:
         params = self._params if of is None else [self._params[k] for k in of]
         states = [self._state.get(p, {}) for p in params]
         return [
-            state[name] if name in state else torch.zeros_like(p)
+            local(state[name]) if name in state else torch.zeros_like(local(p))
             for p, state in zip(params, states, strict=True)
         ]
 
     def keep(self, name: str, k: int, value: Tensor) -> None:
         """Keep a tensor under ``name`` for parameter number ``k``."""
-        self._new[self._params[k]][name] = value
+        p = self._params[k]
+        self._new[p][name] = divided_as(p, value) if value.shape == local(p).shape else value
 
     def commit(self, geometry: type[Geometry]) -> None:
         """Write everything kept to the optimizer's state, and count the step."""
@@ -73,7 +77,7 @@ def begin_state(
         own_memory: Give each zero memory of its own, so that it can be written to.
     """
     for p, momentum, matrix in zip(
-        parameters.tensors, parameters.momentum, parameters.matrix, strict=True
+        parameters.originals, parameters.momentum, parameters.matrix, strict=True
     ):
         entries = state[p]
         if "step" not in entries:
@@ -90,7 +94,8 @@ def begin_state(
 
 def no_velocity(p: Tensor) -> Tensor:
     """Zeros in the shape of ``p`` that take the memory of one number."""
-    return torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape)
+    part = local(p)
+    return divided_as(p, torch.zeros((), dtype=p.dtype, device=part.device).expand(part.shape))
 
 
 def begin_within(state: dict[Tensor, Any], params: list[Tensor]) -> None:
@@ -104,12 +109,15 @@ def remember_within(state: dict[Tensor, Any], params: list[Tensor]) -> None:
     """Keep the network of now as the last one that is known to be within the budget."""
     for p in params:
         if "within" in state.get(p, {}):
-            state[p]["within"].copy_(p.detach())
+            local(state[p]["within"]).copy_(local(p.detach()))
 
 
 def last_within(state: Mapping[Tensor, Any], params: list[Tensor]) -> list[Tensor] | None:
-    """The last network known to be within the budget, one tensor a parameter; None if none is known."""
+    """The last network known to be within the budget, one tensor a parameter; None if none is known.
+
+    Of parameters that are divided among ranks it has the parts of this rank.
+    """
     kept = [state[p].get("within") if p in state else None for p in params]
     if all(x is None for x in kept):
         return None
-    return [p.detach() if x is None else x for p, x in zip(params, kept, strict=True)]
+    return [local(p.detach() if x is None else x) for p, x in zip(params, kept, strict=True)]

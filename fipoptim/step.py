@@ -12,12 +12,12 @@ from torch.nn.utils import get_total_norm
 
 from fipoptim.anchors.draws import seed_of_step
 from fipoptim.metric.metric import AnchorMetric
-from fipoptim.ranks import Ranks
+from fipoptim.shards import part_of
 from fipoptim.solver.first_order import first_order_step
 from fipoptim.solver.preconditioner import Preconditioner
 from fipoptim.solver.settings import Solver
+from fipoptim.solver.space import Space
 from fipoptim.solver.sphere import SphereSolution, solve_on_sphere
-from fipoptim.solver.vectors import norm
 from fipoptim.state import StepState
 from fipoptim.step_info import first_order_multiplier
 
@@ -71,13 +71,13 @@ def linear_term(
     return pull
 
 
-def finite_size(linear: Tensor, gradients: list[Tensor] | None, ranks: Ranks) -> float:
+def finite_size(metric: AnchorMetric, linear: Tensor, gradients: list[Tensor] | None) -> float:
     """The length of the linear term, which is the same on all ranks.
 
     Raises:
         RuntimeError: If it is not finite, with the cause, or if it differs between the ranks.
     """
-    size = norm(linear)
+    size, ranks = metric.space.norm(linear), metric.anchors.ranks
     if not ranks.agree(size):
         raise RuntimeError(
             f"gradient: it differs between the ranks (with the restoring term its length is {size:.6g} on rank "
@@ -86,7 +86,7 @@ def finite_size(linear: Tensor, gradients: list[Tensor] | None, ranks: Ranks) ->
         )
     if math.isfinite(size):
         return size
-    if gradients is not None and not math.isfinite(total_size(gradients)):
+    if gradients is not None and not math.isfinite(total_size(gradients, metric.space)):
         raise RuntimeError(
             "gradient: holds NaN or infinite values; no weight was changed. "
             "Skip such batches or lower the learning rate."
@@ -96,13 +96,13 @@ def finite_size(linear: Tensor, gradients: list[Tensor] | None, ranks: Ranks) ->
     )
 
 
-def total_size(tensors: list[Tensor]) -> float:
+def total_size(tensors: list[Tensor], space: Space) -> float:
     """The Euclidean length of all tensors together; NaN or infinite if, and only if, an entry is."""
     result = float(get_total_norm(tensors))
-    if 1e-15 < result < math.inf:
-        return result
-    # The squares may overflow or underflow in float32; they do not in float64.
-    return float(get_total_norm([t.double() for t in tensors]))
+    if not 1e-15 < result < math.inf:
+        # The squares may overflow or underflow in float32; they do not in float64.
+        result = float(get_total_norm([t.double() for t in tensors]))
+    return space.length(result)
 
 
 def minimise(
@@ -143,7 +143,7 @@ def minimise(
             return step
     metric.prepare_products()
     # At a minimum of L nothing is gained by a move. Without L the path always goes on in some direction.
-    at_minimum = not onward and total_size(gradients or []) == 0.0
+    at_minimum = not onward and total_size(gradients or [], metric.space) == 0.0
     solution = solve_on_sphere(
         metric.matvec,
         linear,
@@ -156,6 +156,7 @@ def minimise(
         accept=solver.accepts if solver.adaptive else None,
         quadratic=lambda v: metric.mean.rms(metric.jvp(v)) ** 2,
         onward=onward,
+        space=metric.space,
     )
     return Step(solution.within(radius), outputs=None)
 
@@ -174,7 +175,7 @@ def _first_order(
     If the solver allows no products, it is good enough. The outputs after the step stand for :math:`J v` as well. They
     are not evaluated if ``outputs_after`` is None.
     """
-    v, gain = first_order_step(linear, length, preconditioner)
+    v, gain = first_order_step(linear, length, preconditioner, space=metric.space)
     if gain == 0.0 or not math.isfinite(gain):
         return None
     if outputs_after is None:
@@ -202,15 +203,16 @@ def direction_onward(metric: AnchorMetric, state: StepState, seed: int, count: i
     parts = []
     seeded = torch.Generator("cpu").manual_seed(seed_of_step(seed, count))
     padding = metric.anchors.padding_rows()
-    for name, p, velocity in zip(
-        metric.names, metric.params, state.tensors("velocity"), strict=True
-    ):
-        if not bool(velocity.any()):
-            velocity = torch.randn(p.shape, generator=seeded, dtype=torch.float64, device="cpu")
-            velocity = velocity.to(p)
+    velocities = state.tensors("velocity")
+    known = metric.space.any(*(bool(velocity.any()) for velocity in velocities))
+    for k, (name, velocity) in enumerate(zip(metric.names, velocities, strict=True)):
+        part = part_of(metric.originals[k])
+        if not known[k]:
+            drawn = torch.randn(part.shape, generator=seeded, dtype=torch.float64, device="cpu")
+            velocity = part.of(drawn).to(velocity)
         if name in padding:
             # No output depends on a padding row, so Eq. 4 does not say how it should move.
-            rows = torch.tensor(padding[name], device=p.device)
+            rows = torch.tensor(part.rows(padding[name]), dtype=torch.long, device=velocity.device)
             velocity = velocity.index_fill(0, rows, 0.0)
         parts.append(velocity)
     return metric.without_frozen(metric.flatten(parts))

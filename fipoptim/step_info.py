@@ -12,6 +12,7 @@ from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.output_space import squared_distance
 from fipoptim.anchors.sample import Sample
 from fipoptim.mean import AnchorMean
+from fipoptim.shards import local, named_parameters
 
 
 class Effect(NamedTuple):
@@ -186,7 +187,7 @@ class Measurement:
         return self._anchors.ranks.alone
 
     def _versions_of_now(self) -> list[tuple[int, int]]:
-        return [(id(p), p._version) for p in self._anchors.model.parameters()]
+        return [(id(p), local(p)._version) for p in named_parameters(self._anchors.model).values()]
 
     def __call__(self) -> Effect:
         """Evaluate the network of now.

@@ -15,7 +15,7 @@ LAYERS = (
     *("optimizer", "move", "promise", "edge", "settle", "restoring", "room", "agreement", "budget"),
     *("automatic", "step", "step_info", "gradients", "saving", "checks", "state"),
     *("path", "secondary", "geometry", "metric", "anchors"),
-    *("parameters", "flat", "solver", "mean", "ranks", "optional"),
+    *("parameters", "flat", "shards", "solver", "mean", "ranks", "optional"),
 )
 # The packages of recipes that each of them may import from.
 RECIPES: dict[str, set[str]] = {

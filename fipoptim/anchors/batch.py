@@ -34,7 +34,6 @@ from fipoptim.anchors.inputs import (
     rows_of,
     select_inputs,
 )
-from fipoptim.anchors.network_function import NetworkFunction
 from fipoptim.anchors.networks import (
     OtherModule,
     ReferenceNetwork,
@@ -53,6 +52,7 @@ from fipoptim.anchors.refusals import (
 from fipoptim.anchors.route import Route
 from fipoptim.anchors.sample import Sample, augmented_apart, by_segment, drawn, set_aside
 from fipoptim.anchors.saved import SavedInputs
+from fipoptim.anchors.sharded import network_function
 from fipoptim.anchors.shared import check_enough, ranks_of, refuse_differing
 from fipoptim.anchors.texts import check_ids, check_padding
 
@@ -158,7 +158,7 @@ class AnchorBatch(SavedInputs):
             self.output, self.store = output, store
             self.batch_size, self.chunk_size = batch_size, chunk_size
             self.augment, self.progress = augment, progress or iter
-            self.function = NetworkFunction(model, output, ranks)
+            self.function = network_function(model, output, ranks)
             given, seed = self._known(checked_inputs(inputs)), draw_seed(generator)
         refuse_differing(ranks, model, given, reference, sizes)
         self._seed = ranks.first(seed)

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.inputs import Inputs, count_inputs, rows_of, split_inputs
+from fipoptim.anchors.inputs import Inputs, count_inputs, rows_of
 from fipoptim.anchors.measured import Measured, measured_in_parts, predictions_kept
 from fipoptim.anchors.network_function import NetworkFunction, Weights
 from fipoptim.anchors.networks import ReferenceNetwork
@@ -234,7 +234,7 @@ class HeldInputs:
 
     def chunks(self, inputs: Inputs) -> list[Inputs]:
         """``inputs`` in parts of at most ``chunk_size``."""
-        return split_inputs(inputs, self.chunk_size or count_inputs(inputs))
+        return self.function.divided(inputs, self.chunk_size)
 
     def in_chunks(self, inputs: Inputs) -> Iterable[Inputs]:
         """The chunks of ``inputs``, as ``progress`` yields them."""

@@ -69,6 +69,15 @@ def split_inputs(inputs: Inputs, size: int) -> list[Inputs]:
     ]
 
 
+def split_equally(inputs: Inputs, parts: int) -> list[Inputs]:
+    """Inputs in this many parts, at most as many as there are inputs, whose sizes differ by one at most."""
+    count = count_inputs(inputs)
+    return [
+        trimmed(rows_of(inputs, slice(k * count // parts, (k + 1) * count // parts)))
+        for k in range(parts)
+    ]
+
+
 def trimmed(inputs: Inputs) -> Inputs:
     """Texts of different lengths without the positions that all of them pad; other inputs as they are."""
     return inputs.trimmed() if isinstance(inputs, Bundle) else inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from fipoptim.anchors.bundle import CLASSES, Bundle, call_form, without_padding
 from fipoptim.anchors.embedding import PureLookups
 from fipoptim.anchors.evaluation import device_of, evaluation, unwrap
-from fipoptim.anchors.inputs import Inputs, copied_to, count_inputs, first_inputs
+from fipoptim.anchors.inputs import Inputs, copied_to, count_inputs, first_inputs, split_inputs
 from fipoptim.anchors.output_space import OutputMap, flatten_outputs, output_map, told_apart
 from fipoptim.ranks import ALONE, Ranks
+from fipoptim.shards import local, named_parameters
 
 
 class Weights(NamedTuple):
@@ -95,7 +96,7 @@ class NetworkFunction:
         """
         buffers = dict(self.model.named_buffers()) if self._buffers is None else self._buffers
         return Weights(
-            {name: p.detach() for name, p in self.model.named_parameters()},
+            {name: local(p.detach()) for name, p in named_parameters(self.model).items()},
             {name: b.detach().clone() for name, b in buffers.items()},
         )
 
@@ -122,7 +123,7 @@ class NetworkFunction:
         args, kwargs = ((), given) if isinstance(given, dict) else (given, {})
         args = (args,) if isinstance(args, Tensor) else args
         with lookups or PureLookups():
-            result = torch.func.functional_call(self.model, tuple(weights), args, kwargs)
+            result = self._called(args, kwargs, weights)
         own: Inputs | None = None
         if self._map.takes_inputs:  # another copy, as the model may have written to its own
             own = call_form(copied_to(self.device, inputs))
@@ -130,6 +131,14 @@ class NetworkFunction:
         if isinstance(inputs, Bundle) and CLASSES in inputs:
             z = told_apart(z, inputs[CLASSES].to(z.device))
         return without_padding(z, inputs)
+
+    def _called(self, args: Any, kwargs: Mapping[str, Any], weights: Weights) -> Any:
+        """What the model returns at these weights."""
+        return torch.func.functional_call(self.model, tuple(weights), args, dict(kwargs))
+
+    def divided(self, inputs: Inputs, most: int | None) -> list[Inputs]:
+        """``inputs`` in the parts that are evaluated at a time, of at most ``most``; None is all of them."""
+        return split_inputs(inputs, most or count_inputs(inputs))
 
     def outputs(self, chunks: Iterable[Inputs], weights: Weights | None = None) -> Tensor:
         """The outputs ``z`` ``(N, m)`` of all ``chunks`` together, without a graph; None is the weights of now."""

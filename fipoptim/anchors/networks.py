@@ -14,6 +14,8 @@ from fipoptim.anchors.evaluation import unwrap
 from fipoptim.anchors.inputs import Inputs, count_inputs
 from fipoptim.anchors.network_function import NetworkFunction, Weights
 from fipoptim.anchors.output_space import OutputMap
+from fipoptim.anchors.sharded import network_function
+from fipoptim.shards import named_parameters
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -76,7 +78,8 @@ class WithinContext:
     def outputs(self, chunks: Iterable[Inputs]) -> Tensor:
         """See :class:`ReferenceNetwork`."""
         # PEFT lets adapters require a gradient when they are on again, also those that did not.
-        required = [(p, p.requires_grad) for p in self.function.model.parameters()]
+        params = named_parameters(self.function.model).values()
+        required = [(p, p.requires_grad) for p in params]
         try:
             with self.context():
                 return self.function.outputs(chunks)
@@ -107,7 +110,7 @@ def network_of(
         return reference
     if isinstance(reference, nn.Module):
         _check_apart(reference, function.model)
-        return OtherModule(NetworkFunction(reference, output))
+        return OtherModule(network_function(reference, output))
     if not callable(reference):
         raise TypeError(
             "reference: with store='live' it must be a torch.nn.Module or a callable that returns a context manager, "
@@ -134,8 +137,8 @@ def _check_apart(reference: nn.Module, model: nn.Module) -> None:
     )
     if unwrap(reference) is model:
         raise ValueError(f"reference: is the model itself, which will move. {advice}")
-    own = {id(p) for p in model.parameters() if p.requires_grad}
-    shared = [name for name, p in reference.named_parameters() if id(p) in own]
+    own = {id(p) for p in named_parameters(model).values() if p.requires_grad}
+    shared = [name for name, p in named_parameters(reference).items() if id(p) in own]
     if shared:
         raise ValueError(
             f"reference: shares {shared[0]!r} and {len(shared) - 1} more parameters with the model, which require a "

@@ -15,6 +15,7 @@ from fipoptim.anchors.output_space import OutputMap, flatten_outputs
 from fipoptim.anchors.references import References, segments_of
 from fipoptim.anchors.refusals import check_outputs
 from fipoptim.anchors.sample import SetAside
+from fipoptim.anchors.sharded import network_function
 
 
 def first_references(
@@ -115,7 +116,7 @@ def reference_outputs(
         ValueError: If its outputs are not finite, or of another shape than the model's.
     """
     if isinstance(reference, nn.Module):
-        found = NetworkFunction(reference, output).first_outputs(chunks)
+        found = network_function(reference, output).first_outputs(chunks)
     elif callable(reference) and not isinstance(reference, Tensor):
         found = network_of(reference, function, output).outputs(chunks())
     else:
@@ -196,7 +197,7 @@ def reference_network(reference: Any, model: NetworkFunction) -> Weights:
         raise TypeError(
             "reference: with augment it must be a network, as outputs say nothing of augmented anchors."
         )
-    network, own = NetworkFunction(reference, lambda z: z).snapshot(), model.weights()
+    network, own = network_function(reference, lambda z: z).snapshot(), model.weights()
     for part, wanted in zip(network, own, strict=True):
         if {k: t.shape for k, t in part.items()} != {k: t.shape for k, t in wanted.items()}:
             raise ValueError(

@@ -14,6 +14,7 @@ from fipoptim.anchors.fingerprint import Fingerprint, fingerprint_of
 from fipoptim.anchors.inputs import Inputs, count_inputs, select_inputs
 from fipoptim.anchors.networks import ReferenceNetwork
 from fipoptim.anchors.refusals import check_outputs
+from fipoptim.anchors.sharded import ShardedFunction
 from fipoptim.ranks import Ranks
 
 Split = Callable[[Inputs], Iterable[Inputs]]
@@ -112,10 +113,18 @@ class References:
             outputs: Their outputs ``(count, m)``; None if ``network`` gives them.
             network: Their network; None if reference outputs come from none.
             count: Their number.
+
+        Raises:
+            ValueError: If the network is a fully sharded model.
         """
         kept = None
         if self.outputs is not None and outputs is not None:
             kept = torch.cat([self.outputs, outputs.to(self.outputs)])
+        if network is not None and isinstance(network.function, ShardedFunction):
+            raise ValueError(
+                "inputs: a fully sharded model gives the reference of all anchors by one network, as its ranks "
+                "evaluate together. Build a further AnchorBatch, or keep outputs (store='full', no augment)."
+            )
         networks = self.networks if network is None else [*self.networks, network]
         segments = torch.cat([self.segments, segments_of(count, len(self.networks))])
         return References(kept, self.like, networks, segments)

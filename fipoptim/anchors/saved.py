@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from fipoptim.anchors.held import HeldInputs
+from fipoptim.anchors.networks import Snapshot
 from fipoptim.anchors.route import Route
+from fipoptim.anchors.sharded import ShardedFunction
 from fipoptim.anchors.state import AnchorState
 
 
@@ -32,10 +34,19 @@ class SavedInputs(HeldInputs):
 
         Loads with ``torch.load(weights_only=True)``, and travels in ``torch.distributed.checkpoint``. It is the same on
         every rank.
+
+        Raises:
+            ValueError: If a copy of a fully sharded model gives reference outputs, of which each rank has a part.
         """
         return self._state().to_dict()
 
     def _state(self) -> AnchorState:
+        sharded = isinstance(self.function, ShardedFunction)
+        if sharded and any(isinstance(network, Snapshot) for network in self.references.networks):
+            raise ValueError(
+                "state_dict: a copy of the fully sharded model gives reference outputs (store='live', or augment), and "
+                "each rank has a part of it. Keep outputs (store='full', no augment), or give a reference= of its own."
+            )
         check = None if self.check is None else self.check._state()
         return AnchorState(self.inputs, self.references, self._seed, self.route, check)
 

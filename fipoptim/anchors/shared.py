@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from fipoptim.anchors.evaluation import device_of, unwrap
 from fipoptim.anchors.inputs import Inputs, named_tensors
 from fipoptim.ranks import Ranks
+from fipoptim.shards import (
+    check_division,
+    is_fully_sharded,
+    is_sharded,
+    named_parameters,
+    ranks_of_shards,
+)
 
 
 def ranks_of(process_group: Any, model: Any) -> Ranks:
@@ -20,7 +27,8 @@ def ranks_of(process_group: Any, model: Any) -> Ranks:
 
     Raises:
         TypeError: If ``process_group`` is none, or the model is sharded by FSDP1.
-        ValueError: If this process is no member of the group, or the group cannot send the model's tensors.
+        ValueError: If this process is no member of the group, if the group cannot send the model's tensors, or if the
+            model is divided among other ranks or in another way than by ``fully_shard``.
         RuntimeError: If the model is wrapped for several processes, and there is no process group.
     """
     ranks = Ranks.of(process_group)
@@ -38,6 +46,14 @@ def ranks_of(process_group: Any, model: Any) -> Ranks:
             "model: is wrapped for several processes, but there is no process group any more. Call "
             "torch.distributed.init_process_group(), or give process_group=False."
         )
+    check_division(unwrap(model))
+    if is_fully_sharded(unwrap(model)):
+        shards = ranks_of_shards(named_parameters(unwrap(model)).values())
+        if process_group is not None and not ranks.same(shards):
+            raise ValueError(
+                "process_group: has other ranks than those that fully_shard divided the model among. Leave it out."
+            )
+        ranks = shards
     ranks.check_device(device_of(model))
     return ranks
 
@@ -81,7 +97,11 @@ def refuse_differing(
         "rank goes its own way.)",
     )
     ranks.refuse_differing(
-        {f"model: {name}": _digest(p) for name, p in unwrap(model).named_parameters()},
+        {
+            f"model: {name}": _digest(p)
+            for name, p in named_parameters(unwrap(model)).items()
+            if not is_sharded(p)
+        },
         "Wrap the model in DistributedDataParallel first, which gives every rank the weights of rank 0.",
     )
 

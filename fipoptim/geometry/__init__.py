@@ -60,10 +60,10 @@ def describe(optimizer: _Optimizer) -> dict[str, str]:
     model, geometry = optimizer.anchors.model, GEOMETRIES[optimizer.precondition]
     every = StepParameters.of_groups(optimizer.param_groups, lambda g, p: True)
     every = every.but_for(other_than_matrices(model))
-    names = parameter_names(model, every.tensors)
+    names = parameter_names(model, every.originals)
     return {
         name: geometry.kind(p, matrix)
-        for name, p, matrix in zip(names, every.tensors, every.matrix, strict=True)
+        for name, p, matrix in zip(names, every.originals, every.matrix, strict=True)
     }
 
 

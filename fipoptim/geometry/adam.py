@@ -13,6 +13,8 @@ from fipoptim.solver.preconditioner import Preconditioner
 class Adam(Geometry):
     """``P`` diagonal, proportional to the damped root of the running mean of :math:`c^2` (Kingma and Ba, 2015)."""
 
+    divisible = True
+
     @classmethod
     def entries(cls, p: Tensor, matrix: bool | None) -> tuple[str, ...]:
         """See :class:`Geometry`."""
@@ -27,8 +29,9 @@ class Adam(Geometry):
         """See :class:`Geometry`."""
         parts = self.parameters.flat.unflatten(linear)
         every = range(len(self.parameters))
-        squares, _ = running_squares(parts, every, size, self.memory)
+        space = self.parameters.space
+        squares, _ = running_squares(parts, every, size, self.memory, space)
         shapes = [p.shape for p in self.parameters.tensors]
         return BlockPreconditioner(
-            shapes, dict(enumerate(squares)), [], linear, self.parameters.stretch
+            shapes, dict(enumerate(squares)), [], linear, self.parameters.stretch, space
         )

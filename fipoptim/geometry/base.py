@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from fipoptim.geometry.diagonal import DiagonalPreconditioner
 from fipoptim.geometry.running_means import Memory, running_mean
 from fipoptim.parameters import StepParameters
 from fipoptim.solver.preconditioner import Preconditioner
+from fipoptim.solver.space import Space
 
 
 class Geometry(ABC):
@@ -23,11 +25,31 @@ class Geometry(ABC):
     Args:
         parameters: The parameters of the step, with their options. Flat vectors are laid out as ``parameters.flat``.
         memory: The tensors remembered for each parameter.
+
+    Attributes:
+        divisible: Whether vectors may be divided among ranks, as ``fully_shard`` divides parameters: a geometry then
+            sees the parts of one rank, and takes sums over all weights from ``parameters.space``.
     """
 
+    divisible: ClassVar[bool] = False
+
     def __init__(self, parameters: StepParameters, memory: Memory) -> None:
+        self.check_space(parameters.space)
         self.parameters = parameters
         self.memory = memory
+
+    @classmethod
+    def check_space(cls, space: Space) -> None:
+        """Refuse vectors that are divided among ranks, if the geometry cannot measure them.
+
+        Raises:
+            ValueError: With what to use.
+        """
+        if not (space.whole or cls.divisible):
+            raise ValueError(
+                f"precondition: {cls.__name__} needs whole matrices or vectors of weights, and fully_shard divides "
+                "them among ranks. Use 'adam' or None."
+            )
 
     @classmethod
     def entries(cls, p: Tensor, matrix: bool | None) -> tuple[str, ...]:
@@ -80,15 +102,20 @@ class DiagonalGeometry(Geometry):
         Raises:
             RuntimeError: If :meth:`diagonal` is not positive and finite, or not of the shape ``(n,)``.
         """
-        diagonal = self.diagonal(linear)
-        if diagonal.shape == linear.shape and not bool(diagonal.any()):
+        diagonal, space = self.diagonal(linear), self.parameters.space
+        if diagonal.shape == linear.shape and not space.any(bool(diagonal.any()))[0]:
             diagonal = torch.ones_like(linear)
-        mean = float(diagonal.double().mean())
-        if diagonal.shape != linear.shape or not (float(diagonal.min()) > 0 and mean < math.inf):
+        if space.whole:
+            mean = float(diagonal.double().mean())
+        else:
+            mean = space.sums(float(diagonal.double().sum()))[0] / space.size(linear)
+        least = -space.largest(-float(diagonal.min()) if diagonal.numel() else -math.inf)[0]
+        wrong = diagonal.shape != linear.shape or not (least > 0 and mean < math.inf)
+        if space.any(wrong)[0]:
             raise RuntimeError(
                 f"geometry: the diagonal of {type(self).__name__} must be positive and finite, of shape "
-                f"{tuple(linear.shape)}; got shape {tuple(diagonal.shape)}, least entry "
-                f"{float(diagonal.min()):.3g}, mean {mean:.3g}. No weight was changed."
+                f"{tuple(linear.shape)}; got shape {tuple(diagonal.shape)}, least entry {least:.3g}, mean {mean:.3g}. "
+                "No weight was changed."
             )
         diagonal = diagonal / mean
         for view, factor in zip(

@@ -11,6 +11,7 @@ from torch import Tensor
 from fipoptim.flat import matrix_shape
 from fipoptim.geometry.sides import Sides, on_rows
 from fipoptim.solver.preconditioner import Preconditioner
+from fipoptim.solver.space import WHOLE, Space
 
 # The damping that is added to P, relative to the mean of its diagonal.
 DAMPING = 1e-2
@@ -25,6 +26,8 @@ class BlockPreconditioner(Preconditioner):
         sides: P before damping for every other block.
         like: A tensor of the vectors' precision and device.
         stretch: A factor of :math:`P^{1/2}` for each block, applied last; None is 1 for all.
+        space: The space of the vectors. If it is divided among ranks, blocks are diagonal, and each rank gives the part
+            that it has of them.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class BlockPreconditioner(Preconditioner):
         sides: Sequence[Sides],
         like: Tensor,
         stretch: Sequence[float] | None = None,
+        space: Space = WHOLE,
     ) -> None:
         self._shapes, self._like = list(shapes), like.new_empty(())
         self._sizes = [shape.numel() for shape in shapes]
@@ -41,7 +45,7 @@ class BlockPreconditioner(Preconditioner):
         flat = [squares[k].reshape(-1).to(like) for k in self._diagonals]
         # The diagonals of all diagonal blocks, one after the other.
         self._diagonal = torch.cat(flat).sqrt_() if flat else like.new_empty(0)
-        mean = self._trace(sides) / sum(self._sizes)
+        mean = self._mean(sides, space)
         # Without a linear term there is nothing to measure by, and P is the identity.
         some = mean > 0
         unit = torch.where(some, mean * (1 + DAMPING), 1.0)
@@ -55,15 +59,19 @@ class BlockPreconditioner(Preconditioner):
             blocks = self._split(self._diagonal)
             torch._foreach_mul_(blocks, [factors[k] for k in self._diagonals])
 
-    def _trace(self, sides: Sequence[Sides]) -> Tensor:
-        """The trace of P before damping."""
+    def _mean(self, sides: Sequence[Sides], space: Space) -> Tensor:
+        """The mean of the diagonal of P before damping."""
+        if not space.whole:
+            (trace,) = space.sums(float(self._diagonal.sum(dtype=torch.float64)))
+            mean = trace / space.size(self._diagonal)
+            return torch.tensor(mean, dtype=torch.float64, device=self._diagonal.device)
         sums, times = [self._diagonal.sum().double()], [1.0]
         for group in sides:
             sums.extend(group.traces())
             # P is the Kronecker product of the shorter side's matrix with the identity of the longer side, so each
             # eigenvalue counts as many times as the longer side is long.
             times.extend(float(max(matrix_shape(self._shapes[k]))) for k in group.members)
-        return torch.stack(torch._foreach_mul(sums, times)).sum()
+        return torch.stack(torch._foreach_mul(sums, times)).sum() / sum(self._sizes)
 
     def inverse(self, v: Tensor) -> Tensor:
         """See :class:`Preconditioner`."""

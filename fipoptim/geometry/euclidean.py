@@ -13,6 +13,8 @@ from fipoptim.solver.preconditioner import Preconditioner
 class Euclidean(Geometry):
     r""":math:`\sum_{groups} \|v_{group}\|^2 / lr_{group}^2 = 1`; it remembers nothing."""
 
+    divisible = True
+
     def update(self, linear: Tensor, size: float, *, objective: bool) -> Preconditioner | None:
         """See :class:`Geometry`."""
         params, stretch = self.parameters.tensors, self.parameters.stretch

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fipoptim.solver.space import WHOLE, Space
+
 SECOND_MOMENT_DECAY = 0.999  # of the squared gradient, as Adam's
 # A mean below this is set to 0. It would decay into subnormal numbers, with which a CPU computes many times slower.
 _SMALLEST = {
@@ -60,7 +62,11 @@ def running_mean(
 
 
 def running_squares(
-    gradients: Sequence[Tensor], of: Sequence[int], size: float, memory: Memory
+    gradients: Sequence[Tensor],
+    of: Sequence[int],
+    size: float,
+    memory: Memory,
+    space: Space = WHOLE,
 ) -> tuple[list[Tensor], float]:
     """The running mean of the squared gradient, for some parameters, and the unit of the gradient in it.
 
@@ -71,11 +77,12 @@ def running_squares(
         of: The numbers of the parameters.
         size: The length of the gradient of all parameters.
         memory: Holds the means so far under ``"exp_avg_sq"``.
+        space: The space of the gradients, which may be divided among ranks.
     """
     steps = [memory.numbers("step")[k] + 1 for k in of]
     fresh = [(1 - SECOND_MOMENT_DECAY) / (1 - SECOND_MOMENT_DECAY**count) for count in steps]
     before = memory.tensors("exp_avg_sq", of)
-    unit = _unit(size, before)
+    unit = _unit(size, before, space)
     means = _with_squares(before, gradients, fresh)
     in_units = means
     if unit != 1.0:
@@ -97,10 +104,10 @@ def _with_squares(
     return list(running)
 
 
-def _unit(size: float, means: list[Tensor]) -> float:
+def _unit(size: float, means: list[Tensor], space: Space) -> float:
     """A power of two near the largest number that is squared, if its square overflows or underflows; else 1."""
     if 1e-12 < size < 1e15:
         return 1.0
     largest = max([float(mean.max()) for mean in means if mean.numel()], default=0.0)
-    largest = max(size, math.sqrt(largest))
+    largest = max(size, math.sqrt(space.largest(largest)[0]))
     return 1.0 if largest == 0.0 or 1e-12 < largest < 1e15 else 2.0 ** math.frexp(largest)[1]

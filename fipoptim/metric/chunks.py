@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fipoptim.anchors.inputs import Inputs
+from fipoptim.anchors.sharded import ShardedFunction
 from fipoptim.metric.finite_difference import norm_of
-from fipoptim.metric.point import Function, Parameters
+from fipoptim.metric.point import Function, Parameters, Point
 from fipoptim.metric.trace import Traced
+from fipoptim.solver.space import WHOLE, Space
 
 Form = Literal["forward", "double-vjp", "finite-difference"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -109,17 +112,50 @@ class TracedChunk:
             return self._run().jvp(tangents)
 
 
-Chunk = EagerChunk | TracedChunk
+class ShardedChunk:
+    """Some anchors of a fully sharded network; each product runs the model, and no graph is kept.
+
+    Args:
+        network: The network.
+        point: The point at which it is linearized.
+        inputs: The anchors of this rank. Every product is a collective over anchors of all ranks.
+    """
+
+    def __init__(self, network: ShardedFunction, point: Point, inputs: Inputs) -> None:
+        self._network, self._point, self._inputs = network, point, inputs
+        self.outputs = point.outputs(inputs)
+
+    def vjp(self, u: Tensor) -> list[Tensor]:
+        r""":math:`J^\top u` of all ranks together, for ``u`` ``(N, m)`` of this one: this rank's parts of it."""
+        point = self._point
+        return self._network.pullback(self._inputs, point.weights, point.names, u)
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        """:math:`J v`, shape ``(N, m)``, for this rank's parts of the tangents."""
+        point = self._point
+        return central_difference(
+            point.function_on(self._inputs),
+            point.parameters,
+            dict(zip(point.names, tangents, strict=True)),
+            self._network.space(point.names),
+        )
 
 
-def central_difference(function: Function, parameters: Parameters, tangents: Parameters) -> Tensor:
+Chunk = EagerChunk | TracedChunk | ShardedChunk
+
+
+def central_difference(
+    function: Function, parameters: Parameters, tangents: Parameters, space: Space = WHOLE
+) -> Tensor:
     r""":math:`J v` as :math:`(z(w + hv) - z(w - hv)) / 2h`, from two forward passes.
 
     With :math:`h \|v\| = \sqrt[3]{u} \|w\|`, where ``u`` is the rounding of the coarsest parameter, the errors by
     rounding and by curvature are about alike, and the relative error about :math:`u^{2/3}`: 2e-5 in float32. A kink
     between the two networks, as ReLU has, adds an error of its own.
     """
-    size, length = norm_of(list(parameters.values())), norm_of(list(tangents.values()))
+    size, length = (
+        space.length(norm_of(list(vectors.values()))) for vectors in (parameters, tangents)
+    )
     rounding = max(torch.finfo(p.dtype).eps for p in parameters.values())
     step = rounding ** (1 / 3) * (size or 1.0) / (length or 1.0)
     # A model that differentiates by itself needs gradients enabled; no tensor here requires one.

@@ -173,7 +173,7 @@ class Line:
     def _outputs_of_today(self) -> Tensor:
         """The outputs at today's weights, which two evaluations have to agree on; finds the precision on the way."""
         torch.manual_seed(0)
-        with _Precision() as precision:
+        with Precision() as precision:
             z = self._point.outputs(self._inputs, self.here)
         if not is_finite(z):
             raise outputs_not_finite()
@@ -209,7 +209,7 @@ class Line:
         return near, z
 
 
-class _Precision(TorchDispatchMode):
+class Precision(TorchDispatchMode):
     """Finds the coarsest relative rounding among the results of all operations inside it.
 
     Attributes:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.sharded import ShardedFunction
 from fipoptim.metric.chunks import Form
 from fipoptim.metric.parameters import parameter_names
-from fipoptim.metric.probe import probe
+from fipoptim.metric.probe import check_form, probe
 
 
 class Forms:
@@ -18,10 +19,15 @@ class Forms:
 
     Args:
         anchors: The anchors.
-        given: The form of all products, which is not checked; None probes.
+        given: The form of all products, which is not probed; None probes.
+        compile: Whether traces are to be compiled.
+
+    Raises:
+        ValueError: If the model is fully sharded and has no such form, or no trace.
     """
 
-    def __init__(self, anchors: AnchorBatch, given: Form | None) -> None:
+    def __init__(self, anchors: AnchorBatch, given: Form | None, *, compile: bool = False) -> None:
+        check_form(anchors, given, compile=compile)
         self._anchors, self._given = anchors, given
         self._found: dict[
             frozenset[str], Form
@@ -39,7 +45,7 @@ class Forms:
         Raises:
             ValueError, RuntimeError: As :func:`probe`.
         """
-        if self._given is not None:
+        if self._given is not None and not isinstance(self._anchors.function, ShardedFunction):
             return self._given
         names = frozenset(parameter_names(self._anchors.model, params))
         for probed, form in self._found.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from fipoptim.metric.compare import same_values
+from fipoptim.shards import local, named_parameters
 
 
 class WeightGuard:
@@ -18,8 +19,9 @@ class WeightGuard:
 
     def __init__(self, model: nn.Module, *, copies: bool) -> None:
         self._model = model
-        self._versions = [p._version for p in model.parameters()]
-        self._copies = [p.detach().clone() for p in model.parameters()] if copies else None
+        now = self._now()
+        self._versions = [p._version for p in now]
+        self._copies = [p.detach().clone() for p in now] if copies else None
 
     def check(self) -> None:
         """Refuse to go on with other weights.
@@ -27,16 +29,20 @@ class WeightGuard:
         Raises:
             RuntimeError: If the parameters have changed.
         """
-        if self._versions != [p._version for p in self._model.parameters()] or not self._same():
+        if self._versions != [p._version for p in self._now()] or not self._same():
             raise RuntimeError(
                 "AnchorMetric: the weights have changed since this metric was built; build a new one."
             )
+
+    def _now(self) -> list[Tensor]:
+        """The parameters of now; of those that are divided among ranks, the part of this rank."""
+        return [local(p) for p in named_parameters(self._model).values()]
 
     def _same(self) -> bool:
         """Whether the parameters have the values of the copies."""
         if self._copies is None:
             return True
-        now = [p.detach() for p in self._model.parameters()]
+        now = [p.detach() for p in self._now()]
         return len(now) == len(self._copies) and all(
             p.shape == copy.shape
             and p.dtype == copy.dtype

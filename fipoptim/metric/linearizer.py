@@ -12,9 +12,10 @@ from torch import Tensor
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.inputs import Inputs, count_inputs, first_inputs, split_inputs
 from fipoptim.anchors.network_function import Weights
+from fipoptim.anchors.sharded import ShardedFunction
 from fipoptim.metric.behaviour import behaviour_of, random_state, refuse_random
 from fipoptim.metric.blocks import block_size, on_device, prefers_channels_last
-from fipoptim.metric.chunks import Chunk, EagerChunk, Form, TracedChunk
+from fipoptim.metric.chunks import Chunk, EagerChunk, Form, ShardedChunk, TracedChunk
 from fipoptim.metric.compare import close
 from fipoptim.metric.guard import WeightGuard
 from fipoptim.metric.point import Point
@@ -64,9 +65,10 @@ class Linearizer:
         self.traced = trace and form == "forward"
         self.outputs: Tensor
         self._anchors, self.inputs = anchors, inputs
-        self.form = form
+        # Of a fully sharded network there are no other products.
+        self.form = "finite-difference" if self.sharded else form
         # Attention needs another kernel where it is differentiated in forward mode, or twice.
-        self._tangents = form in ("forward", "double-vjp")
+        self._tangents = self.form in ("forward", "double-vjp")
         self._compile = compile
         self._guard = WeightGuard(anchors.model, copies=guard)
         self._reused: list[Chunk] | None = None
@@ -110,7 +112,14 @@ class Linearizer:
 
     # --- linearizing --------------------------------------------------------------------------------------
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the network is fully sharded."""
+        return isinstance(self.point.network, ShardedFunction)
+
     def _in_blocks(self) -> list[Inputs]:
+        if self.sharded:  # all ranks have as many
+            return self._anchors.chunks(self.inputs)
         count = count_inputs(self.inputs)
         size = min(count, self._anchors.chunk_size or count)
         smaller = block_size(self.point, size)
@@ -123,7 +132,8 @@ class Linearizer:
         """Find today's outputs; keep what the products need if all anchors are evaluated at once."""
         network, anchors = self.point.network, self._anchors
         state = random_state(network.device)
-        if anchors.chunk_size is None or count_inputs(self.inputs) <= anchors.chunk_size:
+        whole = anchors.chunk_size is None or count_inputs(self.inputs) <= anchors.chunk_size
+        if whole or self.sharded:  # whose chunks keep no evaluation
             self._reused = None  # frees the earlier chunks
             self._reused = list(self._made())
         outputs = []
@@ -144,6 +154,9 @@ class Linearizer:
         return (self._linearized(block) for block in self._anchors.progress(self.blocks))
 
     def _linearized(self, inputs: Inputs) -> Chunk:
+        network = self.point.network
+        if isinstance(network, ShardedFunction):
+            return ShardedChunk(network, self.point, inputs)
         chunk = self._traced_chunk(inputs) if self.traced else None
         return self._to_run(inputs)() if chunk is None else chunk
 

@@ -14,6 +14,7 @@ from fipoptim.metric.compare import close
 from fipoptim.metric.linearizer import Linearizer
 from fipoptim.metric.point import Parameters
 from fipoptim.solver.eigenvalues import largest_eigenvalues
+from fipoptim.solver.space import Space
 
 Product = Callable[[Tensor], Tensor]
 
@@ -125,7 +126,13 @@ def estimated_diagonal(
 
 
 def largest_of_spectrum(
-    matvec: Product, flat: FlatVectors, k: int, *, tol: float, max_products: int | None
+    matvec: Product,
+    flat: FlatVectors,
+    k: int,
+    *,
+    tol: float,
+    max_products: int | None,
+    space: Space,
 ) -> Tensor:
     """The ``k`` largest eigenvalues, descending, shape ``(k,)``, float64.
 
@@ -135,15 +142,18 @@ def largest_of_spectrum(
         k: How many, from 1 to n.
         tol: The residual of each, relative to the largest.
         max_products: The most products to take; None is 50 (k + 1).
+        space: The space of the vectors.
 
     Raises:
         ValueError: If ``k`` is not between 1 and n.
         RuntimeError: If the eigenvalues have not converged.
     """
-    if not 1 <= k <= flat.size:
-        raise ValueError(f"k: must be between 1 and n = {flat.size}, got {k}.")
-    limit = min(flat.size, 50 * (k + 1) if max_products is None else max_products)
-    values = largest_eigenvalues(matvec, flat.zeros(), k, tol=tol, max_products=limit)
+    like = flat.zeros()
+    n = space.size(like)
+    if not 1 <= k <= n:
+        raise ValueError(f"k: must be between 1 and n = {n}, got {k}.")
+    limit = min(n, 50 * (k + 1) if max_products is None else max_products)
+    values = largest_eigenvalues(matvec, like, k, tol=tol, max_products=limit, vectors=space)
     if values is None:
         raise RuntimeError(
             f"spectrum: {k} eigenvalues have not converged in {limit} products; raise max_products."

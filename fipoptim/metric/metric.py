@@ -27,14 +27,16 @@ from fipoptim.metric.matrix import (
     largest_of_spectrum,
 )
 from fipoptim.metric.parameters import parameter_names
-from fipoptim.metric.probe import probe
+from fipoptim.metric.probe import check_form, probe
+from fipoptim.shards import local, named_parameters, space_of
 
 
 class AnchorMetric:
     r"""The metric :math:`g = \frac1N \sum_i J_i^\top J_i` at the weights the model has now.
 
     Vectors are flat, of shape ``(n,)``, in the order of ``params``; outputs have shape ``(N, m)``. With several ranks
-    those are the outputs that this rank evaluates, and every product is a collective. A metric
+    those are the outputs that this rank evaluates, and every product is a collective. Of a fully sharded model each
+    rank has its part of every vector, and products are taken by finite differences. A metric
     belongs to the weights it was built at and says so when they have changed. If the anchors' ``chunk_size`` is
     smaller than their number, every product evaluates the model again, chunk by chunk, and memory grows with
     the chunk; otherwise the forward pass is kept and products reuse it.
@@ -58,7 +60,9 @@ class AnchorMetric:
 
     Attributes:
         anchors: The anchors.
-        params: The parameters.
+        originals: The parameters, as the model has them.
+        params: The parameters; of those that are divided among ranks, the part that this rank has.
+        space: The space of flat vectors.
         names: The parameters' names in the model.
         sample: The anchors that are used, with their reference.
         frozen: The masks of weights that do not move, as given.
@@ -86,14 +90,17 @@ class AnchorMetric:
         frozen: Sequence[Tensor] | None = None,
     ) -> None:
         if params is None:
-            params = [p for p in anchors.model.parameters() if p.requires_grad]
+            params = [p for p in named_parameters(anchors.model).values() if p.requires_grad]
         self.anchors = anchors
-        self.params = list(params)
-        if not self.params:
+        self.originals = list(params)
+        if not self.originals:
             raise ValueError("params: got none; give at least one parameter of the anchors' model.")
-        self.names = parameter_names(anchors.model, self.params)
+        self.names = parameter_names(anchors.model, self.originals)
+        self.params, self.space = [local(p) for p in self.originals], space_of(self.originals)
         anchors.function.synchronize()
-        form = form or probe(anchors, self.params)
+        if not callable(form):
+            check_form(anchors, form, compile=compile)
+        form = form or probe(anchors, self.originals)
         self._find_form = form if callable(form) else None
         self._form: Form | None = None if callable(form) else form
         self.sample = sample or anchors.all()
@@ -141,8 +148,10 @@ class AnchorMetric:
 
     def _products(self) -> Linearizer:
         """The linearized outputs, of which Jacobian-vector products can be taken."""
+        form = self.form  # which refuses a network of which no product is right
         if self.linearizer.form is None:
             self._linearize_again(trace=False)
+        assert self.linearizer.form == form
         return self.linearizer
 
     def _check_outputs(self) -> AnchorMean:
@@ -163,8 +172,8 @@ class AnchorMetric:
 
     @property
     def size(self) -> int:
-        """The number n of weights."""
-        return self.flat.size
+        """The number n of weights, on all ranks together."""
+        return sum(p.numel() for p in self.originals)
 
     @property
     def outputs(self) -> Tensor:
@@ -219,7 +228,7 @@ class AnchorMetric:
                 total.add(chunk.vjp(u[start : start + rows].to(chunk.outputs)))
                 start += rows
                 del chunk
-        return self._without_frozen_(self.mean.total(total.vector))
+        return self._without_frozen_(self._of_all_ranks(total.vector))
 
     @torch.inference_mode(False)
     def matvec(self, v: Tensor) -> Tensor:
@@ -236,7 +245,11 @@ class AnchorMetric:
             for chunk in linearizer.chunks():
                 total.add(chunk.vjp(self.mean.weighted(chunk.jvp(tangents))))
                 del chunk
-        return self._without_frozen_(self.mean.total(total.vector))
+        return self._without_frozen_(self._of_all_ranks(total.vector))
+
+    def _of_all_ranks(self, vector: Tensor) -> Tensor:
+        """A sum of pullbacks of this rank, over all ranks. The hooks of a fully sharded model have summed already."""
+        return self.mean.total(vector) if self.space.whole else vector
 
     def without_frozen(self, v: Tensor) -> Tensor:
         """``v`` ``(n,)`` with 0 at the weights that do not move."""
@@ -293,8 +306,9 @@ class AnchorMetric:
         """The matrix ``g``, shape ``(n, n)``; for small problems, as it takes n products.
 
         Raises:
-            ValueError: If the matrix would have more than 10^9 entries.
+            ValueError: If the matrix would have more than 10^9 entries, or the model is fully sharded.
         """
+        self._refuse_sharded("dense", "matvec")
         return dense_matrix(self.matvec, self.flat)
 
     @torch.inference_mode(False)
@@ -309,12 +323,14 @@ class AnchorMetric:
 
         Raises:
             ValueError: If ``probes`` is not positive; or if it is None and an anchor's outputs depend on the other
-                anchors (batch norm without running statistics), or the model cannot be vectorized (an RNN).
+                anchors (batch norm without running statistics), or the model cannot be vectorized (an RNN) or is fully
+                sharded.
         """
         if probes is not None:
             return estimated_diagonal(
                 self.vjp, self.outputs, self.mean, self.flat, probes, generator
             )
+        self._refuse_sharded("diagonal", "a number of probes")
         diagonal = exact_diagonal(self.linearizer, self.mean, self.flat, self.anchors.chunk_size)
         return self._without_frozen_(diagonal)
 
@@ -330,4 +346,10 @@ class AnchorMetric:
             ValueError: If ``k`` is not between 1 and n.
             RuntimeError: If they have not converged within ``max_products`` (default: 50 (k + 1)).
         """
-        return largest_of_spectrum(self.matvec, self.flat, k, tol=tol, max_products=max_products)
+        return largest_of_spectrum(
+            self.matvec, self.flat, k, tol=tol, max_products=max_products, space=self.space
+        )
+
+    def _refuse_sharded(self, what: str, advice: str) -> None:
+        if self.linearizer.sharded:
+            raise ValueError(f"{what}: a fully sharded model does not give it; use {advice}.")

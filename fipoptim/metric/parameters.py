@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from fipoptim.shards import named_parameters
+
 
 def parameter_names(model: nn.Module, params: Iterable[Tensor]) -> list[str]:
     """The names of ``params`` in ``model``, if a metric can be taken over them.
@@ -19,7 +21,7 @@ def parameter_names(model: nn.Module, params: Iterable[Tensor]) -> list[str]:
         ValueError: If a parameter is not the model's.
         TypeError: If a parameter is complex, integer, sparse or of half precision.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model).items()}
     found = []
     for i, p in enumerate(params):
         if id(p) not in names:

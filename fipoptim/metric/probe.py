@@ -18,10 +18,12 @@ from torch import Tensor
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.inputs import select_inputs
 from fipoptim.anchors.refusals import check_width, is_finite
+from fipoptim.anchors.sharded import ShardedFunction
 from fipoptim.metric.chunks import EagerChunk, Form
 from fipoptim.metric.finite_difference import (
     Difference,
     Line,
+    Precision,
     inner_product,
     listed,
     norm_of,
@@ -78,6 +80,9 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
         RuntimeError: If no form is right, with what was seen, for which outputs and parameters, the likely cause
             and what to do; or if the model writes to its parameters as it is evaluated.
     """
+    if isinstance(anchors.function, ShardedFunction):
+        _refuse_half_precision(anchors)
+        return "finite-difference"
     causes: list[str] = []
     wrong: list[bool] = []
     with anchors.function.evaluation(tangents=True):
@@ -104,6 +109,38 @@ def probe(anchors: AnchorBatch, params: Sequence[Tensor]) -> Form:
             )
             return "finite-difference"
     raise _no_form_is_right(causes, wrong)
+
+
+def check_form(anchors: AnchorBatch, form: Form | None, *, compile: bool) -> None:
+    """Refuse a form that the anchors' model does not have, and a trace to compile.
+
+    Raises:
+        ValueError: If the model is fully sharded, whose products are finite differences.
+    """
+    if not isinstance(anchors.function, ShardedFunction):
+        return
+    if form not in (None, "finite-difference"):
+        raise ValueError(
+            f"form: {form!r} does not run the hooks of a fully sharded model; give None or 'finite-difference'."
+        )
+    if compile:
+        raise ValueError("compile: a fully sharded model is not traced; leave it out.")
+
+
+def _refuse_half_precision(anchors: AnchorBatch) -> None:
+    """Refuse a fully sharded model that computes in half precision, in which small differences are rounding.
+
+    Raises:
+        RuntimeError: With what to use.
+    """
+    with anchors.function.evaluation(), Precision() as precision:
+        anchors.function.outputs(anchors.chunks(anchors.own)[:1])
+    if precision.eps > torch.finfo(torch.float32).eps:
+        raise RuntimeError(
+            "model: is fully sharded and computes in half precision, so that a product, a difference of outputs, would "
+            "be rounding. Take steps without products, by Solver(products=0), or leave param_dtype out of the "
+            "MixedPrecisionPolicy."
+        )
 
 
 def _cause_against(

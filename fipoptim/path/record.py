@@ -29,9 +29,11 @@ from fipoptim.path.ensemble import PathEnsemble
 from fipoptim.path.folder import PathFolder
 from fipoptim.path.index import Index, PathPoint
 from fipoptim.path.networks import Networks
-from fipoptim.path.recorder import RecordedOptimizer, Recorder
+from fipoptim.path.recorder import RecordedOptimizer, Recorder, ranks_of
+from fipoptim.path.shared import SharedFolder
 from fipoptim.path.snapshot import Layout, check_fit, tensors_of
 from fipoptim.path.store import MemoryStore
+from fipoptim.shards import is_fully_sharded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,6 +55,10 @@ class FIPPath:
     networks are tried again, and leaving the ``with`` block raises an error that lists what is missing. If the block
     raises an error of its own, that one is raised, with a note. The networks that were recorded stay whole.
 
+    If several ranks share the anchors, all of them record the path. In memory each keeps its own networks. Rank 0 alone
+    writes a folder; the others know steps, drifts and lengths, and asking them for a network raises a
+    ``RuntimeError``.
+
     ``len(path)``, ``path[i]`` (negative too) and iteration give the networks as state dictionaries that
     ``nn.Module.load_state_dict`` takes (with ``strict=False`` if the model has extra state).
 
@@ -63,7 +69,8 @@ class FIPPath:
 
     Raises:
         TypeError: If ``folder`` is not a path.
-        ValueError: If ``every`` is not a positive whole number.
+        ValueError: If ``every`` is not a positive whole number, if ranks give different arguments, or if the model is
+            fully sharded.
         FileExistsError: If ``folder`` is a file, or already holds a path.
         ImportError: If a folder is given and safetensors is not installed.
     """
@@ -81,6 +88,16 @@ class FIPPath:
                 f"every: must be a whole number of steps, 1 or more, got {every!r}; "
                 "every=10 records each tenth network."
             )
+        if is_fully_sharded(optimizer.anchors.model):
+            raise ValueError(
+                "record: the model is fully sharded, and no rank has a whole network to record. Save checkpoints by "
+                "torch.distributed.checkpoint instead."
+            )
+        ranks = ranks_of(optimizer)
+        ranks.refuse_differing(
+            {"every": steps, "folder": "none" if folder is None else "given"},
+            "Every rank records the path, with the same arguments.",
+        )
         self.every = steps
         self.folder: Path | None = None
         nothing = Index(steps, Layout({}, {}))
@@ -88,7 +105,8 @@ class FIPPath:
             self._networks = Networks(MemoryStore(), nothing)
         else:
             self.folder = as_folder(folder)
-            files = PathFolder(self.folder)
+            own = PathFolder(self.folder)
+            files = own if ranks.alone else SharedFolder(own, ranks)
             files.prepare()
             self._networks = Networks(files, nothing)
         self._recorder: Recorder | None = Recorder(optimizer, self._networks, steps)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from fipoptim.path.networks import Networks
+from fipoptim.ranks import ALONE, Ranks
 
 
 class RecordedAnchors(Protocol):
@@ -51,6 +52,7 @@ class Recorder:
         self._optimizer: RecordedOptimizer | None = optimizer
         self._networks = networks
         self._every = every
+        self._alone: bool = ranks_of(optimizer).alone
         self._hook: RemovableHandle | None = None
         self._step = 0
         self._missed: set[int] = set()
@@ -81,7 +83,8 @@ class Recorder:
         """Record the last network, and leave the optimizer alone from now on.
 
         Args:
-            error: The error that ends the recording, or None. A note on the missing networks is added to it.
+            error: The error that ends the recording, or None. A note on the missing networks is added to it. With
+                several ranks the last network is then not recorded, as the others may not come to it.
 
         Raises:
             OSError: If networks are missing, there is no ``error``, and the first failure was an OSError.
@@ -90,10 +93,8 @@ class Recorder:
         assert self._hook is not None
         self._hook.remove()
         try:
-            if self._networks.last_step != self._step:
-                self._attempt(self._record)
-            elif self._networks.unlisted:
-                self._attempt(self._networks.write_index)
+            if error is None or self._alone:
+                self._record_the_last()
         finally:
             self._hook = self._optimizer = None
             self._networks.finish()
@@ -108,6 +109,12 @@ class Recorder:
             numbered = () if cause.errno is None else (cause.errno,)
             raise OSError(*numbered, shortfall) from cause
         raise RuntimeError(shortfall) from cause
+
+    def _record_the_last(self) -> None:
+        if self._networks.last_step != self._step:
+            self._attempt(self._record)
+        elif self._networks.unlisted:
+            self._attempt(self._networks.write_index)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._step += 1
@@ -169,6 +176,12 @@ class Recorder:
         because = "" if cause is None else f" ({type(cause).__name__}: {cause})"
         listed = len(self._networks) - unlisted
         return f"path: {' and '.join(parts)} {self._networks.place}{because}. The other {listed} are whole."
+
+
+def ranks_of(optimizer: RecordedOptimizer) -> Ranks:
+    """The ranks that record the path of an optimizer together: those that share its anchors."""
+    ranks: Ranks = getattr(optimizer.anchors, "ranks", ALONE)
+    return ranks
 
 
 def _finite(drift: Any) -> float | None:

@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 
 from fipoptim.solver.krylov import KrylovSpace, MatVec
+from fipoptim.solver.space import WHOLE, Space
 
 
 def largest_eigenvalues(
-    matvec: MatVec, like: Tensor, k: int, *, tol: float, max_products: int
+    matvec: MatVec,
+    like: Tensor,
+    k: int,
+    *,
+    tol: float,
+    max_products: int,
+    vectors: Space = WHOLE,
 ) -> Tensor | None:
     r"""The ``k`` largest eigenvalues, descending, shape ``(k,)``, float64.
 
@@ -23,21 +30,20 @@ def largest_eigenvalues(
         k: Between 1 and n.
         tol: The residual of each eigenvalue, relative to the largest.
         max_products: The most products to take.
+        vectors: The space of the vectors, which may be divided among ranks.
 
     Returns:
         The eigenvalues, or None if they have not converged.
     """
-    n = like.numel()
-    space = KrylovSpace(matvec, min(n, max_products))
+    n = vectors.size(like)
+    space = KrylovSpace(matvec, min(n, max_products), space=vectors)
     seeded = torch.Generator("cpu").manual_seed(0)
     starts, wanted = 0, 1 if k == 1 else 2  # one start is enough for the largest eigenvalue
     while True:
         grown = True
         if starts < wanted:
             depth = space.size // max(starts, 1)
-            space.add_start(
-                torch.randn(n, generator=seeded, dtype=torch.float64, device="cpu").to(like)
-            )
+            space.add_start(vectors.random(like, seeded))
             starts += 1
             for _ in range(depth):
                 grown = space.extend(newest=True)

@@ -7,11 +7,15 @@ import math
 from torch import Tensor
 
 from fipoptim.solver.preconditioner import Preconditioner
-from fipoptim.solver.vectors import inner, unit
+from fipoptim.solver.space import WHOLE, Space
 
 
 def first_order_step(
-    linear: Tensor, length: float, preconditioner: Preconditioner | None = None
+    linear: Tensor,
+    length: float,
+    preconditioner: Preconditioner | None = None,
+    *,
+    space: Space = WHOLE,
 ) -> tuple[Tensor, float]:
     r"""The step for ``g = 0``, :math:`v = -\varepsilon P^{-1} c / \|c\|_{P^{-1}}`, and its gain :math:`-c^\top v`.
 
@@ -19,20 +23,21 @@ def first_order_step(
         linear: The linear term ``c``, shape ``(n,)``.
         length: The length :math:`\varepsilon` of the step.
         preconditioner: ``P``; None is the identity.
+        space: The space of the vectors, which may be divided among ranks.
 
     Returns:
         The step, shape ``(n,)``, and the gain. Both are zero if ``c`` is.
     """
     if preconditioner is None:
-        direction, size = unit(linear)
+        direction, size = space.unit(linear)
         return direction.mul_(-length), length * size
     direction = preconditioner.inverse(linear)
-    square, scale = inner(linear, direction), 1.0
+    square, scale = space.inner(linear, direction), 1.0
     if not 1e-30 < square < 1e30:
         # In float32 the square may overflow or underflow; that of the unit vector does not.
-        linear, scale = unit(linear)
+        linear, scale = space.unit(linear)
         direction = preconditioner.inverse(linear)
-        square = inner(linear, direction)
+        square = space.inner(linear, direction)
     size = math.sqrt(max(square, 0.0))
     if size == 0.0:
         return direction, 0.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fipoptim.solver.vectors import inner, inner_products, norm, sums_of_products, unit
+from fipoptim.solver.space import WHOLE, Space
 
 MatVec = Callable[[Tensor], Tensor]
 
@@ -50,6 +50,7 @@ class KrylovSpace:
         capacity: The largest number of basis vectors, which is also the largest number of products.
         quadratic: :math:`v \mapsto v^\top A v`, if that is cheaper than a product. It replaces the product of the last
             vector that there is room for: that product would serve only :meth:`residual`.
+        space: The space of the vectors, which may be divided among ranks.
 
     Attributes:
         size: Number of basis vectors so far, each of which took one product.
@@ -63,8 +64,10 @@ class KrylovSpace:
         matvec: MatVec,
         capacity: int,
         quadratic: Callable[[Tensor], float] | None = None,
+        *,
+        space: Space = WHOLE,
     ) -> None:
-        self._matvec = matvec
+        self._matvec, self._space = matvec, space
         self._quadratic = quadratic
         self._capacity = capacity
         self._basis: Tensor | None = None
@@ -87,11 +90,14 @@ class KrylovSpace:
 
     def add_start(self, vector: Tensor) -> None:
         """Add a starting vector; it is taken before the candidates that wait."""
-        outside, length = unit(vector)
+        outside, length = self._space.unit(vector)
         if length > 0:
             outside, rounding = self._outside(outside), self._rounding(vector)
             self._queue.insert(
-                0, _Candidate(outside, norm(outside), rounding, None, self.size, self._starts)
+                0,
+                _Candidate(
+                    outside, self._space.norm(outside), rounding, None, self.size, self._starts
+                ),
             )
             self._starts += 1
 
@@ -114,7 +120,7 @@ class KrylovSpace:
         """The candidate, orthogonal to the basis vectors that were added since it was found."""
         if candidate.size < self.size:
             candidate.vector = self._outside(candidate.vector)
-            candidate.length, candidate.size = norm(candidate.vector), self.size
+            candidate.length, candidate.size = self._space.norm(candidate.vector), self.size
         return candidate
 
     def _append(self, candidate: _Candidate) -> None:
@@ -128,9 +134,9 @@ class KrylovSpace:
             self._close(q, candidate)
             return
         product = self._matvec(q)
-        column = inner_products(self._basis[: k + 1], product)
+        column = self._space.inner_products(self._basis[: k + 1], product)
         outside = self._outside(product, column)
-        length = norm(outside)
+        length = self._space.norm(outside)
         if not math.isfinite(length):
             raise RuntimeError(_NOT_FINITE)
         self._T[: k + 1, k] = column
@@ -148,7 +154,7 @@ class KrylovSpace:
         column[k] = self._quadratic(q)
         for other in self._queue:
             if other.column is not None:
-                column[other.column] = inner(other.vector, q)
+                column[other.column] = self._space.inner(other.vector, q)
         if candidate.column is not None:
             column[candidate.column] = candidate.length
         if not bool(torch.isfinite(column).all()):
@@ -179,7 +185,7 @@ class KrylovSpace:
         basis = self._basis[: self.size]
         for coordinates in (inside, None):
             if coordinates is None:
-                coordinates = sums_of_products(basis, vector)
+                coordinates = self._space.sums_of_products(basis, vector)
             vector.addmv_(basis.T, coordinates.to(vector), alpha=-1)
         return vector
 
@@ -191,7 +197,7 @@ class KrylovSpace:
         r""":math:`Q^\top x`, shape ``(size,)``, float64 on the CPU."""
         if self._basis is None:
             return torch.zeros(0, dtype=torch.float64, device="cpu")
-        return inner_products(self._basis[: self.size], vector)
+        return self._space.inner_products(self._basis[: self.size], vector)
 
     def combine(self, h: Tensor) -> Tensor:
         """:math:`Q h`, shape ``(n,)``."""
@@ -216,4 +222,4 @@ class KrylovSpace:
         for c in found:
             part = c.vector * float(h[c.column])
             total = part if total is None else total.add_(part)
-        return 0.0 if total is None else norm(total)
+        return 0.0 if total is None else self._space.norm(total)

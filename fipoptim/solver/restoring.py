@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fipoptim.solver.krylov import KrylovSpace, MatVec
+from fipoptim.solver.space import WHOLE, Space
 
 # The least damping, relative to the curvature along the gradient of the drift: with less, a step follows directions in
 # which the outputs hardly change so far that the first order is no longer right.
@@ -28,6 +29,7 @@ class RestoringSteps:
         drift: The drift :math:`\frac1N \|r\|^2` of now.
         max_products: The most products to take.
         tol: The part of the gradient outside of the space, relative to the gradient, at which to stop.
+        space: The space of the vectors, which may be divided among ranks.
 
     Attributes:
         products: The number of products taken.
@@ -42,11 +44,13 @@ class RestoringSteps:
         *,
         max_products: int = 8,
         tol: float = 1e-6,
+        space: Space = WHOLE,
     ) -> None:
-        self._space = KrylovSpace(matvec, min(max_products, gradient.numel()))
+        most = min(max_products, space.size(gradient))
+        self._space = KrylovSpace(matvec, most, space=space)
         self._space.add_start(gradient)
         self._drift = drift
-        self._size = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        self._size = space.norm(gradient)
         self.least_damping = 0.0
         while self._space.extend():
             self._solve()

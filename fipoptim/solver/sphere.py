@@ -21,7 +21,7 @@ from torch import Tensor
 from fipoptim.solver.krylov import KrylovSpace, MatVec
 from fipoptim.solver.preconditioner import Preconditioner
 from fipoptim.solver.small_problem import SmallSolution, small_problem
-from fipoptim.solver.vectors import norm, unit
+from fipoptim.solver.space import WHOLE, Space
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def solve_on_sphere(
     accept: Callable[[float, float], bool] | None = None,
     quadratic: Callable[[Tensor], float] | None = None,
     onward: bool = False,
+    space: Space = WHOLE,
 ) -> SphereSolution:
     r"""Minimise :math:`v^\top g v + c^\top v` subject to :math:`\|v\|_P = \varepsilon`.
 
@@ -124,6 +125,7 @@ def solve_on_sphere(
             a space without null directions the best step would be the way back. So, until the products span the whole
             space, the direction of least change stands in for a direction of no change: the step follows it to the
             side of ``direction``, and ``c`` acts on the other directions.
+        space: The space of the vectors, which may be divided among ranks.
 
     Returns:
         The solution: exact once the Krylov space is exhausted, and before that the best in the space. A multiplier
@@ -134,16 +136,17 @@ def solve_on_sphere(
         RuntimeError: If ``linear`` or a product is not finite.
     """
     coordinates = _Coordinates(preconditioner, linear)
-    c, c_norm = _scaled(linear, coordinates)
-    n = linear.numel()
+    c, c_norm = _scaled(linear, coordinates, space)
+    n = space.size(linear)
     capacity = min(max_products, n)
-    space = KrylovSpace(
+    krylov = KrylovSpace(
         lambda y: coordinates.product(matvec, y),
         capacity,
         # If the space can hold all n directions, only the residual is left to say how good the solution is.
         (lambda y: coordinates.quadratic(quadratic, y))
         if quadratic is not None and max_products < n
         else None,
+        space=space,
     )
     rounding = torch.finfo(linear.dtype).eps
     fill: Tensor | None = None  # the coordinates of the direction, once it is needed
@@ -152,10 +155,10 @@ def solve_on_sphere(
         nonlocal fill
         if direction is not None:
             fill = coordinates.of_step(direction())
-            space.add_start(fill)
+            krylov.add_start(fill)
 
     if c_norm > 0:
-        space.add_start(c)
+        krylov.add_start(c)
     else:
         use_direction()
     del c  # as large as the weights, and now in the basis
@@ -163,16 +166,16 @@ def solve_on_sphere(
     solution = SmallSolution(torch.zeros(0, dtype=torch.float64, device="cpu"), 0.0, 0.0)
     residual: float | None = 0.0
     while True:
-        grown = space.extend(newest=searched_to is not None)
+        grown = krylov.extend(newest=searched_to is not None)
         # In a whole space the products span all that they can: the solution in the space is the solution.
-        whole = space.size == n or (not grown and space.size < max_products)
-        if grown or (whole and onward and space.size > 0):
+        whole = krylov.size == n or (not grown and krylov.size < max_products)
+        if grown or (whole and onward and krylov.size > 0):
             # The first basis vector is c, unless c is zero; the others are orthogonal to it.
-            start = torch.zeros(space.size, dtype=torch.float64, device="cpu")
+            start = torch.zeros(krylov.size, dtype=torch.float64, device="cpu")
             start[0] = c_norm
-            toward = None if fill is None else space.coordinates(fill)
+            toward = None if fill is None else krylov.coordinates(fill)
             solution = small_problem(
-                space.T,
+                krylov.T,
                 start,
                 length,
                 toward,
@@ -181,55 +184,50 @@ def solve_on_sphere(
                 rounding=rounding,
             )
             denominator = c_norm if c_norm > 0 else 2 * solution.largest * length
-            outside = 2 * space.residual(solution.h)
+            outside = 2 * krylov.residual(solution.h)
             residual = outside / denominator if denominator > 0 else 0.0
-            residual = None if space.closed or solution.stands_in else residual
-        converged = residual is not None and residual <= tol and space.size >= (searched_to or 0)
+            residual = None if krylov.closed or solution.stands_in else residual
+        converged = residual is not None and residual <= tol and krylov.size >= (searched_to or 0)
         if converged and searched_to is not None:
-            converged = space.lowest()[1] <= tol * solution.largest
+            converged = krylov.lowest()[1] <= tol * solution.largest
         # If the space of c alone leaves part of the sphere open, the given direction fills it, as soon as that space is
         # exhausted, or its solution has converged, or half of the products are spent.
-        explored = not grown or converged or 2 * space.size >= max_products
+        explored = not grown or converged or 2 * krylov.size >= max_products
         open_ended = solution.hard or solution.multiplier < 0 or (onward and not whole)
         if open_ended and explored and fill is None and direction is not None:
             use_direction()
             continue
-        unsure = space.size == 0 or solution.multiplier < -solution.noise
-        room = space.size < capacity and (not grown or converged)
+        unsure = krylov.size == 0 or solution.multiplier < -solution.noise
+        room = krylov.size < capacity and (not grown or converged)
         if unsure and room and searched_to is None and direction:
             # This many products were enough for the eigenvalues found so far; a random start gets as many.
-            searched_to = 2 * space.size
-            space.add_start(_random(linear))
+            searched_to = 2 * krylov.size
+            seeded = torch.Generator("cpu").manual_seed(0)
+            krylov.add_start(space.random(linear, seeded))
             continue
         if not grown or converged:
             break
-        if accept is not None and space.size >= 2 and accept(solution.change, solution.multiplier):
+        if accept is not None and krylov.size >= 2 and accept(solution.change, solution.multiplier):
             break
-    if space.size == 0:
+    if krylov.size == 0:
         return SphereSolution(torch.zeros_like(linear), 0.0, 0.0, 0, 0.0)
-    v = coordinates.step_of(space.combine(solution.h))
-    return SphereSolution(v, solution.multiplier, solution.change, space.size, residual)
+    v = coordinates.step_of(krylov.combine(solution.h))
+    return SphereSolution(v, solution.multiplier, solution.change, krylov.size, residual)
 
 
-def _scaled(linear: Tensor, coordinates: _Coordinates) -> tuple[Tensor, float]:
+def _scaled(linear: Tensor, coordinates: _Coordinates, space: Space) -> tuple[Tensor, float]:
     """The coordinates of the linear term up to a factor, and their length.
 
     Raises:
         RuntimeError: If the length is not finite.
     """
     c = coordinates.of_gradient(linear)
-    length = norm(c)
+    length = space.norm(c)
     if not 1e-30 < length < 1e30:
         # The coordinates may overflow or underflow; those of the unit vector do not.
-        c, size = unit(linear)
+        c, size = space.unit(linear)
         c = coordinates.of_gradient(c)
-        length = size * norm(c)
+        length = size * space.norm(c)
     if not math.isfinite(length):
         raise RuntimeError("linear: the gradient of the step's problem is not finite.")
     return c, length
-
-
-def _random(like: Tensor) -> Tensor:
-    """A vector with a part in every eigenspace, the same at every call."""
-    seeded = torch.Generator("cpu").manual_seed(0)
-    return torch.randn(like.shape, generator=seeded, dtype=torch.float64, device="cpu").to(like)

@@ -39,33 +39,6 @@ def norm(v: Tensor) -> float:
     return largest * float(torch.linalg.vector_norm(torch.stack(lengths)))
 
 
-def unit(v: Tensor) -> tuple[Tensor, float]:
-    """``v`` scaled to a length of 1, in fresh memory, and the length of ``v``; a zero vector stays zero."""
-    size = length = norm(v)
-    if size > 0 and not 1e-30 < size < 1e30:
-        # The inverse of the length may be outside the range of float32, so the vector is scaled twice.
-        v = v * 2.0 ** (100 if size < 1 else -100)
-        length = norm(v)
-    return v / (length or 1.0), size
-
-
-def inner(v: Tensor, w: Tensor) -> float:
-    """The inner product of two flat vectors of one precision.
-
-    Its error in float32 is at most 1e-5, and as a rule 1e-8, of the sum of the products' sizes, on every processor.
-    """
-    return float(inner_products(v.view(1, -1), w))
-
-
-def inner_products(rows: Tensor, v: Tensor) -> Tensor:
-    """:func:`inner` of each of the ``rows`` ``(k, n)`` with ``v`` ``(n,)``: shape ``(k,)``, float64, on the CPU."""
-    result = sums_of_products(rows, v).cpu()
-    if 1e-32 * v.numel() < float(result.abs().max()) < math.inf:
-        return result
-    # Products in float32 may overflow or underflow; those in float64 do not.
-    return sums_of_products(rows, v, torch.float64).cpu()
-
-
 def sums_of_products(rows: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """``rows @ v``, shape ``(k,)``, summed in float64 on the vectors' device; products are taken in ``dtype``.
 

@@ -2,18 +2,20 @@
 
 A recipe derives from :class:`Experiment` and says two things: what all methods of a seed begin with, usually a trained
 network, and what one method does from there. Everything about files is here: which results are finished, where they
-are, and the refusal of files that another configuration left.
+are, and the refusal of files that another configuration left. Among several processes rank 0 alone has files, and the
+others follow what it finds in them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from recipes.common import stored
+from recipes.common import processes, stored
 from recipes.common.data import DataError
 
 Start = TypeVar("Start")  # what all methods of a seed begin with
@@ -128,7 +130,9 @@ class Experiment(ABC, Generic[Start, Result]):
         )
 
     def save(self, seed: int, method: str, content: Mapping[str, Any]) -> None:
-        """Writes a result's file, whole or not at all."""
+        """Writes a result's file, whole or not at all; rank 0 does."""
+        if processes.ranks().rank != 0:
+            return
         write = stored.save_record if self.result_suffix == ".json" else stored.save_state
         write(self.result_file(seed, method), content, self.config_of(seed))
 
@@ -187,14 +191,7 @@ class Experiment(ABC, Generic[Start, Result]):
         If that fails, the parser ends the program and says why.
         """
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            parser.error(f"argument --out: cannot make the folder {self.out}: {error.strerror}")
-        try:
-            if resume:
-                self.check(seeds)
-            else:
-                self.clear(seeds)
+            processes.ranks().done_by_first(lambda: self._prepare(seeds, resume=resume))
         except DataError as error:
             parser.exit(2, f"{parser.prog}: error: {error}\n")
 
@@ -208,22 +205,41 @@ class Experiment(ABC, Generic[Start, Result]):
         Raises:
             DataError: If a file is of another configuration, or cannot be read.
         """
-        for seed in seeds:
+        by_first = processes.ranks().done_by_first
+
+        def begun(seed: int) -> list[str]:
             self.folder(seed).mkdir(parents=True, exist_ok=True)
-            unfinished = [method for method in methods if self.finished(seed, method) is None]
+            return [method for method in methods if self.finished(seed, method) is None]
+
+        for seed in seeds:
+            unfinished = by_first(functools.partial(begun, seed))
             if self.needs_run(seed, unfinished):
                 start = self.start(seed)
                 for method in unfinished:
                     self._run_one(seed, method, start)
             self.on_seed(seed, methods)
-        return self.results(seeds, methods)
+        return by_first(lambda: self.results(seeds, methods))
+
+    def _prepare(self, seeds: Sequence[int], *, resume: bool) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"argument --out: cannot make the folder {self.out}: {error.strerror}"
+            ) from error
+        if resume:
+            self.check(seeds)
+        else:
+            self.clear(seeds)
 
     def _run_one(self, seed: int, method: str, start: Start) -> None:
         def save(content: Mapping[str, Any]) -> None:
             self.save(seed, method, content)
 
-        self.run_method(seed, method, start, self.saved(seed, method), save)
-        result = self.finished(seed, method)
+        by_first = processes.ranks().done_by_first
+        partial = by_first(lambda: self.saved(seed, method))
+        self.run_method(seed, method, start, partial, save)
+        result = by_first(lambda: self.finished(seed, method))
         if result is None:
             raise RuntimeError(f"{method} of seed {seed} returned before its result was saved")
         self.on_result(seed, method, result)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recipes.common import processes
 from recipes.finetune.outputs import MASK, Inputs, Part
 
 AT_ONCE = 32  # inputs evaluated at a time
@@ -103,11 +104,29 @@ def evaluated(model: nn.Module, inputs: Inputs, part: Part) -> Tensor:
     return torch.cat(found)
 
 
-def loss(model: nn.Module, batch: Examples) -> Tensor:
-    """The mean cross-entropy in nats, over examples or over positions with a label."""
+def loss(model: nn.Module, batch: Examples, reduction: str = "mean") -> Tensor:
+    """The mean cross-entropy in nats, over examples or over positions with a label.
+
+    Args:
+        model: The network.
+        batch: The examples.
+        reduction: ``"mean"``; or ``"none"``, which gives one number each, 0 where there is no label.
+    """
     return F.cross_entropy(
-        model(**batch.inputs).learnt.movedim(-1, 1), batch.labels, ignore_index=IGNORED
+        model(**batch.inputs).learnt.movedim(-1, 1),
+        batch.labels,
+        ignore_index=IGNORED,
+        reduction=reduction,
     )
+
+
+def shared_loss(model: nn.Module, batch: Examples) -> Tensor:
+    """The part of a batch's loss that this process has; the mean over processes is the loss of the whole batch."""
+    if processes.ranks().alone:
+        return loss(model, batch)
+    own = batch.at(processes.share(len(batch)))
+    labelled = int((batch.labels != IGNORED).sum())
+    return processes.mean(loss(model, own, reduction="none"), labelled)
 
 
 def batches(examples: Examples, batch_size: int, seed: int) -> Iterator[Examples]:

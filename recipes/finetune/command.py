@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.common import report
+from recipes.common import processes, report
 from recipes.common.data import DataError
 from recipes.common.options import (
     add_data_options,
@@ -43,7 +43,8 @@ PROGRAM = f"python -m recipes.{RECIPE}"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe from the command line; returns the exit status."""
-    return run_recipe(lambda: _main(argv), PROGRAM, "keeps the methods that were finished")
+    with processes.joined():
+        return run_recipe(lambda: _main(argv), PROGRAM, "keeps the methods that were finished")
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -56,19 +57,21 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.model == EFFICIENTNET and arguments.adapter == "lora":
         parser.error(f"argument --adapter: all weights of {EFFICIENTNET} are trained; give none")
     methods = list(METHODS) if "all" in arguments.method else list(dict.fromkeys(arguments.method))
-    device = usable_device(parser, arguments.device)
+    _check_shares(parser, settings)
+    device = usable_device(parser, processes.device_of(parser, arguments.device))
     seeds = arguments.seeds or [arguments.seed]
     try:
         problem = _problem(arguments, settings, device)
     except DataError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     config = {**problem.identity, **settings.flat()}
+    environment = {**report.environment(device), "processes": processes.ranks().size}
     experiment = FinetuneExperiment(
         problem,
         settings,
         config=config,
         out=arguments.out,
-        environment=report.environment(device),
+        environment=environment,
         progress=arguments.progress,
     )
     experiment.prepare(parser, seeds, resume=arguments.resume)
@@ -76,12 +79,14 @@ def _main(argv: Sequence[str] | None) -> int:
         records = experiment.run(seeds, methods)
     except DataError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    if processes.ranks().rank != 0:
+        return 0
     print(f"\n{tables.table(records)}")
     report.write_results(
         arguments.out / "results.json",
         recipe=RECIPE,
         config={**config, "seeds": seeds},
-        environment=report.environment(device),
+        environment=environment,
         metrics=tables.metrics(records),
     )
     figures.trade_off(arguments.out / "trade_off.png", records)
@@ -93,6 +98,17 @@ def _main(argv: Sequence[str] | None) -> int:
                 )
     print(f"\nresults.json and trade_off.png are in {arguments.out}")
     return 0
+
+
+def _check_shares(parser: argparse.ArgumentParser, settings: FinetuneSettings) -> None:
+    """Refuses fewer of anything than there are processes to share it; the parser ends the program and says why."""
+    size = processes.ranks().size
+    for name in ("batch_size", "train", "anchors", "anchor_batch", "check"):
+        if getattr(settings, name) < size:
+            parser.error(
+                f"argument --{name.replace('_', '-')}: {getattr(settings, name)} cannot be shared by {size} processes; "
+                "give at least one for each"
+            )
 
 
 def _problem(
@@ -127,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Fine-tune a pretrained network while what it says of everything else stays.",
-        epilog=f"Defaults in brackets are those for texts with LoRA / with all weights / for {EFFICIENTNET}.",
+        epilog=f"Several processes: torchrun --nproc-per-node 2 -m recipes.{RECIPE} ...; they share each batch and the "
+        "anchors, on CPUs, or with --device cuda on a GPU each. "
+        f"Defaults in brackets are those for texts with LoRA / with all weights / for {EFFICIENTNET}.",
     )
     data = parser.add_argument_group("network and data")
     data.add_argument(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.common import processes
 from recipes.common.experiment import Content, Experiment, Save
 from recipes.common.progress import progress_bar
 from recipes.finetune import tables
@@ -47,6 +48,7 @@ class FinetuneExperiment(Experiment[Start, Content]):
     def start(self, seed: int) -> Start:
         """The pretrained network with its new outputs, and the inputs that are drawn for the seed."""
         found = self.problem.start(seed)
+        processes.of_first(found.case.start)
         print(tables.line(seed, "start", Measures(*found).point(found.case.start)))
         return found
 

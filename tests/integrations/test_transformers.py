@@ -19,9 +19,9 @@ MAX_DRIFT = 0.01
 
 def arguments(folder, **options):
     options = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "max_grad_norm": 0} | options
+    options = {"per_device_train_batch_size": 8} | options
     return TrainingArguments(
         str(folder),
-        per_device_train_batch_size=8,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,

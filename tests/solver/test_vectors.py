@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fipoptim.solver.vectors import inner, norm, unit
+from fipoptim.solver.space import WHOLE
+from fipoptim.solver.vectors import norm
 
 
 def exact(v: torch.Tensor, w: torch.Tensor) -> tuple[float, float]:
@@ -31,15 +32,15 @@ def test_inner_products_neither_underflow_nor_overflow(length, log_scale, dtype,
     v, w = torch.rand(2, length, generator=generator, dtype=torch.float64) * 10.0**log_scale
     v, w = (v - 0.5 * signs * 10.0**log_scale).to(dtype), w.to(dtype)
     expected, size = exact(v, w)
-    assert abs(inner(v, w) - expected) <= (5e-6 if dtype == torch.float32 else 1e-13) * size
+    assert abs(WHOLE.inner(v, w) - expected) <= (5e-6 if dtype == torch.float32 else 1e-13) * size
 
 
 def test_a_million_numbers_are_added_as_precisely_as_a_few() -> None:
     # All entries have one sign, so the errors of a single running float32 sum would not average out.
     generator = torch.Generator().manual_seed(0)
     v, w = torch.rand(2, 1_048_579, generator=generator, dtype=torch.float64).float()
-    assert inner(v, w) == pytest.approx(exact(v, w)[0], rel=5e-6)
-    assert inner(v, w) == pytest.approx(261906.82, rel=1e-6)
+    assert WHOLE.inner(v, w) == pytest.approx(exact(v, w)[0], rel=5e-6)
+    assert WHOLE.inner(v, w) == pytest.approx(261906.82, rel=1e-6)
     assert norm(v) == pytest.approx(math.sqrt(exact(v, v)[0]), rel=1e-6)
 
 
@@ -58,7 +59,7 @@ def test_a_norm_is_right_whatever_the_size_of_its_entries(
     expected = math.hypot(*v.tolist())
     rel = 1e-6 if dtype == torch.float32 else 1e-12
     assert norm(v) == pytest.approx(expected, rel=rel)
-    direction, size = unit(v)
+    direction, size = WHOLE.unit(v)
     assert size == norm(v)
     exactly = v.double() / v.double().abs().max()
     exactly /= exactly.norm()
@@ -72,5 +73,5 @@ def test_a_norm_is_right_whatever_the_size_of_its_entries(
 def test_the_norm_of_nothing_is_zero() -> None:
     for v in (torch.zeros(0), torch.zeros(5), torch.zeros(300, dtype=torch.float64)):
         assert norm(v) == 0.0
-        assert torch.equal(unit(v)[0], v)
-        assert unit(v)[1] == 0.0
+        assert torch.equal(WHOLE.unit(v)[0], v)
+        assert WHOLE.unit(v)[1] == 0.0

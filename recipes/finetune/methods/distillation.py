@@ -9,6 +9,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from recipes.common import processes
 from recipes.common.options import RATE
 from recipes.common.settings import option
 from recipes.finetune.anchoring import anchors_of
@@ -64,7 +65,7 @@ class Distillation(GradientMethod):
             inputs = chosen(inputs, torch.arange(count(inputs)))
             now = case.output(model(**inputs), inputs).flatten(1)
             # Columns that were cut off are padding, whose outputs are 0.
-            moved = (now - sample.reference[:, : now.shape[1]]).square().sum(dim=1).mean()
-            return choice["weight"] * moved
+            moved = (now - sample.reference[:, : now.shape[1]]).square().sum(dim=1)
+            return choice["weight"] * processes.mean(moved, anchors.batch_size or len(anchors))
 
         return distance

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from recipes.finetune.case import Case, Examples, loss
+from recipes.common import processes
+from recipes.finetune.case import Case, Examples, shared_loss
 from recipes.finetune.methods.method import Choice, Method, Training, trained
 from recipes.finetune.settings import FinetuneSettings
 
@@ -28,7 +29,10 @@ class GradientMethod(Method):
         *,
         seed: int,
     ) -> Penalty | None:
-        """Makes the function that gives what is added to the loss of a step; None adds nothing."""
+        """Makes the function that gives what is added to the loss of a step; None adds nothing.
+
+        With several processes each adds its own, and the mean over them counts.
+        """
 
     def begin(
         self,
@@ -54,14 +58,15 @@ class GradientTraining(Training):
     """
 
     def __init__(self, model: nn.Module, penalty: Penalty | None, lr: float) -> None:
-        self._model, self._penalty, self._lr, self._steps = model, penalty, lr, 0
+        self._model, self._penalty = processes.replicated(model), penalty
+        self._lr, self._steps = lr, 0
         self._optimizer = torch.optim.AdamW(trained(model), lr=lr, weight_decay=0.0)
 
     def step(self, batch: Examples, rate: float) -> None:
         """See :class:`Training`."""
         self._optimizer.param_groups[0]["lr"] = rate * self._lr
         self._optimizer.zero_grad()
-        total = loss(self._model, batch)
+        total = shared_loss(self._model, batch)
         if self._penalty is not None:
             total = total + self._penalty(self._steps)
         total.backward()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from recipes.common import processes
 from recipes.finetune.case import Case, Examples, batches
 from recipes.finetune.settings import FinetuneSettings
 
@@ -89,6 +90,8 @@ class Method(ABC):
 class Run:
     """One run, step by step. Its clock is the CPU time of this process, and stands still between steps.
 
+    Several processes take the same steps, by the clock of rank 0.
+
     Args:
         method: The method.
         case: What it is given.
@@ -116,7 +119,7 @@ class Run:
         torch.manual_seed(seed)
         began = time.process_time()
         self._training = method.begin(self.model, case, settings, choice, seed=seed)
-        self.seconds = time.process_time() - began
+        self._count_since(began)
 
     @property
     def share(self) -> float:
@@ -136,7 +139,10 @@ class Run:
         else:
             self.account = self._training.finish()
             self.finished = True
-        self.seconds += time.process_time() - began
+        self._count_since(began)
+
+    def _count_since(self, began: float) -> None:
+        self.seconds = processes.ranks().first(self.seconds + time.process_time() - began)
 
 
 def schedule(share: float) -> float:

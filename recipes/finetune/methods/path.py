@@ -10,10 +10,11 @@ from torch import nn
 
 from fipoptim import FIPOptimizer, Solver
 from fipoptim.geometry import GEOMETRIES
+from recipes.common import processes
 from recipes.common.options import RATE, automatic, fraction, or_none, products, whole
 from recipes.common.settings import option
 from recipes.finetune.anchoring import anchors_of
-from recipes.finetune.case import Case, Examples, loss
+from recipes.finetune.case import Case, Examples, shared_loss
 from recipes.finetune.methods.method import Choice, Method, Training, trained
 from recipes.finetune.settings import FinetuneSettings
 
@@ -110,7 +111,8 @@ class PathTraining(Training):
     """
 
     def __init__(self, model: nn.Module, optimizer: FIPOptimizer, own: PathOptions) -> None:
-        self._model, self._optimizer, self._eps = model, optimizer, own.eps
+        self._model = processes.replicated(model)
+        self._optimizer, self._eps = optimizer, own.eps
         self._budget = optimizer.max_drift
         self._settle_products, self.share_of_steps = own.settle_products, own.share_of_steps
 
@@ -118,7 +120,7 @@ class PathTraining(Training):
         """See :class:`Training`."""
         self._optimizer.param_groups[0]["lr"] = rate * self._eps
         self._optimizer.zero_grad()
-        loss(self._model, batch).backward()
+        shared_loss(self._model, batch).backward()
         self._optimizer.step()
         self._optimizer.max_drift = None
 
