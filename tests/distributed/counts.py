@@ -79,7 +79,8 @@ def communications(rank: Rank, **options: Any) -> dict[str, int]:
         run.optimizer.step()
     info = run.optimizer.last_step
     assert info is not None
-    return {**told(traffic, run.model), "products": info.iterations}
+    allowed = run.optimizer.solver.most_products
+    return {**told(traffic, run.model), "products": info.iterations, "allowed": allowed}
 
 
 def of_drift(rank: Rank) -> dict[str, int]:

@@ -188,7 +188,7 @@ def other_solver(rank: Rank) -> Told:
 
 
 def bad_option_of_one(rank: Rank) -> Told:
-    return refused(lambda: Run(rank, momentum=0.5 + rank.number))
+    return refused(lambda: Run(rank, momentum=0.5 + (rank.number == 1)))
 
 
 def other_parameters(rank: Rank) -> Told:
