@@ -46,7 +46,7 @@ class ShardedFunction(NetworkFunction):
     also if the evaluation raises.
     """
 
-    _pulls_back = False
+    _keeps_graph = False
 
     def divided(self, inputs: Inputs, most: int | None) -> list[Inputs]:
         """``inputs`` in as many parts as the other ranks have of theirs; see :meth:`NetworkFunction.divided`.
@@ -78,30 +78,22 @@ class ShardedFunction(NetworkFunction):
                 rows.setdefault(names[id(module.weight)], set()).add(int(module.padding_idx))  # type: ignore[arg-type]
         return {name: sorted(found) for name, found in rows.items()}
 
-    def pullback(
-        self, inputs: Inputs, weights: Weights, names: Sequence[str], u: Tensor
-    ) -> list[Tensor]:
-        r""":math:`J^\top u` of all ranks together, each with inputs and ``u`` of its own; inside :meth:`evaluation`.
+    def differentiable(self, inputs: Inputs, weights: Weights) -> Tensor:
+        """The outputs ``z`` ``(N, m)`` with their graph, for :meth:`gradients`; inside :meth:`evaluation`.
 
         Args:
             inputs: The inputs of this rank.
             weights: The weights of now, with their buffers.
-            names: The parameters to differentiate by.
-            u: The cotangent of this rank, shape ``(N, m)``.
-
-        Returns:
-            For each name the part that this rank has.
         """
-        self._pulls_back = True
+        self._keeps_graph = True
         try:
             with torch.enable_grad():
-                z = self.call(inputs, weights)
+                return self.call(inputs, weights)
         finally:
-            self._pulls_back = False
-        return self.gradients(z, u, names)
+            self._keeps_graph = False
 
     def gradients(self, z: Tensor, u: Tensor | None, names: Sequence[str]) -> list[Tensor]:
-        """The gradient of ``z``, times ``u``, summed over ranks; every ``.grad`` stays as it is.
+        """The gradient of ``z``, times ``u``, summed over ranks; every ``.grad`` stays as it is. The graph is freed.
 
         Args:
             z: What to differentiate.
@@ -162,9 +154,9 @@ class ShardedFunction(NetworkFunction):
 
     def _called(self, args: Any, kwargs: Mapping[str, Any], weights: Weights) -> Any:
         """See :meth:`NetworkFunction`."""
-        with self._holding(weights), torch.set_grad_enabled(self._pulls_back):
+        with self._holding(weights), torch.set_grad_enabled(self._keeps_graph):
             result = self.model(*args, **kwargs)
-            if not self._pulls_back:
+            if not self._keeps_graph:
                 reshard(self.model)
             return result
 

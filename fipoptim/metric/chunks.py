@@ -113,22 +113,28 @@ class TracedChunk:
 
 
 class ShardedChunk:
-    """Some anchors of a fully sharded network; each product runs the model, and no graph is kept.
+    """Some anchors of a fully sharded network; each product runs the model.
 
     Args:
         network: The network.
         point: The point at which it is linearized.
         inputs: The anchors of this rank. Every product is a collective over anchors of all ranks.
+        keep: Keep the graph of the outputs for the first pullback, which then runs backward alone.
     """
 
-    def __init__(self, network: ShardedFunction, point: Point, inputs: Inputs) -> None:
+    def __init__(
+        self, network: ShardedFunction, point: Point, inputs: Inputs, *, keep: bool
+    ) -> None:
         self._network, self._point, self._inputs = network, point, inputs
-        self.outputs = point.outputs(inputs)
+        self._z = network.differentiable(inputs, point.weights) if keep else None
+        self.outputs = point.outputs(inputs) if self._z is None else self._z.detach()
 
     def vjp(self, u: Tensor) -> list[Tensor]:
         r""":math:`J^\top u` of all ranks together, for ``u`` ``(N, m)`` of this one: this rank's parts of it."""
-        point = self._point
-        return self._network.pullback(self._inputs, point.weights, point.names, u)
+        z, self._z = self._z, None
+        if z is None:
+            z = self._network.differentiable(self._inputs, self._point.weights)
+        return self._network.gradients(z, u, self._point.names)
 
     def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
         """:math:`J v`, shape ``(N, m)``, for this rank's parts of the tangents."""

@@ -156,7 +156,7 @@ class Linearizer:
     def _linearized(self, inputs: Inputs) -> Chunk:
         network = self.point.network
         if isinstance(network, ShardedFunction):
-            return ShardedChunk(network, self.point, inputs)
+            return ShardedChunk(network, self.point, inputs, keep=len(self.blocks) == 1)
         chunk = self._traced_chunk(inputs) if self.traced else None
         return self._to_run(inputs)() if chunk is None else chunk
 
