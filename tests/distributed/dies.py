@@ -8,12 +8,14 @@ import sys
 from typing import Any
 
 import torch
-from modes import MOSTLY, Run
+from modes import Run
 from rank import Rank
 from torch import nn
 
+from fipoptim import Solver
+
 OPTIONS: dict[str, Any] = {
-    **MOSTLY,
+    "solver": Solver(products=0),
     "anchors": {"batch_size": 16},
     "precondition": "adam",
     "momentum": 0.5,

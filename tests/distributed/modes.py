@@ -23,10 +23,12 @@ from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver, restore
 
 # The steps of a run: many where the kind of step is tried, fewer where something else is.
 STEPS, FEW = 50, 12
-# Some steps of a run with these options take products and others none, or each takes a few.
+# Some steps of a run with these options take products and others none, or most take a few. To take them without a trace
+# saves the seconds that a trace takes.
 SOMETIMES = {"beta": 1.0, "eps": 0.2}
-MOSTLY = {"beta": 0.1, "eps": 0.05}
-THREE = {"solver": Solver(products=3)}
+MOSTLY = {"beta": 0.1, "eps": 0.05, "form": "double-vjp"}
+THREE: dict[str, Any] = {"solver": Solver(products=3)}
+EAGER = {**THREE, "form": "double-vjp"}
 # Figures that each rank knows alone are told in a list of this name, which no other run is compared with.
 OWN = "own"
 
@@ -129,7 +131,7 @@ def train(rank: Rank, *, steps: int = STEPS, **options: Any) -> dict[str, Any]:
 
 def without_objective(rank: Rank) -> dict[str, Any]:
     """L = 0."""
-    run = Run(rank, eps=0.05, solver=Solver(max_products=4))
+    run = Run(rank, eps=0.05, solver=Solver(max_products=4), form="double-vjp")
     return run.steps(take=lambda k: run.optimizer.step()).end()
 
 
@@ -192,7 +194,7 @@ def restored(rank: Rank, **budget: float) -> dict[str, Any]:
         for k, p in enumerate(run.model.parameters()):
             p.add_(0.3 * normal(*p.shape, seed=k))
     run.path.append(flat(run.model.parameters()))
-    found = restore(run.net, run.anchors, **budget)
+    found = restore(run.net, run.anchors, form="double-vjp", **budget)
     run.path.append(flat(run.model.parameters()))
     return run.end(found.before.drift, found.after.drift, found.products, found.length)
 
@@ -215,7 +217,7 @@ def batch_norm(rank: Rank) -> dict[str, Any]:
 def in_pairs(rank: Rank) -> dict[str, Any]:
     """Each pair of ranks shares all anchors; the gradients are averaged over all ranks."""
     group = None if rank.size == 1 else dist.new_subgroups(2)[0]
-    return train(rank, steps=FEW, **THREE, anchors={"process_group": group})
+    return train(rank, steps=FEW, **EAGER, anchors={"process_group": group})
 
 
 def grown(rank: Rank) -> dict[str, Any]:
@@ -255,8 +257,8 @@ def measures(rank: Rank) -> dict[str, Any]:
     with torch.no_grad():
         for k, p in enumerate(other.parameters()):
             p.add_(0.3 * normal(*p.shape, seed=k))
-    anchors = AnchorBatch(model, task.anchors(), reference=other, chunk_size=6)
-    metric = AnchorMetric(anchors)
+    anchors = AnchorBatch(model, task.anchors(), reference=other)
+    metric = AnchorMetric(anchors, form="double-vjp", trace=False)
     signs = torch.Generator().manual_seed(0)
     figures = [
         *metric.dense().flatten(),
@@ -317,11 +319,11 @@ MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "muon": mode(**THREE, precondition="muon", momentum=0.9),
     "products-0": mode(solver=Solver(products=0), beta=0.1),
     "products-3": mode(**THREE),
-    "no-correction": few(**THREE, drift_correction=False),
+    "no-correction": few(**EAGER, drift_correction=False),
     "momentum": mode(**MOSTLY, momentum=0.9),
-    "groups": few(**THREE, groups=two_groups),
-    "keep-zeros": few(**THREE, groups=pruned, keep_zeros=True),
-    "replicate": few(**MOSTLY, wrap=replicated),
+    "groups": few(**EAGER, groups=two_groups),
+    "keep-zeros": few(**EAGER, groups=pruned, keep_zeros=True),
+    "replicate": few(**EAGER, wrap=replicated),
     "L=0": without_objective,
     "accumulation": accumulation,
     "closure": closure,
@@ -329,21 +331,25 @@ MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "draws": mode(**MOSTLY, anchors={"batch_size": 18}),
     "augmentation": mode(**MOSTLY, anchors={"augment": jitter, "batch_size": 18}),
     "in-pairs": in_pairs,
-    "each-by-itself": few(**THREE, anchors={"process_group": False}),
+    "each-by-itself": few(**EAGER, anchors={"process_group": False}),
     "uneven": mode(**MOSTLY, task=Task(50)),
-    "chunks": few(**THREE, anchors={"chunk_size": 5}),
-    "half": few(**MOSTLY, anchors={"store": "half"}),
-    "live": few(**MOSTLY, anchors={"store": "live"}),
-    "likely-classes": few(**THREE, anchors=LIKELY),
-    "texts": few(**THREE, task=Texts(), anchors={"output": "nats_per_token"}),
-    "double-vjp": few(**THREE, form="double-vjp"),
+    "chunks": few(**EAGER, anchors={"chunk_size": 5}),
+    "half": few(**EAGER, anchors={"store": "half"}),
+    "live": few(**EAGER, anchors={"store": "live"}),
+    "likely-classes": few(**EAGER, anchors=LIKELY),
+    "texts": few(**EAGER, task=Texts(), anchors={"output": "nats_per_token"}),
+    "double-vjp": few(**EAGER),
     "finite-difference": few(**THREE, form="finite-difference"),
     "max-drift": mode(**CHECKED, max_drift=0.01),
-    "max-flips": mode(**CHECKED, max_flips=0.1),
-    "both-bounds": mode(**CHECKED, **THREE, max_drift=0.05, max_flips=0.15),
-    "checks": functools.partial(settled, max_drift=0.01, check_every=5, eps=0.1),
-    "settled": functools.partial(settled, max_flips=0.1, check_every=None, eps=0.1),
-    "beta-auto": functools.partial(settled, beta="auto", max_drift=0.02, check_every=None),
+    "max-flips": mode(steps=20, **CHECKED, max_flips=0.1),
+    "both-bounds": few(**CHECKED, **EAGER, max_drift=0.05, max_flips=0.15),
+    "checks": functools.partial(settled, max_drift=0.01, check_every=5, eps=0.1, form="double-vjp"),
+    "settled": functools.partial(
+        settled, max_flips=0.1, check_every=None, eps=0.1, form="double-vjp"
+    ),
+    "beta-auto": functools.partial(
+        settled, beta="auto", max_drift=0.02, check_every=None, form="double-vjp"
+    ),
     "restore": restored,
     "restore-drift": functools.partial(restored, max_drift=0.02),
     "restore-flips": functools.partial(restored, max_flips=0.1),
@@ -351,4 +357,10 @@ MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "refresh-extend": grown,
     "copy-resume": copied,
     "measures": measures,
+}
+
+# The modes that four ranks run as well.
+ON_FOUR = {
+    *("adaptive", "adam", "muon", "products-0", "products-3", "momentum", "L=0", "accumulation"),
+    *("draws", "augmentation", "max-drift", "batch-norm", "in-pairs", "uneven", "refresh-extend"),
 }

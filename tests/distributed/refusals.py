@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from modes import Run, flat
+from modes import EAGER, Run, flat
 from rank import Rank
 from tasks import BATCH, WIDTH, Task, normal
 from torch import Tensor, nn
@@ -188,7 +188,7 @@ def other_solver(rank: Rank) -> Told:
 
 
 def bad_option_of_one(rank: Rank) -> Told:
-    return refused(lambda: Run(rank, momentum=0.5 + rank.number))
+    return refused(lambda: Run(rank, momentum=0.5 + (rank.number == 1)))
 
 
 def other_parameters(rank: Rank) -> Told:
@@ -276,7 +276,7 @@ def broken_step(rank: Rank) -> Told:
 
 
 def broken_products(rank: Rank) -> Told:
-    return broken(rank, solver=Solver(products=3))
+    return broken(rank, **EAGER)
 
 
 def broken_budget(rank: Rank) -> Told:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from languages import VOCABULARY, Language
 from torch import Tensor, nn
 
-WIDTH, CLASSES, BATCH = 4, 5, 16
+WIDTH, CLASSES = 4, 5
+# Divides into equal parts for one to four ranks, and those in halves.
+BATCH = 24
 
 
 def normal(*shape: int, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from counts import COUNTS
-from modes import MODES
+from modes import MODES, ON_FOUR
 from rank import Rank
 from refusals import REFUSALS
 
@@ -35,7 +35,8 @@ def outcome(case: Any, rank: Rank) -> dict[str, Any]:
 
 def main() -> None:
     rank, results = Rank(), {}
-    cases = {**MODES, **COUNTS}
+    modes = {name: MODES[name] for name in MODES if rank.size < 4 or name in ON_FOUR}
+    cases = {**modes, **COUNTS}
     if rank.size > 1:
         cases |= REFUSALS
     chosen = sys.argv[2:] or list(cases)
