@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver, restore
 from fipoptim.shards import local, named_parameters
@@ -153,6 +154,56 @@ def by_secondary(*, divided: bool) -> dict[str, Any]:
     return {"weights": whole(model), "left": left}
 
 
+class Language(nn.Module):
+    """A model of language with a head that is its table, and a layer that is evaluated again in its backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6, padding_idx=0)
+        self.layer = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        h = self.table(input_ids)
+        h = h + checkpoint(lambda x: torch.tanh(self.layer(x)), h, use_reentrant=False)
+        return self.head(h)
+
+
+def texts(count: int, length: int, seed: int) -> dict[str, torch.Tensor]:
+    """Texts of which the first is shorter."""
+    mask = torch.ones(count, length, dtype=torch.long)
+    mask[0, -1] = 0
+    ids = torch.randint(1, 11, (count, length), generator=seeded(seed)) * mask
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def of_language(*, divided: bool) -> dict[str, Any]:
+    """Steps of a model of language, whose ranks have texts of other lengths."""
+    torch.manual_seed(0)
+    model = Language().double()
+    if divided:
+        fully_shard(model.layer)
+        fully_shard(model)
+    old = [texts(3, 4, 1), texts(2, 7, 2), texts(4, 3, 3)]
+    anchors = AnchorBatch(model, old, output="nats_per_token", chunk_size=2)
+    opt = FIPOptimizer(
+        model.parameters(),
+        anchors,
+        eps=0.1,
+        precondition="adam",
+        solver=THREE,
+        form=None if divided else "double-vjp",
+    )
+    batch = texts(8, 5, 9)
+    for _ in range(2):
+        opt.zero_grad()
+        z = model(**{name: own(x) for name, x in batch.items()})
+        F.cross_entropy(z.flatten(0, 1), own(batch["input_ids"]).flatten()).backward()
+        opt.step()
+    return {"weights": whole(model), "drift": anchors.drift()}
+
+
 def by_closure(*, divided: bool) -> dict[str, Any]:
     """Steps by closures that return a loss, that return None beside a gradient, and that skip their batch."""
     model = sharded(network()) if divided else network()
@@ -225,5 +276,6 @@ CASES = {
     "onward": onward,
     "secondary": by_secondary,
     "closure": by_closure,
+    "language": of_language,
     "restored": restored,
 }
