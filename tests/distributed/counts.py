@@ -33,7 +33,8 @@ def evaluated(model: nn.Module) -> Iterator[Counter[str]]:
 def told(traffic: Traffic, model: nn.Module) -> dict[str, int]:
     """Calls and bytes; calls that tell a number or more for each weight apart."""
     weights = sum(p.numel() for p in model.parameters())
-    vectors, others = traffic.large(weights), traffic.small(weights)
+    vectors = [call for call in traffic.calls if call.numbers >= weights]
+    others = [call for call in traffic.calls if call.numbers < weights]
     return {
         "weights": weights,
         "vectors": len(vectors),
