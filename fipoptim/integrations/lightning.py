@@ -32,6 +32,7 @@ class FIPCallback(Callback):
       were built on the trained network.
     * ``drift`` and ``flips``, counted on the check inputs if there are any, and the budget are logged every
       ``log_every_n_steps``; after a settlement, its account, ``settle_*``.
+    * With several processes it settles and measures on each.
     * In manual optimization ``opt.step()`` takes the gradient as it stands. Without this callback it would move
       nothing, as Lightning hands over a closure that returns None.
 

@@ -36,6 +36,8 @@ class FIPCallback(TrainerCallback):
     * Each log of the training loss has ``drift`` and ``flips``, counted on the check inputs if there are any, and the
       budget. The first log after a settlement has its account, ``settle_*``. Reporters read their logs in the order of
       the callbacks: list yours behind this one, with ``report_to=[]``.
+    * With several processes it settles and measures on each. Build ``TrainingArguments``, which join them, before the
+      anchors.
 
     Raises:
         TypeError: If the Trainer has another optimizer.

@@ -81,6 +81,8 @@ def replicated(model: nn.Module) -> nn.Module:
 
 def of_first(model: nn.Module) -> nn.Module:
     """The model, with the weights and buffers that it has on rank 0."""
+    if ranks().alone:
+        return model
     own = [*model.parameters(), *model.buffers()]
     with torch.no_grad():
         for tensor, first in zip(own, ranks().of_first(own), strict=True):

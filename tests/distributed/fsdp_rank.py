@@ -1,4 +1,4 @@
-"""One rank of test_fsdp.py: ``fsdp_rank.py two|four FOLDER``, by gloo on CPUs."""
+"""One rank of test_fsdp.py: ``fsdp_rank.py RESULT two|four CHECKPOINTS``, by gloo on CPUs."""
 
 from __future__ import annotations
 
@@ -228,8 +228,7 @@ def on_four(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[2])
     dist.init_process_group("gloo")
-    result = {"two": on_two, "four": on_four}[sys.argv[1]](place)
-    torch.save(result, place / f"{sys.argv[1]} {dist.get_rank()}.pt")
+    found = {"two": on_two, "four": on_four}[sys.argv[2]](Path(sys.argv[3]))
+    torch.save(found, sys.argv[1])
     dist.destroy_process_group()

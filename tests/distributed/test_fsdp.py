@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from fsdp_cases import CASES, steps, whole
 from fsdp_rank import resumed, save
-
-HERE = Path(__file__).parent
-
-
-def launch(size: int, what: str, folder: Path) -> list[dict]:
-    """What each of so many ranks has found."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(HERE.parents[1]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(size),
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, HERE / "fsdp_rank.py", what, folder],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=540)
-        assert rank.returncode == 0, errors
-    return [torch.load(folder / f"{what} {rank}.pt", weights_only=False) for rank in range(size)]
+from launch import launch
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +18,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    return launch(2, "two", folder)
+    return launch("fsdp_rank.py", folder / "two", 2, "two", str(folder))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -144,7 +111,7 @@ def test_a_checkpoint_goes_on_along_the_same_path_on_one_and_on_four_ranks(two, 
     model, opt = resumed(folder, "after 2")
     steps(model, opt, 2)
     save(folder, "after 4", model, opt)
-    four = launch(4, "four", folder)
+    four = launch("fsdp_rank.py", folder / "four", 4, "four", str(folder))
     steps(model, opt, 2)
     for k, expected in enumerate(two[0]["uninterrupted"]):
         torch.testing.assert_close(whole(model)[k], expected, rtol=1e-9, atol=1e-12)

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import gather
 from test_accelerate import X, Y
 from tiny_texts import Classifier
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from transformers import Trainer
 
 from fipoptim.integrations.transformers import FIPCallback
@@ -90,7 +90,10 @@ def accelerate(folder):
 def lightning(folder):
     """Two epochs of Lightning, settled after each; the second again from a checkpoint."""
     parallel = {"strategy": "ddp", "devices": 2} if ranks() > 1 else {}
-    loader = DataLoader(test_lightning.LOADER.dataset, batch_size=8 // ranks())
+    data = test_lightning.LOADER.dataset
+    rank = int(os.environ.get("RANK", "0"))
+    sampler = DistributedSampler(data, ranks(), rank, shuffle=False)  # Lightning's own shuffles
+    loader = DataLoader(data, batch_size=8 // ranks(), sampler=sampler)
     whole, resumed = test_lightning.Module(), test_lightning.Module(seed=7)
     saved = test_lightning.each_epoch(folder)
     runs = test_lightning.trainer(folder, saved, **parallel)

@@ -64,6 +64,7 @@ def test_both_end_alike_and_one_says_why(launched):
     for name, status in statuses[0].items():
         assert status == (2 if name in REFUSED else 0)
     assert errors.count("argument --batch-size: 1 cannot be shared by 2 processes") == 1
+    assert errors.count("argument --device: with several processes give cuda, not cuda:0") == 1
     assert errors.count("argument --anchors: 5000 is more than the") == 1
     assert errors.count("rank 2 there, 3 asked for") == 1
     assert said.count("results.json and trade_off.png are in") == 4

@@ -19,6 +19,7 @@ MODELS = {"texts": "model", "language": "gpt2"}
 BY_TIME = ["--steps", "none", "--seconds", "0.3", "--method", "fip", "plain"]
 REFUSED = {
     "--batch-size": [*RUNS["texts"], "--batch-size", "1"],
+    "--device": [*RUNS["texts"], "--device", "cuda:0"],
     "--anchors": [*RUNS["texts"], "--anchors", "5000"],
     "--resume": [*RUNS["texts"], "--resume", "--rank", "3"],
 }
