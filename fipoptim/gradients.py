@@ -47,7 +47,7 @@ def secondary_gradient(
             depends on the parameters, or if a gradient is sparse.
     """
     if closure is not None:
-        return _of_closure(groups, closure)
+        return _of_closure(groups, closure, anchors)
     if secondary is not None:
         return _of_secondary(groups, secondary, anchors)
     if all(p.grad is None for p in all_params(groups)):
@@ -66,7 +66,9 @@ def _as_it_stands(groups: Groups, loss: Any) -> SecondaryGradient:
     return SecondaryGradient(loss, parameters, gradients)
 
 
-def _of_closure(groups: Groups, closure: Callable[[], Any]) -> SecondaryGradient:
+def _of_closure(
+    groups: Groups, closure: Callable[[], Any], anchors: AnchorBatch
+) -> SecondaryGradient:
     params = all_params(groups)
 
     def gradients() -> list[tuple[Tensor | None, int]]:
@@ -79,7 +81,10 @@ def _of_closure(groups: Groups, closure: Callable[[], Any]) -> SecondaryGradient
         old is not new or version != now
         for (old, version), (new, now) in zip(before, gradients(), strict=True)
     )
-    if loss is None and not (changed and _any_gradient(params)):
+    skipped = loss is None and not (changed and _any_gradient(params))
+    if isinstance(anchors.function, ShardedFunction):  # of which a part may be zero
+        skipped = anchors.ranks.every(skipped)
+    if skipped:
         return SecondaryGradient(None, StepParameters.of_groups(groups, lambda g, p: False), None)
     if not changed:
         raise RuntimeError(
@@ -91,7 +96,7 @@ def _of_closure(groups: Groups, closure: Callable[[], Any]) -> SecondaryGradient
 
 def _any_gradient(params: list[Tensor]) -> bool:
     """Whether any ``.grad`` is present and not zero."""
-    return any(bool(p.grad.to_dense().any()) for p in params if p.grad is not None)
+    return any(bool(local(p.grad).to_dense().any()) for p in params if p.grad is not None)
 
 
 def _of_secondary(

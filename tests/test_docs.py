@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -61,6 +62,23 @@ def test_the_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with mock.patch.dict(GEOMETRIES):  # a geometry that an example registers is gone after it
         for number, code in enumerate(examples(page), start=1):
             exec(compile(code, f"{named(page)}, example {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "docs" / "examples").glob("*.py")), ids=named)
+def test_the_programs_run_on_two_processes(program: Path) -> None:
+    """The docstring of a program has its command."""
+    torchrun = "torchrun --nproc-per-node 2"
+    assert f"{torchrun} {named(program)}" in program.read_text(encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *torchrun.split()[1:], program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "on 2 ranks" in ran.stdout
 
 
 def readers_own_names() -> dict[str, Any]:

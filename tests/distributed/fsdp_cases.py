@@ -153,6 +153,33 @@ def by_secondary(*, divided: bool) -> dict[str, Any]:
     return {"weights": whole(model), "left": left}
 
 
+def by_closure(*, divided: bool) -> dict[str, Any]:
+    """Steps by closures that return a loss, that return None beside a gradient, and that skip their batch."""
+    model = sharded(network()) if divided else network()
+    opt = FIPOptimizer(model.parameters(), AnchorBatch(model, OLD), eps=0.2, solver=NONE)
+
+    def closure() -> torch.Tensor:
+        opt.zero_grad()
+        loss = F.cross_entropy(model(own(X)), own(Y))
+        loss.backward()
+        return loss
+
+    def without_loss() -> None:
+        closure()
+        with torch.no_grad():  # the gradient of the first row alone, which one rank has
+            for p in list(named_parameters(model).values())[1:]:
+                local(p.grad).zero_()
+            first = local(next(model.parameters()).grad)
+            first[0 if divided and dist.get_rank() == 1 else 1 :] = 0.0
+
+    opt.step(closure)
+    opt.step(without_loss)
+    moved = whole(model)
+    opt.step(lambda: None)
+    skipped = all(map(torch.equal, moved, whole(model)))
+    return {"weights": moved, "skipped": skipped}
+
+
 def restored(*, divided: bool) -> dict[str, Any]:
     """A network that has changed, restored."""
     model = sharded(network()) if divided else network()
@@ -197,5 +224,6 @@ CASES = {
     **{name: (lambda *, divided, name=name: trained(name, divided=divided)) for name in TRAINED},
     "onward": onward,
     "secondary": by_secondary,
+    "closure": by_closure,
     "restored": restored,
 }

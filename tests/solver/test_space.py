@@ -252,3 +252,11 @@ def test_eigenvalues_are_those_of_whole_vectors():
     one, two = on_two(work)
     assert torch.equal(one, two)
     torch.testing.assert_close(one, torch.linalg.eigvalsh(g).flip(0)[:4])
+
+
+def test_rows_of_a_part_are_counted_from_its_start():
+    assert Part(torch.Size([7, 3]), 0, 4, 3).rows([0, 4, 6]) == [0, 2]
+    assert Part(torch.Size([7, 3]), 0, 7, 0).rows([0, 4, 6]) == []
+    assert Part(torch.Size([7, 3]), 1, 2, 1).rows([0, 6]) == [0, 6]
+    number = torch.tensor(2.0)
+    assert torch.equal(Part(number.shape, 0, 0, 0).of(number), number)
