@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from modes import CHECKED, EAGER, THREE, Run
+from modes import CHECKED, EAGER, Run
 from rank import Rank
 from tasks import Task, normal
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ def evaluated(model: nn.Module) -> Iterator[Counter[str]]:
 def told(traffic: Traffic, model: nn.Module) -> dict[str, int]:
     """Calls and bytes; calls that tell a number or more for each weight apart."""
     weights = sum(p.numel() for p in model.parameters())
-    vectors, others = traffic.large(weights), traffic.small(weights)
+    vectors = [call for call in traffic.calls if call.numbers >= weights]
+    others = [call for call in traffic.calls if call.numbers < weights]
     return {
         "weights": weights,
         "vectors": len(vectors),
@@ -113,7 +114,7 @@ COUNTS: dict[str, Callable[[Rank], dict[str, int]]] = {
     "rows": rows,
     "calls of products-0": step_of(solver=Solver(products=0)),
     "calls of products-1": step_of(solver=Solver(products=1), form="double-vjp"),
-    "calls of products-3": step_of(**THREE),
+    "calls of products-3": step_of(**EAGER),
     "calls of products-8": step_of(solver=Solver(products=8), form="double-vjp"),
     "calls of adaptive": step_of(),
     "calls of chunks": step_of(**EAGER, anchors={"chunk_size": 4}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -17,31 +18,30 @@ TESTS = HERE.parent
 
 
 class Ended(NamedTuple):
-    """How one rank ended: its exit code, what it printed, what it saved (None without a file), and after how long."""
+    """How one rank ended: its exit code, what it printed, and what it saved (None without a file)."""
 
     code: int
-    errors: str
+    printed: str
     saved: Any
-    seconds: float
 
 
-def launch(program: str, folder: Path, size: int, *arguments: str, limit: float = 300) -> list[Any]:
-    """What each rank saved to the file that is its first argument.
+def launch(program: str, folder: Path, size: int, *, limit: float = 1200) -> list[Any]:
+    """What each rank saved to the file that is its argument.
 
     Raises:
         AssertionError: If a rank ended with an error, with what every rank printed.
     """
-    ends = ended(program, folder, size, *arguments, limit=limit)
+    ends = ended(program, folder, size, limit=limit)
     if any(end.code for end in ends):
         told = "\n\n".join(
-            f"--- rank {k} of {size}: exit code {end.code}\n{end.errors}"
+            f"--- rank {k} of {size}: exit code {end.code}\n{end.printed}"
             for k, end in enumerate(ends)
         )
         raise AssertionError(f"{program}:\n{told}")
     return [end.saved for end in ends]
 
 
-def ended(program: str, folder: Path, size: int, *arguments: str, limit: float) -> list[Ended]:
+def ended(program: str, folder: Path, size: int, *, limit: float) -> list[Ended]:
     """How each rank of a program of this folder ended; those that still run after ``limit`` seconds are killed."""
     folder.mkdir(parents=True, exist_ok=True)
     shared = os.environ | {
@@ -51,33 +51,27 @@ def ended(program: str, folder: Path, size: int, *arguments: str, limit: float) 
         "WORLD_SIZE": str(size),
         "OMP_NUM_THREADS": "1",
     }
-    began, ranks = time.monotonic(), []
-    for rank in range(size):
-        with (folder / f"{rank}.txt").open("w") as errors:
-            command = [sys.executable, str(HERE / program), str(folder / f"{rank}.pt"), *arguments]
-            ranks.append(
-                subprocess.Popen(
-                    command, env=shared | {"RANK": str(rank)}, stdout=errors, stderr=errors
-                )
-            )
-    seconds = [limit] * size
+    end, ranks = time.monotonic() + limit, []
     try:
-        while any(rank.poll() is None for rank in ranks) and time.monotonic() - began < limit:
-            time.sleep(0.05)
-            for k, rank in enumerate(ranks):
-                if rank.poll() is not None:
-                    seconds[k] = min(seconds[k], time.monotonic() - began)
+        for rank in range(size):
+            command = [sys.executable, str(HERE / program), str(folder / f"{rank}.pt")]
+            own = shared | {"RANK": str(rank)}
+            with (folder / f"{rank}.txt").open("w") as told:
+                ranks.append(subprocess.Popen(command, env=own, stdout=told, stderr=told))
+        for process in ranks:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.0, end - time.monotonic()))
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    return [_end(folder, k, rank.returncode, seconds[k]) for k, rank in enumerate(ranks)]
+        for process in ranks:
+            process.kill()
+            process.wait()
+    return [_end(folder, rank, process.returncode) for rank, process in enumerate(ranks)]
 
 
-def _end(folder: Path, rank: int, code: int, seconds: float) -> Ended:
+def _end(folder: Path, rank: int, code: int) -> Ended:
     file = folder / f"{rank}.pt"
     saved = torch.load(file, weights_only=True) if file.exists() else None
-    return Ended(code, (folder / f"{rank}.txt").read_text(), saved, seconds)
+    return Ended(code, (folder / f"{rank}.txt").read_text(), saved)
 
 
 def _free_port() -> int:

@@ -316,7 +316,7 @@ assert LIKELY["store"] < CLASSES
 MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "adaptive": mode(**SOMETIMES),
     "adam": mode(**MOSTLY, precondition="adam"),
-    "muon": mode(**THREE, precondition="muon", momentum=0.9),
+    "muon": mode(**EAGER, precondition="muon", momentum=0.9),
     "products-0": mode(solver=Solver(products=0), beta=0.1),
     "products-3": mode(**THREE),
     "no-correction": few(**EAGER, drift_correction=False),
@@ -332,7 +332,7 @@ MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
     "augmentation": mode(**MOSTLY, anchors={"augment": jitter, "batch_size": 18}),
     "in-pairs": in_pairs,
     "each-by-itself": few(**EAGER, anchors={"process_group": False}),
-    "uneven": mode(**MOSTLY, task=Task(50)),
+    "uneven": few(**EAGER, task=Task(50)),
     "chunks": few(**EAGER, anchors={"chunk_size": 5}),
     "half": few(**EAGER, anchors={"store": "half"}),
     "live": few(**EAGER, anchors={"store": "live"}),

@@ -39,9 +39,8 @@ def main() -> None:
     cases = {**modes, **COUNTS}
     if rank.size > 1:
         cases |= REFUSALS
-    chosen = sys.argv[2:] or list(cases)
-    for name in chosen:
-        results[name] = outcome(cases[name], rank)
+    for name, case in cases.items():
+        results[name] = outcome(case, rank)
         torch.save(results, sys.argv[1])
     rank.end()
 
