@@ -244,10 +244,15 @@ def restored(*, divided: bool) -> dict[str, Any]:
     return {"weights": whole(model), "drift": done.after.drift, "products": done.products}
 
 
-def resumable() -> tuple[nn.Module, FIPOptimizer]:
-    """A run that is saved; its networks are divided if there are ranks."""
-    model = sharded(network()) if dist.is_initialized() else network()
-    anchors = AnchorBatch(model, OLD, batch_size=6, generator=seeded())
+def resumable(*, divided: bool, old: torch.Tensor = OLD) -> tuple[nn.Module, FIPOptimizer]:
+    """A run that is saved. With ranks its network is divided among them, or copied to each.
+
+    Its anchors are ``old``, and a checkpoint may hold others.
+    """
+    model: nn.Module = network()
+    if dist.is_initialized():
+        model = sharded(network()) if divided else nn.parallel.DistributedDataParallel(model)
+    anchors = AnchorBatch(model, old, batch_size=6, generator=seeded())
     opt = FIPOptimizer(
         model.parameters(),
         anchors,

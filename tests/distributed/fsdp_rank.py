@@ -191,22 +191,26 @@ def most_weights_at_once() -> dict[str, int]:
     }
 
 
-def resumed(folder: Path, name: str) -> tuple[nn.Module, FIPOptimizer]:
-    model, opt = resumable()
+def state_of(model: nn.Module, opt: FIPOptimizer) -> dict[str, Any]:
     of_model, of_optimizer = get_state_dict(model, opt)
-    state = {"model": of_model, "optimizer": of_optimizer}
-    dcp.load(state, checkpoint_id=folder / name)
+    return {"model": of_model, "optimizer": of_optimizer, "anchors": opt.anchors}
+
+
+def resumed(folder: Path, name: str, *, divided: bool) -> tuple[nn.Module, FIPOptimizer]:
+    """The run goes on with the anchors of the checkpoint, and not with those that it was built with."""
+    model, opt = resumable(divided=divided, old=OLD + 1)
+    state = state_of(model, opt)
+    dcp.load(state, checkpoint_id=folder / f"{name} {divided}")
     set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return model, opt
 
 
-def save(folder: Path, name: str, model: nn.Module, opt: FIPOptimizer) -> None:
-    of_model, of_optimizer = get_state_dict(model, opt)
-    dcp.save({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=folder / name)
+def save(folder: Path, name: str, model: nn.Module, opt: FIPOptimizer, *, divided: bool) -> None:
+    dcp.save(state_of(model, opt), checkpoint_id=folder / f"{name} {divided}")
 
 
 def on_two(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    found: dict[Any, Any] = {
         "cases": {name: case(divided=True) for name, case in CASES.items()},
         "refusals": refusals(),
         "half": in_half_precision(),
@@ -214,17 +218,25 @@ def on_two(folder: Path) -> dict[str, Any]:
         "errors": errors_in_steps(),
         "memory": most_weights_at_once(),
     }
-    model, opt = resumable()
-    steps(model, opt, 2)
-    save(folder, "after 2", model, opt)
-    steps(model, opt, 4)
-    return found | {"uninterrupted": whole(model)}
+    for divided in (True, False):
+        model, opt = resumable(divided=divided)
+        steps(model, opt, 2)
+        save(folder, "after 2", model, opt, divided=divided)
+        steps(model, opt, 4)
+        found["uninterrupted", divided] = whole(model)
+        model, opt = resumed(folder, "after 2", divided=divided)
+        steps(model, opt, 4)
+        found["resumed", divided] = whole(model)
+    return found
 
 
 def on_four(folder: Path) -> dict[str, Any]:
-    model, opt = resumed(folder, "after 4")
-    steps(model, opt, 2)
-    return {"resumed": whole(model)}
+    found = {}
+    for divided in (True, False):
+        model, opt = resumed(folder, "after 4", divided=divided)
+        steps(model, opt, 2)
+        found["resumed", divided] = whole(model)
+    return found
 
 
 if __name__ == "__main__":

@@ -25,13 +25,15 @@ class Ended(NamedTuple):
     saved: Any
 
 
-def launch(program: str, folder: Path, size: int, *, limit: float = 1200) -> list[Any]:
-    """What each rank saved to the file that is its argument.
+def launch(
+    program: str, folder: Path, size: int, *arguments: str, limit: float = 1200
+) -> list[Any]:
+    """What each rank saved to the file that is its first argument.
 
     Raises:
         AssertionError: If a rank ended with an error, with what every rank printed.
     """
-    ends = ended(program, folder, size, limit=limit)
+    ends = ended(program, folder, size, *arguments, limit=limit)
     if any(end.code for end in ends):
         told = "\n\n".join(
             f"--- rank {k} of {size}: exit code {end.code}\n{end.printed}"
@@ -41,7 +43,7 @@ def launch(program: str, folder: Path, size: int, *, limit: float = 1200) -> lis
     return [end.saved for end in ends]
 
 
-def ended(program: str, folder: Path, size: int, *, limit: float) -> list[Ended]:
+def ended(program: str, folder: Path, size: int, *arguments: str, limit: float) -> list[Ended]:
     """How each rank of a program of this folder ended; those that still run after ``limit`` seconds are killed."""
     folder.mkdir(parents=True, exist_ok=True)
     shared = os.environ | {
@@ -54,7 +56,7 @@ def ended(program: str, folder: Path, size: int, *, limit: float) -> list[Ended]
     end, ranks = time.monotonic() + limit, []
     try:
         for rank in range(size):
-            command = [sys.executable, str(HERE / program), str(folder / f"{rank}.pt")]
+            command = [sys.executable, str(HERE / program), str(folder / f"{rank}.pt"), *arguments]
             own = shared | {"RANK": str(rank)}
             with (folder / f"{rank}.txt").open("w") as told:
                 ranks.append(subprocess.Popen(command, env=own, stdout=told, stderr=told))

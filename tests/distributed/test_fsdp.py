@@ -10,6 +10,8 @@ from fsdp_cases import CASES, steps, whole
 from fsdp_rank import resumed, save
 from launch import launch
 
+pytestmark = pytest.mark.xdist_group("fsdp")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -108,12 +110,22 @@ def test_no_rank_has_more_than_its_part_and_two_layers(two):
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_checkpoint_goes_on_along_the_same_path_on_one_and_on_four_ranks(two, folder):
-    model, opt = resumed(folder, "after 2")
-    steps(model, opt, 2)
-    save(folder, "after 4", model, opt)
+    """Of a model that is divided, and of one that each rank has: bit for bit on two ranks, from which it is."""
+    alone = {}
+    for divided in (True, False):
+        for rank in two:
+            for found, expected in zip(
+                rank["resumed", divided], two[0]["uninterrupted", divided], strict=True
+            ):
+                assert torch.equal(found, expected)
+        alone[divided] = resumed(folder, "after 2", divided=divided)
+        steps(*alone[divided], 2)
+        save(folder, "after 4", *alone[divided], divided=divided)
     four = launch("fsdp_rank.py", folder / "four", 4, "four", str(folder))
-    steps(model, opt, 2)
-    for k, expected in enumerate(two[0]["uninterrupted"]):
-        torch.testing.assert_close(whole(model)[k], expected, rtol=1e-9, atol=1e-12)
-        for rank in four:
-            torch.testing.assert_close(rank["resumed"][k], expected, rtol=1e-9, atol=1e-12)
+    for divided, (model, opt) in alone.items():
+        steps(model, opt, 2)
+        for k, expected in enumerate(two[0]["uninterrupted", divided]):
+            torch.testing.assert_close(whole(model)[k], expected, rtol=1e-9, atol=1e-12)
+            for rank in four:
+                found = rank["resumed", divided][k]
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
