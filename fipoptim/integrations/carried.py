@@ -25,7 +25,7 @@ def carry_anchors(optimizer: Any) -> None:
     entry is loaded as without this function. A state that is refused changes neither the anchors nor the optimizer.
 
     Anchors stay on the device that they are on. ``torch.distributed.checkpoint`` saves no further entries of an
-    optimizer's state, and so not the anchors.
+    optimizer's state, and so not the anchors: give it the anchors themselves, ``{..., "anchors": anchors}``.
 
     Args:
         optimizer: A :class:`~fipoptim.FIPOptimizer`, or a wrapper of Accelerate's or Lightning's around one. A second
