@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from fipoptim.anchors.batch import AnchorBatch
 from fipoptim.anchors.evaluation import unwrap
-from fipoptim.anchors.refusals import check_positive
+from fipoptim.anchors.refusals import check_positive, outputs_not_finite
 from fipoptim.budget import Budget
 from fipoptim.checks import check_type
 from fipoptim.metric.chunks import Form
@@ -67,10 +68,13 @@ def restore(
         if params is None
         else list(params)
     )
-    return Restoring(
+    found = Restoring(
         anchors,
         chosen,
         budget,
         form=Forms(anchors, form).later(chosen),
         max_products=max_products,
     ).run()
+    if not math.isfinite(found.before.drift):
+        raise outputs_not_finite()
+    return found

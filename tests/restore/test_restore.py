@@ -265,3 +265,13 @@ def test_references_that_do_not_fit(
 ) -> None:
     with pytest.raises(error, match=message):
         AnchorBatch(nn.Linear(6, 3), torch.randn(10, 6), reference=reference, **options)
+
+
+def test_outputs_that_are_not_finite_are_refused() -> None:
+    model, _, anchors = changed()
+    with torch.no_grad():
+        model[2].weight[0, 0] = math.inf
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match="not finite at today's weights"):
+        restore(model, anchors, max_drift=0.1)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
