@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SOURCES := fipoptim recipes tests docs $(wildcard benchmarks)
-PYTEST_ARGS ?= -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # Interpreters tried in this order when PYTHON is not given.
 CANDIDATES := python3.11 python3 python3.12 python3.13 python

@@ -1,11 +1,14 @@
-"""Ranks are started once for each number of them: to import torch takes seconds."""
+"""Ranks are started once for each number of them, and for all workers of pytest: to import torch takes seconds."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from filelock import FileLock
 from launch import launch
 
 Results = list[dict[str, dict[str, Any]]]
@@ -15,10 +18,17 @@ Results = list[dict[str, dict[str, Any]]]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
     """Gives what each rank of so many told of all cases; 1 is a process without a group."""
     told: dict[int, Results] = {}
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all workers of this run
 
     def of(size: int) -> Results:
         if size not in told:
-            told[size] = launch("worker.py", tmp_path_factory.mktemp("ranks") / str(size), size)
+            file = base / f"{size} ranks.pt"
+            with FileLock(f"{file}.lock"):
+                if not file.exists():
+                    torch.save(launch("worker.py", base / f"{size} ranks", size), file)
+            told[size] = torch.load(file, weights_only=False)
         return told[size]
 
     return of

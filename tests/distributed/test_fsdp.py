@@ -10,8 +10,6 @@ from fsdp_cases import CASES, steps, whole
 from fsdp_rank import resumed, save
 from launch import launch
 
-pytestmark = pytest.mark.xdist_group("fsdp")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

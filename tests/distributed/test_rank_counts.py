@@ -5,7 +5,6 @@ import json
 import pytest
 from counts import COUNTS
 
-pytestmark = pytest.mark.xdist_group("ranks")
 SIZES = (2, 4)
 CHECK, ALL = 16, 48
 

@@ -10,7 +10,6 @@ from launch import ended
 from modes import Run
 from rank import Rank
 
-pytestmark = pytest.mark.xdist_group("ranks")
 KILLED = -9
 
 

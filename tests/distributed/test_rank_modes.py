@@ -4,7 +4,6 @@ import pytest
 import torch
 from modes import MODES, ON_FOUR
 
-pytestmark = pytest.mark.xdist_group("ranks")
 # Relative to how far the run has moved; float64.
 TOLERANCE = 1e-5
 RUNS = [(mode, 2) for mode in MODES] + [(mode, 4) for mode in MODES if mode in ON_FOUR]

@@ -5,7 +5,6 @@ import re
 import pytest
 from refusals import REFUSALS
 
-pytestmark = pytest.mark.xdist_group("ranks")
 SIZES = (2, 4)
 NAN = "not finite at today's weights; nothing was changed"
 OTHER = "differs between the ranks: .* on rank 0, .* on rank 1"
