@@ -27,12 +27,6 @@ class AnchorMean:
     count: int
     ranks: Ranks = ALONE
 
-    def of(self, values: Tensor) -> Tensor:
-        """The mean over dimension 0 of ``values``, shape ``(N, ...)``, in their own precision."""
-        if self.ranks.alone:
-            return values.mean(dim=0)
-        return self.ranks.sum_(values.sum(dim=0)) / self.count
-
     def of_each(self, numbers: Tensor) -> float:
         """The mean of one number an anchor, ``(N,)``; over several ranks it is summed in float64."""
         return self.of_each_with(numbers, 0)[0]

@@ -97,10 +97,6 @@ class Ranks:
         rank = self.rank if rank is None else rank
         return slice(rank * count // self.size, (rank + 1) * count // self.size)
 
-    def largest_share(self, count: int) -> int:
-        """The number of rows of the largest share."""
-        return math.ceil(count / self.size)
-
     def gathered(self, part: Tensor, count: int) -> Tensor:
         """The rows ``(count, ...)`` of which each rank has its share."""
         if self.alone:
