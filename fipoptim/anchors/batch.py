@@ -116,7 +116,6 @@ class AnchorBatch(SavedInputs):
         inputs: The anchors, copied: a tensor, a tuple or a dict.
         reference: Their reference outputs, shape ``(N, m)``. With ``store="live"`` they are computed when asked for.
         check: The check inputs as anchors of their own, or None: ``anchors.check.drift()`` is the drift there.
-        route: The record of which derivatives are traced on these anchors.
 
     Raises:
         TypeError: If an argument has the wrong type or the model's output is not a float tensor.
