@@ -70,7 +70,15 @@ def test_the_programs_run_on_two_processes(program: Path) -> None:
     torchrun = "torchrun --nproc-per-node 2"
     assert f"{torchrun} {named(program)}" in program.read_text(encoding="utf-8")
     ran = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *torchrun.split()[1:], program],
+        # Alone on a port of its own, as several may run at once.
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            *torchrun.split()[1:],
+            program,
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

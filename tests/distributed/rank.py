@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 # How long a collective waits for the other ranks, and how long a rank waits for them between two groups.
-TIMEOUT, PATIENCE = timedelta(seconds=20), timedelta(seconds=120)
+TIMEOUT, PATIENCE = timedelta(seconds=60), timedelta(seconds=300)
 
 
 class Rank:

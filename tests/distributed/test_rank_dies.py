@@ -15,7 +15,7 @@ KILLED = -9
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory):
-    return ended("dies.py", tmp_path_factory.mktemp("dies"), 3, limit=200)
+    return ended("dies.py", tmp_path_factory.mktemp("dies"), 3, limit=400)
 
 
 def test_the_others_end_with_an_error(ends):
