@@ -1,8 +1,5 @@
 """Each library on two ranks: they end with the same bits, as one process does, and resume bit for bit."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,30 +7,21 @@ import test_lightning
 import test_transformers
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from torchrun import on_two_ranks
 from two_ranks import RUNS
 
 pytestmark = [
     *test_lightning.pytestmark,
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # Lightning, of a resumed run
 ]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     """The folder that two ranks have written, and what each of them found."""
     out = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = Path(__file__).with_name("two_ranks.py")
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", script, out],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    return out, [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return out, on_two_ranks(script, out, limit=900)
 
 
 @pytest.fixture(params=RUNS)

@@ -1,34 +1,20 @@
 """Two ranks record one path: rank 0 writes its folder, and both know and miss the same networks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+from torchrun import on_two_ranks
 from walks import assert_same
 
 from fipoptim import FIPPath
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     """The folder that two ranks have written, and what each of them found."""
     out = tmp_path_factory.mktemp("ranks")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = Path(__file__).with_name("two_ranks.py")
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", script, out],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return out, [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return out, on_two_ranks(script, out, limit=600)
 
 
 def test_the_folder_holds_the_networks_that_every_rank_has(launched):
