@@ -17,13 +17,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks import record
 from benchmarks.memory import LiveMemory
 from benchmarks.traffic import Traffic
 from fipoptim import AnchorBatch, FIPOptimizer, Solver, restore
+from fipoptim.shards import local
 from recipes.common.options import whole
 
 WIDTH, OUTPUTS, BATCH = 128, 10, 32
@@ -34,11 +34,6 @@ STEPS: dict[str, dict[str, Any]] = {
     "3 products": {"solver": Solver(products=3)},
     "budget at every step": {"max_drift": 1e-3, "beta": 100.0},
 }
-
-
-def local(p: Tensor) -> Tensor:
-    """The part of a parameter that this rank holds."""
-    return p.to_local() if isinstance(p, DTensor) else p
 
 
 def network() -> nn.Module:

@@ -79,10 +79,10 @@ def agree_on_step(
     Raises:
         RuntimeError: On every rank.
     """
-    ranks, count = anchors.ranks, steps_taken(state)
+    ranks = anchors.ranks
     if ranks.alone:
         return
-    objective = b.tensors is not None
+    count, objective = steps_taken(state), b.tensors is not None
     options = [
         math.nan if group[name] == "auto" else float(group[name])
         for group in groups

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,25 +105,27 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_replicate(model: nn.Module) -> Iterator[None]:
     """``torch.distributed._composable.replicate`` prepares in forward hooks for the backward pass of a step."""
-    kind = "torch.distributed._composable.replicate"
-    hooks = [
-        (of_module, dict(of_module))
+
+    def is_its_own(hook: Any) -> bool:
+        kind = type(getattr(hook, "__self__", None))
+        return kind.__module__ == "torch.distributed._composable.replicate"
+
+    replaced = [
+        (hooks, dict(hooks))
         for module in model.modules()
-        for of_module in (module._forward_pre_hooks, module._forward_hooks)
-        if any(
-            type(getattr(hook, "__self__", None)).__module__ == kind for hook in of_module.values()
-        )
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        if any(map(is_its_own, hooks.values()))
     ]
     try:
-        for of_module, _ in hooks:
-            for number, hook in list(of_module.items()):
-                if type(getattr(hook, "__self__", None)).__module__ == kind:
-                    del of_module[number]
+        for hooks, before in replaced:
+            for number, hook in before.items():
+                if is_its_own(hook):
+                    del hooks[number]
         yield
     finally:
-        for of_module, before in hooks:  # in the order of before
-            of_module.clear()
-            of_module.update(before)
+        for hooks, before in replaced:  # in the order of before
+            hooks.clear()
+            hooks.update(before)
 
 
 @contextlib.contextmanager

@@ -63,18 +63,14 @@ def split_inputs(inputs: Inputs, size: int) -> list[Inputs]:
     count = count_inputs(inputs)
     if size >= count:
         return [trimmed(inputs)]
-    return [
-        trimmed(map_inputs(lambda x, i=i: x[i : i + size], inputs))  # type: ignore[misc]
-        for i in range(0, count, size)
-    ]
+    return [rows_of(inputs, slice(i, i + size)) for i in range(0, count, size)]
 
 
 def split_equally(inputs: Inputs, parts: int) -> list[Inputs]:
     """Inputs in this many parts, at most as many as there are inputs, whose sizes differ by one at most."""
     count = count_inputs(inputs)
     return [
-        trimmed(rows_of(inputs, slice(k * count // parts, (k + 1) * count // parts)))
-        for k in range(parts)
+        rows_of(inputs, slice(k * count // parts, (k + 1) * count // parts)) for k in range(parts)
     ]
 
 
