@@ -335,6 +335,7 @@ class FIPOptimizer(SavedOptimizer):
             kept = pull.clone()  # linear_term() writes to it
         c = linear_term(metric, averaged, parameters.beta, pull)
         P = geometry.update(c, finite_size(metric, c, gradients), objective=gradients is not None)
+        c = metric.without_frozen(c)  # a running mean remembers weights that have become zero
 
         without_objective = gradients is None or all(g["beta"] == 0 for g in self.param_groups)
         seed = self.param_groups[0]["seed"]

@@ -83,7 +83,9 @@ def _settled(
     form: Callable[[], Form],
     max_products: int,
 ) -> Restored:
-    tensors = parameters.tensors
+    tensors, zeros = parameters.tensors, parameters.zeros_to_keep()
+    if within is not None and zeros is not None:
+        within = [w.masked_fill(z, 0.0) for w, z in zip(within, zeros, strict=True)]
     before = anchors.counted.measure()
     found = Restored(before, before, budget.holds(before), 0.0, 0, 0, 0.0, 0.0)
     if found.within:
@@ -106,7 +108,7 @@ def _settled(
         budget,
         form=form,
         max_products=max_products,
-        frozen=parameters.zeros_to_keep(),
+        frozen=zeros,
     )
     after, went_back = rounds(anchors, tensors, budget, start, before, within, restoring, farthest)
     found = dataclasses.replace(found, steps=restoring.steps, products=restoring.products)

@@ -140,6 +140,54 @@ def test_the_metric_and_the_step_are_restricted_to_the_weights_that_move() -> No
     assert float(found.norm()) == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("products", [0, 3])
+@pytest.mark.parametrize("precondition", PRECONDITIONS)
+def test_weights_that_become_zero_on_the_way_stay_though_a_running_mean_remembers_them(
+    precondition: str | None, products: int
+) -> None:
+    model, zeros = pruned()
+    optimizer = optimizer_of(
+        model, precondition=precondition, solver=Solver(products=products), keep_zeros=True
+    )
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.randn(8, 10)).square().sum().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    with torch.no_grad():
+        model[0].weight[3:6] = 0.0
+    for _ in range(3):
+        step()
+        assert not model[0].weight[3:6].any()
+    optimizer.zero_grad()
+    optimizer.step()  # L = 0
+    assert not model[0].weight[3:6].any()
+    assert bool((model[2].weight != 0).all())
+
+
+@pytest.mark.parametrize("max_products", [0, 8])
+def test_settling_does_not_bring_weights_back_that_became_zero_on_the_way(
+    max_products: int,
+) -> None:
+    model, _ = pruned()
+    optimizer = optimizer_of(model, max_drift=0.05, check_every=None, keep_zeros=True)
+    for step in range(12):
+        optimizer.zero_grad()
+        model(torch.randn(8, 10)).square().sum().backward()
+        optimizer.step()
+        if step == 6:
+            with torch.no_grad():
+                model[0].weight[3, :2] = 0.0
+    assert optimizer.anchors.drift() > 0.05
+    settled = optimizer.settle(max_products)
+    assert settled.within
+    assert optimizer.anchors.drift() <= 0.05
+    assert not model[0].weight[3, :2].any()
+
+
 @pytest.mark.parametrize("value", [1, None, "yes"])
 def test_keep_zeros_must_be_true_or_false(value: object) -> None:
     model, _ = pruned()
