@@ -16,7 +16,7 @@ from fipoptim.checks import check_type
 from fipoptim.metric.chunks import Form
 from fipoptim.metric.forms import Forms
 from fipoptim.restoring import Restored, Restoring
-from fipoptim.shards import named_parameters
+from fipoptim.shards import local, named_parameters
 
 
 def restore(
@@ -27,6 +27,7 @@ def restore(
     max_flips: float | None = None,
     params: Iterable[Tensor] | None = None,
     max_products: int = 64,
+    keep_zeros: bool = False,
     form: Form | None = None,
 ) -> Restored:
     r"""Bring a network's outputs on the anchors back to the reference, by restoring steps alone.
@@ -47,6 +48,7 @@ def restore(
         params: The parameters that may move; None takes those that require a gradient.
         max_products: The most products of all steps together; each costs about a forward and a backward pass over the
             anchors.
+        keep_zeros: Weights that are exactly 0 do not move, as in :class:`FIPOptimizer`.
         form: How products are taken, as in :class:`FIPOptimizer`; None probes it.
 
     Returns:
@@ -74,6 +76,7 @@ def restore(
         budget,
         form=Forms(anchors, form).later(chosen),
         max_products=max_products,
+        frozen=[local(p) == 0 for p in chosen] if keep_zeros else None,
     ).run()
     if not math.isfinite(found.before.drift):
         raise outputs_not_finite()

@@ -275,3 +275,15 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
     with pytest.raises(RuntimeError, match="not finite at today's weights"):
         restore(model, anchors, max_drift=0.1)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_zeros_are_kept_if_that_is_asked_for() -> None:
+    model, _, anchors = changed()
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0.0
+    before = anchors.drift()
+    restored = restore(model, anchors, keep_zeros=True)
+    assert bool((model[0].weight[:, ::2] == 0).all())
+    assert restored.after.drift < 0.8 * before
+    restore(model, anchors)
+    assert bool((model[0].weight[:, ::2] != 0).any())
