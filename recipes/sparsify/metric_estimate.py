@@ -53,6 +53,7 @@ class MetricEstimate:
             [self.model.get_parameter(name) for name in self.parameters],
             sample=self.anchors.sample(self.updates),
             form=self._form,
+            trace=False,  # it would not pay for a few pullbacks
         )
         self._form = metric.form  # the first metric finds it; the kind of model does not change
         self.updates += 1
@@ -62,7 +63,7 @@ class MetricEstimate:
         ):  # the first estimate takes as many probes as the running mean remembers later
             probes *= round(1 / (1 - self.decay))
         diagonal = metric.diagonal(probes, generator=self.generator)
-        new = dict(zip(metric.names, metric.unflatten(diagonal), strict=True))
+        new = dict(zip(self.parameters, metric.unflatten(diagonal), strict=True))
         if mean is None:
             return new
         return {k: self.decay * mean[k] + (1 - self.decay) * new[k] for k in new}

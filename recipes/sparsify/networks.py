@@ -44,7 +44,7 @@ NETWORKS = {
         settings=SparsifySettings(
             batch_size=128,
             method_options=(
-                PathOptions(epochs=60, lr=2e-3, products="adaptive", eps=1.5),
+                PathOptions(epochs=60, eps=0.5),
                 BaselineOptions(baseline_epochs=450, baseline_lr=5e-3),
             ),
         ),
@@ -59,7 +59,7 @@ NETWORKS = {
             batch_size=128,
             mask_every=40,
             method_options=(
-                PathOptions(epochs=5, lr=2e-3, probes=8, metric_batch=500, metric_decay=0.9),
+                PathOptions(epochs=5, eps=0.5, probes=8, metric_batch=500, metric_decay=0.9),
                 BaselineOptions(baseline_epochs=8, baseline_lr=3e-3),
             ),
         ),
@@ -76,7 +76,7 @@ NETWORKS = {
             augment="labels",
             autocast=True,
             method_options=(
-                PathOptions(epochs=10, lr=1e-3, probes=2),
+                PathOptions(epochs=10, eps=0.2, probes=2),
                 BaselineOptions(baseline_epochs=10, baseline_lr=4e-3),
             ),
         ),

@@ -52,3 +52,11 @@ class SparsifySettings(RecipeSettings):
     autocast: bool = option("minibatches in bfloat16", default=False, **SWITCH)
     # The path compares 2 T sqrt(softmax(z / T)) and distillation softmax(z / T).
     temperature: float = option("temperature at which outputs are compared", default=4.0, **RATE)
+    hold_features: bool = option(
+        "the path also holds what the layers compute on the way",
+        default=False,
+        **SWITCH,
+    )
+    feature_weight: float = option(
+        "weight of the features in the drift (relative to their variance)", default=20.0, **RATE
+    )

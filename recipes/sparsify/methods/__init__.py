@@ -4,7 +4,7 @@ A method's file holds its options, too. Command line, tables and figures read th
 file and one call of :func:`register`.
 """
 
-from recipes.sparsify.methods.gradual import Gradual, GradualDistillation
+from recipes.sparsify.methods.gradual import Gradual, GradualDistillation, GradualFeatures
 from recipes.sparsify.methods.lottery_ticket import LotteryTicket
 from recipes.sparsify.methods.method import Method
 from recipes.sparsify.methods.one_shot import OneShot, RandomMasks
@@ -26,6 +26,7 @@ def register(name: str, method: type[Method]) -> None:
 
 register("fip", InvariantPath)  # the order of the command line
 register("gradual-distillation", GradualDistillation)
+register("gradual-features", GradualFeatures)
 register("gradual", Gradual)
 register("lottery-ticket", LotteryTicket)
 register("one-shot", OneShot)

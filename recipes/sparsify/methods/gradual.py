@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
+from recipes.sparsify.features import (
+    FEATURE_INPUTS,
+    WithFeatures,
+    deviations,
+    distance,
+    feature_modules,
+)
 from recipes.sparsify.methods.baseline import Baseline
 from recipes.sparsify.methods.method import Leg
 from recipes.sparsify.ramp import Ramp
@@ -22,3 +32,30 @@ class GradualDistillation(Gradual):
 
     title = "gradual, distilled"
     trains_on = "outputs"
+
+
+class GradualFeatures(GradualDistillation):
+    """Follows what the dense network's layers compute on the way, too (Romero et al., 2015)."""
+
+    title = "gradual, distilled with features"
+
+    def prepare(self) -> None:
+        """Finds the features and their deviations."""
+        names = feature_modules(self.dense)
+        self.student, self.teacher = (
+            WithFeatures(self.model, names),
+            WithFeatures(self.dense, names),
+        )
+        self.scales = deviations(self.teacher, self.inputs.images[:FEATURE_INPUTS])
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """The distillation loss and the distance of the features.
+
+        A drift of ``feature_weight`` counts as half as much divergence: near zero the divergence is half the drift.
+        """
+        inputs = self.inputs.augmented(batch)
+        with torch.no_grad():
+            reference, *features = self.teacher(inputs)
+        z, *found = self.student(inputs)
+        weight = self.settings.feature_weight / 2
+        return self.divergence(z, reference) + weight * distance(found, features, self.scales)

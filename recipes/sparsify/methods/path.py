@@ -1,35 +1,41 @@
 """The functionally invariant path: pulled to the nearest sparse network while the outputs are held; reads no label.
 
-The secondary objective is the distance to the nearest sparse network, nearest in the anchors' metric. Every stage on
-the way has equally many epochs (``recipes.sparsify.stages``). In the first half of a stage the sparsity rises, in the
-second half the weights that are left settle.
+The secondary objective is the distance to the nearest sparse network, by default nearest in the anchors' metric. Every
+stage on the way has equally many epochs (``recipes.sparsify.stages``). In the first half of a stage the sparsity rises,
+in the second half the weights that are left settle. ``FIPOptimizer`` takes all steps, and keeps zeros at zero.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from typing import ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from fipoptim import AnchorBatch, FIPOptimizer, Solver
+from fipoptim import AnchorBatch, FIPOptimizer, Solver, restore
 from fipoptim.secondary import SparseProjection
-from recipes.common.options import COUNT, RATE, fraction, products
+from recipes.common.batch_statistics import by_batch, with_statistics
+from recipes.common.options import COUNT, RATE, fraction, products, whole
 from recipes.common.settings import option
-from recipes.sparsify.masks import MaskedWeights
+from recipes.sparsify.features import (
+    FEATURE_INPUTS,
+    WithFeatures,
+    deviations,
+    feature_modules,
+    joined,
+)
 from recipes.sparsify.methods.method import INPUTS_AT_ONCE, Leg, Method, Stepper
 from recipes.sparsify.metric_estimate import MetricEstimate
 from recipes.sparsify.ramp import Ramp
+from recipes.sparsify.scores import largest, layered_magnitude
 from recipes.sparsify.settings import SWITCH, SparsifySettings
 from recipes.sparsify.stages import stages
 
 METRIC_INPUTS = 2000  # the metric's diagonal is estimated on no more inputs than these
+MEASURED = 50  # batches on which running statistics are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +45,26 @@ class PathOptions:
     group: ClassVar[str] = "functionally invariant path"
 
     epochs: int = option("epochs for each stage of the path", **COUNT)
-    choose: Literal["metric", "magnitude"] = option(
+    # "metric": the smallest w² diag(g). "relative" and "magnitude": the smallest w², relative to the layer's or not.
+    choose: Literal["metric", "relative", "magnitude"] = option(
         "measure of the weights, the largest of which are kept",
         default="metric",
-        choices=["metric", "magnitude"],
+        choices=["metric", "relative", "magnitude"],
     )
     beta: float = option("weight of the distance to the sparse network", default=1.0, **RATE)
-    # The rate grows with the inverse root of the share of weights that are left, so that a step keeps its length.
-    lr: float = option(
-        "Adam's highest learning rate for the dense network, with no products", **RATE
+    eps: float = option("length of a step, at the top of its schedule", **RATE)
+    momentum: float = option(
+        "decay of the running mean of a step's linear term", default=0.9, type=fraction, metavar="X"
     )
-    # With 0, Adam takes the steps on drift and distance, on minibatches in train mode. Otherwise FIPOptimizer takes
-    # them, on anchors in eval mode.
     products: int | str = option(
         "metric products a step: 0, a number, or adaptive", default=0, type=products, metavar="N"
     )
     max_products: int = option("most products of an adaptive step", default=16, **COUNT)
-    eps: float = option(
-        "length of a step with products, at the top of its schedule", default=5.0, **RATE
+    restore: int = option(
+        "products of the restoring steps on all inputs after each choice of weights, or 0",
+        default=0,
+        type=whole(0),
+        metavar="N",
     )
     probes: int = option(
         "random pullbacks of an estimate of the metric's diagonal", default=4, **COUNT
@@ -88,10 +96,9 @@ class InvariantPath(Method):
 
     @classmethod
     def full_title(cls, settings: SparsifySettings, *, rewinds: bool) -> str:
-        """Without products the steps are Adam's own, and the title says so."""
-        options = settings.of(PathOptions)
-        name = "Adam on drift + distance" if options.products == 0 else cls.title
-        return f"{name} + labels" if options.labels else name
+        """The title tells if features are held, or labels followed, too."""
+        held = " with features" if settings.hold_features else ""
+        return f"{cls.title}{held}{' + labels' if settings.of(PathOptions).labels else ''}"
 
     @classmethod
     def legs(cls, sparsities: Sequence[float], settings: SparsifySettings) -> list[Leg]:
@@ -104,14 +111,31 @@ class InvariantPath(Method):
             for visited in part
         ]
 
+    def moving(self, dense: nn.Module) -> nn.Module:
+        """A copy that normalises by the statistics of each batch, as in training."""
+        return by_batch(dense)
+
+    def shipped(self) -> nn.Module:
+        """The network of now with running statistics that are measured on its inputs."""
+        batches = (self.inputs.augmented(b) for b in islice(self.inputs.batches(), MEASURED))
+        return with_statistics(self.model, self.dense, batches)
+
     def prepare(self) -> None:
-        """Makes the sparse projection and the estimate of the metric."""
+        """Makes the anchors, the sparse projection and the estimate of the metric."""
         settings, self.options = self.settings, self.settings.of(PathOptions)
         self.projection = SparseProjection(
             self.model, 0.0, per_layer=settings.per_layer, keep=settings.keep
         )
-        self.output = softened(settings.temperature)
         self.to_zero: list[tuple[Tensor, Tensor]] = []
+        self.held, self.output = self.model, softened(settings.temperature)
+        self.before = self.dense
+        if settings.hold_features:
+            names = feature_modules(self.dense)
+            self.held = WithFeatures(self.model, names)
+            self.before = WithFeatures(self.dense, names)
+            scales = deviations(self.before, self.inputs.images[:FEATURE_INPUTS])
+            self.output = joined(self.output, scales, settings.feature_weight)
+        self.anchors = self._anchors(settings.batch_size, self.inputs.images, self.augment)
         self.estimate: MetricEstimate | None = None
         if self.options.choose == "metric":
             self.estimate = self._metric_estimate()
@@ -121,32 +145,34 @@ class InvariantPath(Method):
         return Ramp.over(self.sparsity, leg.sparsity, self.leg_steps)
 
     def raise_sparsity(self, ramp: Ramp, step: int) -> None:
-        """Chooses the weights to keep, and those that are pulled to zero because they go next."""
+        """Chooses the weights to keep, restores the function, and chooses those that are pulled to zero next."""
         super().raise_sparsity(ramp, step)
-        self.projection.sparsity = ramp.sparsity(step + self.settings.mask_every)
-        self.to_zero = self._weights_to_zero()
+        if self.options.restore:
+            restore(self.held, self.anchors, max_products=self.options.restore, keep_zeros=True)
+        masks = self._masks(ramp.sparsity(step + self.settings.mask_every))
+        self.to_zero = [self._pulled(name, mask) for name, mask in masks.items()]
 
     def choose(self, sparsity: float) -> dict[str, Tensor]:
         """Keeps the weights of the nearest sparse network, in the metric or in the Euclidean norm."""
         if self.estimate is not None:
             self.projection.weighting = self.estimate.updated(self.projection.weighting)
-        self.projection.sparsity = sparsity
-        masks = self.projection.project_()
-        return {name: masks[MaskedWeights.inner_name(name)] for name in self.masked.names}
+        return self._masks(sparsity)
 
     def stepper(self, leg: Leg) -> Stepper:
-        """Adam's steps on drift and distance if no products are asked for; otherwise steps of ``FIPOptimizer``."""
+        """Steps of ``FIPOptimizer`` on one cycle of their length.
+
+        With ``keep_zeros`` Muon's geometry is Adam's, and its momentum is that of the drift's gradient, too.
+        """
         options = self.options
-        if options.products == 0:
-            return self.adam(options.lr / math.sqrt(1 - leg.sparsity), self._loss)
-        self.model.eval()
         optimizer = FIPOptimizer(
-            self.model.parameters(),
+            self.held.parameters(),
             self.anchors,
             secondary=self._secondary,
             beta=options.beta,
             eps=options.eps,
-            precondition="adam",
+            momentum=options.momentum,
+            precondition="muon",
+            keep_zeros=True,
             solver=Solver(products=options.products, max_products=options.max_products),
             generator=self.generator,
         )
@@ -155,67 +181,50 @@ class InvariantPath(Method):
         )
         return Stepper(optimizer, scheduler, optimizer.step)
 
-    @cached_property
-    def anchors(self) -> AnchorBatch:
-        """The anchors of all legs. They are made before anything is pruned: the reference is the dense network."""
-        images, batch_size = self.inputs.images, self.settings.batch_size
+    def _anchors(
+        self, batch_size: int, images: Tensor, augment: Callable[[Tensor], Tensor] | None
+    ) -> AnchorBatch:
+        """Anchors whose reference is the dense network, and which take no memory if they hold features."""
         return AnchorBatch(
-            self.model,
+            self.held,
             images,
             output=self.output,
+            reference=self.before,
+            store="live" if augment is not None or self.held is not self.model else "full",
             batch_size=min(batch_size, len(images)),
             chunk_size=max(batch_size, INPUTS_AT_ONCE),
             generator=self.generator,
-            augment=self.augment,
+            augment=augment,
         )
 
     def _metric_estimate(self) -> MetricEstimate:
         options, images = self.options, self.inputs.images[:METRIC_INPUTS]
-        anchors = AnchorBatch(
-            self.model,
-            images,
-            output=self.output,
-            batch_size=min(options.metric_batch, len(images)),
-            chunk_size=INPUTS_AT_ONCE,
-            generator=self.generator,
-        )
         return MetricEstimate(
             self.model,
-            anchors,
-            [MaskedWeights.inner_name(name) for name in self.masked.names],
+            self._anchors(options.metric_batch, images, None),
+            self.masked.names,
             probes=options.probes,
             decay=options.metric_decay,
             generator=self.generator,
         )
 
-    def _weights_to_zero(self) -> list[tuple[Tensor, Tensor]]:
-        """The weights that the projection zeroes: each parameter, and its weighting, which is 0 for other weights."""
-        masks, weighting = self.projection.masks(), self.projection.weighting
-        found: list[tuple[Tensor, Tensor]] = []
-        for name in self.projection.names:
-            parameter = self.model.get_parameter(name)
-            h = torch.ones_like(parameter) if weighting is None else weighting[name]
-            found.append((parameter, h.masked_fill(masks[name], 0.0)))
-        return found
+    def _masks(self, sparsity: float) -> dict[str, Tensor]:
+        """The weights that are kept at a sparsity: bool tensors by name."""
+        if self.options.choose == "relative":
+            weights = self.masked.parameters.items()
+            scores = {name: layered_magnitude(weight.detach()) for name, weight in weights}
+            return largest(scores, sparsity, per_layer=self.settings.per_layer)
+        self.projection.sparsity = sparsity
+        return self.projection.masks()
 
-    def _distance(self) -> Tensor:
-        """The squared distance of ``SparseProjection`` for the weights that were chosen last."""
-        return torch.stack([(h * w.square()).sum() for w, h in self.to_zero]).sum()
+    def _pulled(self, name: str, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """A parameter and the weighting of its squares in the distance, which is 0 for weights that are kept."""
+        parameter, weighting = self.model.get_parameter(name), self.projection.weighting
+        return parameter, (~mask).to(parameter) if weighting is None else weighting[name] * ~mask
 
     def _secondary(self) -> Tensor:
-        """The objective of ``FIPOptimizer``."""
-        distance = self._distance()
+        """The squared distance to the network that was chosen last; with ``labels`` also the loss on a batch."""
+        parts = [(h * w.square()).sum() for w, h in self.to_zero]
         if self.options.labels:
-            distance = distance + self.label_loss(next(self.batches))
-        return distance
-
-    def _loss(self, batch: Tensor) -> Tensor:
-        """The loss of Adam: the drift on the batch, and the distance to the nearest sparse network."""
-        inputs, reference = self.with_reference(batch)
-        z = self.forward(inputs)
-        loss = (self.output(z) - self.output(reference)).square().sum(dim=1).mean()
-        if self.projection.sparsity > self.sparsity:
-            loss = loss + self.options.beta * self._distance()
-        if self.options.labels:
-            loss = loss + F.cross_entropy(z, self.inputs.labels[batch])
-        return loss
+            parts.append(self.label_loss(next(self.batches)))
+        return sum(parts[1:], parts[0])

@@ -14,13 +14,13 @@ TOTAL = 64 * 128 + 128 * 64 + 64 * 10
 SETTINGS = SparsifySettings(
     batch_size=64,
     method_options=(
-        PathOptions(epochs=2, lr=1e-2, probes=2, metric_decay=0.5),
+        PathOptions(epochs=2, eps=1.0, probes=2, metric_decay=0.5),
         BaselineOptions(baseline_epochs=2, baseline_lr=5e-3),
     ),
 )
 SHORT = [
     *("--sparsity", "0.5", "0.9", "--epochs", "1", "--baseline-epochs", "1", "--no-progress"),
-    *("--probes", "1", "--products", "0"),
+    *("--probes", "1"),
 ]
 
 

@@ -5,11 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from sparsify_cases import NAMES, SETTINGS, TOTAL, small_cnn
+from torch import nn
 
 from recipes.common.augment import augmentation
 from recipes.common.data import load_task
-from recipes.common.networks import digits_mlp
+from recipes.common.networks import digits_mlp, resnet20
 from recipes.sparsify.dense import Dense
+from recipes.sparsify.features import (
+    WithFeatures,
+    deviations,
+    distance,
+    feature_modules,
+    joined,
+)
 from recipes.sparsify.methods import METHODS
 from recipes.sparsify.methods.path import softened
 from recipes.sparsify.pruning import sparsify as prune
@@ -71,9 +79,13 @@ def test_the_path_reaches_the_sparsity_in_a_single_step(digits, dense):
     assert [n.zeros for n in run.networks] == [TOTAL // 2, round(0.9 * TOTAL)]
 
 
-@pytest.mark.parametrize("products", [0, 2, "adaptive"])
-def test_the_path_reads_no_label(products, digits, dense):
-    settings = SETTINGS.changed(products=products, epochs=1, eps=1.5)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"products": 2}, {"products": "adaptive"}, {"restore": 8}, {"hold_features": True}],
+    ids=str,
+)
+def test_the_path_reads_no_label(options, digits, dense):
+    settings = SETTINGS.changed(epochs=2, eps=1.5, batch_size=128, **options)
     shuffled = replace(digits, train_labels=digits.train_labels.flip(0))
     runs = [
         prune("fip", dense, task, [0.9], settings, augment=None, seed=0).networks[0]
@@ -125,7 +137,7 @@ def test_the_path_works_with_few_augmented_anchors_per_layer_sparsity_and_dense_
     assert bool((network.state["5.weight"] != 0).all())
 
 
-def test_batch_norm_and_bfloat16_go_together_with_the_path():
+def test_the_path_ships_batch_norm_with_the_statistics_of_its_inputs():
     torch.manual_seed(0)
     task = load_task("digits")
     task = replace(task, train_inputs=task.train_inputs[:64], train_labels=task.train_labels[:64])
@@ -134,4 +146,38 @@ def test_batch_norm_and_bfloat16_go_together_with_the_path():
     run = prune(
         "fip", Dense(model, None), task, [0.8], settings, augment=augmentation("digits"), seed=0
     )
-    assert run.networks[0].zeros == round(0.8 * (72 + 288 + 640))
+    (network,) = run.networks
+    assert network.zeros == round(0.8 * (72 + 288 + 640))
+    plain = small_cnn()
+    plain.load_state_dict(network.state)
+    plain.eval()
+    seen: list[torch.Tensor] = []
+    plain[0].register_forward_hook(lambda module, given, output: seen.append(output))
+    plain(task.train_inputs)
+    mean = torch.cat(seen).mean(dim=(0, 2, 3))
+    spread = torch.cat(seen).std(dim=(0, 2, 3))
+    # Shifted views of the same inputs gave the statistics: they are near those of the inputs.
+    assert bool(((plain[1].running_mean - mean).abs() < 0.2 * spread).all())
+
+
+def test_features_are_held_in_units_of_their_deviation():
+    torch.manual_seed(0)
+    model, moved = small_cnn().eval(), small_cnn().eval()
+    inputs = torch.randn(6, 1, 8, 8)
+    before, after = WithFeatures(model, ["2", "0"]), WithFeatures(moved, ["2", "0"])
+    scales = deviations(before, inputs)
+    assert scales == pytest.approx([float(f.std()) for f in before(inputs)[1:]])
+    space = joined(softened(4.0), scales, 3.0)
+    apart = (space(after(inputs)) - space(before(inputs))).square().sum(dim=1).mean()
+    (z, *features), (reference, *those) = after(inputs), before(inputs)
+    outputs = (softened(4.0)(z) - softened(4.0)(reference)).square().sum(dim=1).mean()
+    torch.testing.assert_close(apart, outputs + 3 * distance(features, those, scales))
+    torch.testing.assert_close(z, moved(inputs))
+    assert not moved[2]._forward_hooks
+
+
+def test_features_are_the_outputs_of_blocks_or_of_activations():
+    assert feature_modules(resnet20()) == [f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)]
+    assert feature_modules(digits_mlp()) == ["2", "4"]
+    with pytest.raises(ValueError, match="neither residual blocks nor activations"):
+        feature_modules(nn.Linear(2, 2))
