@@ -43,6 +43,7 @@ def with_carried_statistics(
         ratio = (var + layer.eps) / (var_then + layer.eps)
         mean += (mean_trained - mean_then) * ratio.sqrt()
         var.copy_(var_trained * ratio)
+        layer.get_buffer("num_batches_tracked").copy_(trained.get_buffer("num_batches_tracked"))
     return made
 
 
