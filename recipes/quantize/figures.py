@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
-from recipes.common.figures import plain, plt, save
+from recipes.common.figures import plain, save
 from recipes.quantize.methods import METHODS
 
 _COLOURS = ("#1f5fa8", "#d9730d", "#4c9150", "0.5", "#b03a5b", "#7a5ea8")

@@ -37,6 +37,7 @@ class PathOptions:
         steps: The steps to each number of bits.
         eps: The root mean square of all changes in a step, in steps of the grid, at the top of the schedule.
         precondition: The geometry of a step.
+        rounding_images: The images on which the layers are rounded at the start.
         hold: Names of modules whose outputs are held beside the logits.
     """
 
@@ -53,6 +54,9 @@ class PathOptions:
         default="adam",
         choices=[name for name in GEOMETRIES if name is not None],
         metavar="NAME",
+    )
+    rounding_images: int = option(
+        "images, the first ones, on which layers are rounded at the start", default=250, **COUNT
     )
     hold: tuple[str, ...] = option(
         "layers whose outputs are held beside the logits", default=(), nargs="*", metavar="LAYER"
@@ -74,7 +78,7 @@ class InvariantPath(Method):
     ) -> dict[str, OnGrid]:
         """See :class:`Method`."""
         own = settings.of(PathOptions)
-        batches = case.images.split(settings.chunk_size)
+        batches = case.images[: own.rounding_images].split(settings.chunk_size)
         free: dict[str, Tensor] = {}
         scales: dict[str, Tensor] = {}
         damping = settings.of(LayerwiseOptions).damping
