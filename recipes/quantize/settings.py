@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fipoptim.secondary.quantized import LEAST_BITS, MOST_BITS
-from recipes.common.options import COUNT, Distinct, or_none, whole
+from recipes.common.options import COUNT, RATE, Distinct, or_none, whole
 from recipes.common.recipe_settings import RecipeSettings
 from recipes.common.settings import option
 
@@ -19,6 +19,7 @@ class QuantizeSettings(RecipeSettings):
         anchors: Training inputs without labels that all methods quantize with; None stands for all.
         views: How often each of them is there: as it is, and shifted (and flipped) at random.
         batch_size: Inputs of a step.
+        temperature: The temperature at which path and distillation compare outputs.
         chunk_size: Inputs evaluated at a time; with batch norm, the batch that statistics are those of.
     """
 
@@ -40,4 +41,5 @@ class QuantizeSettings(RecipeSettings):
         "views of each: as it is, and shifted (and flipped) at random", default=1, **COUNT
     )
     batch_size: int = option("inputs of a step", default=64, **COUNT)
+    temperature: float = option("temperature at which outputs are compared", default=4.0, **RATE)
     chunk_size: int = option("inputs evaluated at a time", default=250, **COUNT)

@@ -27,8 +27,7 @@ class DistillationOptions:
     group: ClassVar[str] = "distillation"
 
     distillation_steps: int = option("steps to each number of bits", default=500, **COUNT)
-    distillation_lr: float = option("Adam's highest learning rate", default=2e-3, **RATE)
-    temperature: float = option("temperature of the outputs", default=4.0, **RATE)
+    distillation_lr: float = option("Adam's highest learning rate", default=2e-2, **RATE)
 
 
 class Distillation(Method):
@@ -54,19 +53,19 @@ class Distillation(Method):
         )
         with torch.no_grad():
             reference = torch.cat([case.dense(x) for x in images.split(settings.chunk_size)])
-        soft = (reference / own.temperature).log_softmax(dim=1)
+        soft = (reference / settings.temperature).log_softmax(dim=1)
         size = min(settings.batch_size, len(images))
         generator = torch.Generator().manual_seed(case.seed)
         for _ in range(own.distillation_steps):
             batch = torch.randperm(len(images), generator=generator)[:size].to(images.device)
             optimizer.zero_grad()
             loss = F.kl_div(
-                (model(images[batch]) / own.temperature).log_softmax(dim=1),
+                (model(images[batch]) / settings.temperature).log_softmax(dim=1),
                 soft[batch],
                 reduction="batchmean",
                 log_target=True,
             )
-            (loss * own.temperature**2).backward()
+            (loss * settings.temperature**2).backward()
             optimizer.step()
             scheduler.step()
             progress(1, f"{case.bits} bits")

@@ -87,13 +87,15 @@ class InvariantPath(Method):
             progress(0, name)
 
         dense = case.by_batch()
-        factors = HeldOutputs.factors_of(case.by_batch(), own.hold, batches[0])
+        factors = HeldOutputs.factors_of(
+            case.by_batch(), own.hold, settings.temperature, batches[0]
+        )
         weights = RoundedWeights(model, free, scales, case.bits)
-        held = HeldOutputs(model, own.hold, factors)
+        held = HeldOutputs(model, own.hold, settings.temperature, factors)
         anchors = AnchorBatch(
             held,
             case.images,
-            reference=HeldOutputs(dense, own.hold, factors),
+            reference=HeldOutputs(dense, own.hold, settings.temperature, factors),
             store="live",  # statistics of batch norm are then those of the same batch for both
             batch_size=min(settings.batch_size, len(case.images)),
             chunk_size=settings.chunk_size,

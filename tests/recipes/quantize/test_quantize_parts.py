@@ -87,15 +87,16 @@ def test_statistics_are_carried_over():
 
 def test_what_is_held_is_measured_relative_to_its_size():
     model, x = small_cnn(), torch.randn(30, 1, 8, 8)
-    factors = HeldOutputs.factors_of(model, ["2", "5"], x)
-    held = HeldOutputs(copy.deepcopy(model), ["2", "5"], factors)
+    factors = HeldOutputs.factors_of(model, ["2", "5"], 4.0, x)
+    held = HeldOutputs(copy.deepcopy(model), ["2", "5"], 4.0, factors)
     row = held(x)
     parts = [model(x), model[:3](x).flatten(1), model[:6](x).flatten(1)]
     assert row.shape == (30, sum(p.shape[1] for p in parts))
-    # The variance of the rows is 1 for the logits and 1 for the two layers together.
+    # The variance of the rows is 1 for the softened logits and 1 for the two layers together.
     variances = [p.var(dim=0, correction=0).sum() for p in row.split([3, 256, 36], dim=1)]
     torch.testing.assert_close(torch.stack(variances), torch.tensor([1.0, 0.5, 0.5]))
-    torch.testing.assert_close(row[:, :3], factors[0] * parts[0])
+    softened = 8 * (parts[0] / 4).softmax(dim=1).sqrt()
+    torch.testing.assert_close(row[:, :3], factors[0] * softened)
 
 
 def test_rounded_weights_move_and_stay_on_the_grid():
