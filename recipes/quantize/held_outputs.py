@@ -8,6 +8,7 @@ matters of the logits is the classes that they tell apart, so they are compared 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -65,8 +66,8 @@ class HeldOutputs(nn.Module):
     def factors_of(
         cls, model: nn.Module, layers: Sequence[str], temperature: float, inputs: Tensor
     ) -> list[float]:
-        """The factors for a network and a batch of inputs."""
-        network = cls(model, layers, temperature, [1.0] * (1 + len(layers)))
+        """The factors for a network, of which a copy is used, and a batch of inputs."""
+        network = cls(copy.deepcopy(model), layers, temperature, [1.0] * (1 + len(layers)))
         shares = [1.0, *([1 / len(layers)] * len(layers) if layers else [])]
         variances = [part.var(dim=0, correction=0).sum() for part in network.parts(inputs)]
         return [math.sqrt(share / float(v)) for share, v in zip(shares, variances, strict=True)]

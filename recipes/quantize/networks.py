@@ -40,7 +40,7 @@ NETWORKS = {
         dense_batch_size=32,
         settings=QuantizeSettings(
             method_options=(
-                PathOptions(hold=("2", "4")),
+                PathOptions(start="nearest", hold=("2", "4")),
                 DistillationOptions(),
             ),
         ),
@@ -53,7 +53,7 @@ NETWORKS = {
         settings=QuantizeSettings(
             views=4,
             method_options=(
-                PathOptions(hold=("2", "4")),
+                PathOptions(start="nearest", hold=("2", "4")),
                 DistillationOptions(),
             ),
         ),

@@ -1,8 +1,9 @@
 """The path: networks on the grid, moved by steps that restore the function of the dense network.
 
-It starts where each layer was rounded in turn (``recipes.quantize.layer_rounding``), which makes good the error of a
-weight within its layer only. From there steps of ``FIPOptimizer`` without products lower the drift of the whole
-quantized network, through all layers at once. What is held are the logits and the outputs of layers on the way.
+It starts at the nearest network, or where each layer was rounded in turn (``recipes.quantize.layer_rounding``), which
+makes good the error of a weight within its layer only. From there steps of ``FIPOptimizer`` without products lower the
+drift of the whole quantized network, through all layers at once. What is held are the outputs and those of layers on
+the way.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.geometry import GEOMETRIES
 from fipoptim.secondary import OnGrid
+from fipoptim.secondary.grid import nearest_on_grid
 from recipes.common.options import COUNT, RATE
 from recipes.common.progress import Progress
 from recipes.common.settings import option
@@ -37,6 +39,7 @@ class PathOptions:
         steps: The steps to each number of bits.
         eps: The root mean square of all changes in a step, in steps of the grid, at the top of the schedule.
         precondition: The geometry of a step.
+        start: The network that the path starts at: the nearest one, or that of layers rounded in turn.
         rounding_images: The images on which the layers are rounded at the start.
         hold: Names of modules whose outputs are held beside the logits.
     """
@@ -55,8 +58,13 @@ class PathOptions:
         choices=[name for name in GEOMETRIES if name is not None],
         metavar="NAME",
     )
+    start: str = option(
+        "network to start at: nearest, or layers (each rounded in turn)",
+        default="layers",
+        choices=["nearest", "layers"],
+    )
     rounding_images: int = option(
-        "images, the first ones, on which layers are rounded at the start", default=250, **COUNT
+        "images, the first ones, on which layers are rounded for that", default=250, **COUNT
     )
     hold: tuple[str, ...] = option(
         "layers whose outputs are held beside the logits", default=(), nargs="*", metavar="LAYER"
@@ -64,7 +72,7 @@ class PathOptions:
 
 
 class InvariantPath(Method):
-    """Rounds layer by layer, then moves the quantized network along a functionally invariant path."""
+    """Rounds a network, then moves it over the grid along a functionally invariant path."""
 
     title = "path"
     option_kinds = (PathOptions, LayerwiseOptions)
@@ -78,17 +86,11 @@ class InvariantPath(Method):
     ) -> dict[str, OnGrid]:
         """See :class:`Method`."""
         own = settings.of(PathOptions)
-        batches = case.images[: own.rounding_images].split(settings.chunk_size)
-        free: dict[str, Tensor] = {}
-        scales: dict[str, Tensor] = {}
-        damping = settings.of(LayerwiseOptions).damping
-        for name, layer in rounded_in_turn(model, batches, case.bits, damping=damping):
-            free[name], scales[name] = layer.before, layer.grid.scales
-            progress(0, name)
-
+        free, scales = self._start(model, case, settings)
+        progress(0, own.start)
         dense = case.by_batch()
         factors = HeldOutputs.factors_of(
-            case.by_batch(), own.hold, settings.temperature, batches[0]
+            dense, own.hold, settings.temperature, case.images[: settings.chunk_size]
         )
         weights = RoundedWeights(model, free, scales, case.bits)
         held = HeldOutputs(model, own.hold, settings.temperature, factors)
@@ -118,3 +120,19 @@ class InvariantPath(Method):
             scheduler.step()
             progress(1, f"{case.bits} bits")
         return weights.finish()
+
+    def _start(
+        self, model: nn.Module, case: Case, settings: QuantizeSettings
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights that are rounded at the start, and the scale of each channel, by parameter name."""
+        own = settings.of(PathOptions)
+        if own.start == "nearest":
+            free = {name: model.get_parameter(name).detach().clone() for name in case.names}
+            return free, {name: nearest_on_grid(w, case.bits).scales for name, w in free.items()}
+        batches = case.images[: own.rounding_images].split(settings.chunk_size)
+        damping = settings.of(LayerwiseOptions).damping
+        found = dict(rounded_in_turn(model, batches, case.bits, damping=damping))
+        return (
+            {name: layer.before for name, layer in found.items()},
+            {name: layer.grid.scales for name, layer in found.items()},
+        )
