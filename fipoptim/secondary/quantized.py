@@ -26,7 +26,7 @@ class QuantizedProjection:
     .. math:: L(w) = \sum_i h_i (w_i - q_i(w))^2.
 
     The scale is found exactly: as it falls, the nearest integers change one after the other, and the search goes
-    through all of these changes (:mod:`fipoptim.secondary.grid`). That sorts :math:`2^{k-1} - 1` numbers for each
+    through all of these changes (``fipoptim.secondary.grid``). That sorts :math:`2^{k-1} - 1` numbers for each
     weight, so a call takes much longer at 8 bits than at 4.
 
     The gradient is :math:`2 h_i (w_i - q_i)`, the pull towards the projection. It is exact: at the best integers and
