@@ -27,6 +27,7 @@ RECIPES: dict[str, set[str]] = {
     "diversity": {"common"},
     "hotfix": {"common"},
     "finetune": {"common"},
+    "quantize": {"common"},
 }
 # Each is imported by its own module of fipoptim.integrations and by no other.
 FRAMEWORKS = {"accelerate", "avalanche", "lightning", "peft", "transformers"}

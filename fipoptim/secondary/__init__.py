@@ -12,11 +12,14 @@ your own is a function::
 or a class with a ``__call__``, if it has to remember something between steps. No base class and no registration is
 needed. A sum of objectives is a function too: ``lambda: task() + 0.1 * sparse()``.
 
-Three objectives are here: the loss of a new task, the distance to a sparse network, and the likeness to other networks.
+Four objectives are here: the loss of a new task, the distance to a sparse and to a quantized network, and the likeness
+to other networks.
 """
 
 from fipoptim.secondary.diversity import Diversity
+from fipoptim.secondary.grid import OnGrid
+from fipoptim.secondary.quantized import QuantizedProjection
 from fipoptim.secondary.sparse import SparseProjection
 from fipoptim.secondary.task import TaskLoss
 
-__all__ = ["Diversity", "SparseProjection", "TaskLoss"]
+__all__ = ["Diversity", "OnGrid", "QuantizedProjection", "SparseProjection", "TaskLoss"]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fipoptim.anchors.evaluation import unwrap
-from fipoptim.metric import AnchorMetric
-from fipoptim.secondary.arguments import checked_module
-
-Weighting = Mapping[str, Tensor] | AnchorMetric | None
+from fipoptim.secondary.weights import ProjectedWeights, Weighting, wide
 
 
 class SparseProjection:
@@ -65,28 +61,16 @@ class SparseProjection:
         per_layer: bool = False,
         keep: Iterable[str] = (),
     ) -> None:
-        self._model = unwrap(checked_module("model", model))
-        self.names = _prunable_names(self._model, _checked_names(keep))
+        self._weights = ProjectedWeights(model, keep, verb="prune", owner=SparseProjection)
+        self.names = self._weights.names
         self.per_layer = per_layer
-        self._weighting: dict[str, Tensor] | None = None
         self.sparsity = sparsity
         self.weighting = weighting
 
     @property
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        # They are looked up each time, because wrappers may put new parameters in place of the old ones.
-        try:
-            return {name: self._model.get_parameter(name) for name in self.names}
-        except AttributeError as error:
-            raise ValueError(
-                f"model: a parameter that was to be pruned is gone ({error}); {list(self.names)} must all stay "
-                "parameters. Make a new SparseProjection of the model as it is."
-            ) from error
-
-    @property
     def total(self) -> int:
         """The number of prunable weights."""
-        return sum(p.numel() for p in self._parameters.values())
+        return sum(p.numel() for p in self._weights.parameters.values())
 
     @property
     def sparsity(self) -> float:
@@ -116,23 +100,20 @@ class SparseProjection:
     @property
     def weighting(self) -> Mapping[str, Tensor] | None:
         """The weights ``h`` by parameter name, or None for the Euclidean distance."""
-        return self._weighting
+        return self._weights.weighting
 
     @weighting.setter
     def weighting(self, weighting: Weighting) -> None:
-        if isinstance(weighting, AnchorMetric):
-            diagonal = weighting.unflatten(weighting.diagonal())
-            weighting = dict(zip(weighting.names, diagonal, strict=True))
-        self._weighting = None if weighting is None else self._checked_weighting(weighting)
+        self._weights.weighting = weighting
 
     def __call__(self) -> Tensor:
         """The squared distance, a scalar with a graph to the prunable parameters."""
         parts = []
-        parameters, weighting = self._parameters, self._weighting_on_devices()
+        parameters, weighting = self._weights.parameters, self._weights.weighting_on_devices()
         for name, mask in self.masks().items():
             smallest = parameters[name].masked_fill(mask, 0.0)
             # The squares of half-precision weights, and their sums, are taken in float32.
-            squares = smallest.to(_wide(smallest)).square()
+            squares = smallest.to(wide(smallest)).square()
             parts.append((squares if weighting is None else squares * weighting[name]).sum())
         return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
@@ -149,8 +130,8 @@ class SparseProjection:
         index within a parameter; the first of them are set to zero.
         """
         # √h |w| orders the weights as h w² does, and does not underflow as w² may.
-        scores = {name: p.detach().abs() for name, p in self._parameters.items()}
-        weighting = self._weighting_on_devices()
+        scores = {name: p.detach().abs() for name, p in self._weights.parameters.items()}
+        weighting = self._weights.weighting_on_devices()
         if weighting is not None:
             scores = {name: score * weighting[name].sqrt() for name, score in scores.items()}
         if self.per_layer:
@@ -173,7 +154,7 @@ class SparseProjection:
         Raises:
             ValueError: If a prunable weight is NaN; the weights stay as they were.
         """
-        parameters = self._parameters
+        parameters = self._weights.parameters
         for name, parameter in parameters.items():
             if bool(parameter.isnan().any()):
                 raise ValueError(
@@ -187,45 +168,8 @@ class SparseProjection:
     def _sizes(self) -> dict[str, int]:
         """The number of weights of each part that has the sparsity by itself: a layer, or the network."""
         if self.per_layer:
-            return {name: p.numel() for name, p in self._parameters.items()}
+            return {name: p.numel() for name, p in self._weights.parameters.items()}
         return {"the network": self.total}
-
-    def _weighting_on_devices(self) -> dict[str, Tensor] | None:
-        """The weighting, moved to the devices where the parameters are now."""
-        if self._weighting is None:
-            return None
-        moved = {}
-        for name, parameter in self._parameters.items():
-            h = self._weighting[name]
-            _check_shape(name, h, parameter)
-            moved[name] = h.to(parameter.device)
-        return moved
-
-    def _checked_weighting(self, weighting: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of the weights of the prunable parameters, on the devices of these and in float32 or wider."""
-        if not isinstance(weighting, Mapping):
-            raise TypeError(
-                "weighting: must be None, an AnchorMetric or a mapping from parameter names to tensors, "
-                f"got {type(weighting).__name__}."
-            )
-        missing = [name for name in self.names if name not in weighting]
-        if missing:
-            raise ValueError(
-                f"weighting: lacks {missing}; give weights for every prunable parameter, "
-                f"{list(self.names)}, or name the others in keep."
-            )
-        checked = {}
-        for name, parameter in self._parameters.items():
-            h = weighting[name]
-            if not isinstance(h, Tensor) or h.is_complex():
-                got = f"a {h.dtype} tensor" if isinstance(h, Tensor) else type(h).__name__
-                raise TypeError(f"weighting: {name} must be a tensor of real numbers, got {got}.")
-            _check_shape(name, h, parameter)
-            # The copy is checked, and not h, because a cast to a narrower type may overflow.
-            checked[name] = h.detach().to(parameter.device, _wide(parameter), copy=True)
-            if not bool(((checked[name] >= 0) & torch.isfinite(checked[name])).all()):
-                raise ValueError(f"weighting: {name} must be finite and not negative.")
-        return checked
 
 
 def _number(argument: str, value: Any) -> float:
@@ -241,54 +185,6 @@ def _number(argument: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{argument}: must be a number, got {value!r}.") from error
-
-
-def _checked_names(keep: Iterable[str]) -> tuple[str, ...]:
-    """``keep`` as a tuple of names; one str is one name."""
-    names = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else ()
-    if not isinstance(keep, Iterable) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"keep: must be names of parameters or modules, got {keep!r}.")
-    return names
-
-
-def _check_shape(name: str, h: Tensor, parameter: Tensor) -> None:
-    if h.shape != parameter.shape:
-        raise ValueError(
-            f"weighting: {name} must have the parameter's shape {tuple(parameter.shape)}, "
-            f"got {tuple(h.shape)}."
-        )
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    """The dtype of ``tensor``, or float32 if that is wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _prunable_names(model: nn.Module, keep: Sequence[str]) -> tuple[str, ...]:
-    """The names of the parameters that can be pruned, without those that ``keep`` names or holds."""
-    parameters = dict(model.named_parameters())
-    # A tied parameter can be excluded by any of its names.
-    every_name = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
-    excluded: set[int] = set()
-    for asked in keep:
-        found = {i for name, i in every_name.items() if f"{name}.".startswith(f"{asked}.")}
-        if not found:
-            raise ValueError(
-                f"keep: the model has no parameter or module {asked!r} with parameters; "
-                f"choose from {sorted(every_name)} or a module that holds some of them."
-            )
-        excluded |= found
-    prunable = tuple(
-        name
-        for name, p in parameters.items()
-        if p.dim() >= 2 and p.numel() > 0 and p.requires_grad and id(p) not in excluded
-    )
-    if not prunable:
-        raise ValueError(
-            f"keep: nothing is left to prune. A parameter can be pruned if it has two dimensions or more and requires "
-            f"a gradient; the model has {list(parameters)}, and keep names {list(keep)}. Name fewer."
-        )
-    return prunable
 
 
 def _largest(scores: Tensor, drop: int) -> Tensor:
