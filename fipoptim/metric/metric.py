@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +20,7 @@ from fipoptim.anchors.sample import Sample
 from fipoptim.flat import FlatSum, FlatVectors
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.chunks import Form
+from fipoptim.metric.density import density_of_metric
 from fipoptim.metric.linearizer import Linearizer
 from fipoptim.metric.matrix import (
     dense_matrix,
@@ -32,7 +32,7 @@ from fipoptim.metric.matrix import (
 from fipoptim.metric.parameters import parameter_names
 from fipoptim.metric.probe import check_form, probe
 from fipoptim.shards import local, named_parameters, space_of
-from fipoptim.solver.density import SpectralDensity, spectral_density
+from fipoptim.solver.density import SpectralDensity
 
 
 class AnchorMetric:
@@ -368,7 +368,10 @@ class AnchorMetric:
     def density(
         self, probes: int = 4, steps: int = 32, *, generator: Generator | None = None
     ) -> SpectralDensity:
-        """The density of all n eigenvalues, by stochastic Lanczos quadrature: ``probes * steps`` products at most.
+        r"""The density of all n eigenvalues, by stochastic Lanczos quadrature: ``probes * steps`` products at most.
+
+        If there are fewer outputs than weights, the products are with :math:`\frac1N J J^\top`, which has the same
+        eigenvalues but for zeros, and shorter vectors.
 
         Args:
             probes: The number of random vectors, over which the density is averaged.
@@ -378,9 +381,8 @@ class AnchorMetric:
         Raises:
             ValueError: If ``probes`` or ``steps`` is not positive.
         """
-        seeded = torch.Generator("cpu").manual_seed(self.anchors.ranks.first(draw_seed(generator)))
-        how: dict[str, Any] = {"probes": probes, "steps": steps, "generator": seeded}
-        return spectral_density(self.matvec, self.flat.zeros(), **how, vectors=self.space)
+        seed = self.anchors.ranks.first(draw_seed(generator))
+        return density_of_metric(self, probes, steps, torch.Generator("cpu").manual_seed(seed))
 
     def _refuse_sharded(self, what: str, advice: str) -> None:
         if self.linearizer.sharded:

@@ -48,6 +48,16 @@ class SpectralDensity:
     size: int
     products: int
 
+    def with_zeros(self, count: int) -> SpectralDensity:
+        """The density of the same eigenvalues and ``count`` more, which are 0."""
+        size, zeros = self.size + count, torch.zeros_like(self.nodes[:, :1])
+        return SpectralDensity(
+            torch.cat([zeros, self.nodes], dim=1),
+            torch.cat([zeros + count / size, self.weights * (self.size / size)], dim=1),
+            size,
+            self.products,
+        )
+
     def trace_of(self, function: Callable[[Tensor], Tensor]) -> Estimate:
         r"""The trace of :math:`f(A)`, which is :math:`\sum_i f(\lambda_i)`.
 
@@ -64,7 +74,7 @@ class SpectralDensity:
         return self.trace_of(lambda x: x)
 
     def effective_dimension(self, mu: float) -> Estimate:
-        r"""The directions with an eigenvalue beyond ``mu``, softly counted: :math:`\operatorname{tr} A (A + \mu I)^{-1}`.
+        r"""Directions with an eigenvalue beyond ``mu``, softly counted: :math:`\operatorname{tr} A (A + \mu I)^{-1}`.
 
         Args:
             mu: The damping, above 0, in the unit of the eigenvalues.

@@ -89,6 +89,15 @@ def test_one_random_vector_has_no_error_to_tell():
         found.effective_dimension(0)
 
 
+def test_further_zeros_change_no_trace_of_what_vanishes_at_zero():
+    found = SpectralDensity(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.25, 0.75]]), 4, products=2)
+    more = found.with_zeros(6)
+    assert more.size == 10
+    assert float(more.weights.sum()) == pytest.approx(1.0)
+    assert more.trace().value == pytest.approx(found.trace().value) == pytest.approx(7.0)
+    assert more.trace_of(torch.ones_like).value == pytest.approx(10.0)
+
+
 def test_the_zero_operator_has_all_its_weight_at_zero():
     zero = torch.zeros(4, 4)
     seeded = torch.Generator().manual_seed(0)
