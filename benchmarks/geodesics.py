@@ -1,10 +1,10 @@
 r"""Does a second-order correction of a step pay? ``python -m benchmarks.geodesics``.
 
 A step ``v`` changes the outputs by :math:`J v + \frac12 z_{vv}`, and Eq. 4 sees the first term alone. The geodesic step
-:math:`v + \frac12 a` with :math:`(g + \mu I) a = -\frac1N J^\top z_{vv}` takes the second one back. It costs two forward
-passes and a pullback, which count as one product here, and the products of the solution. A walk with such steps is
-compared with one whose steps have as many products in all, and are as long. Both are walks of ``FIPOptimizer``: without
-an objective (Eq. 3), and on a new task.
+:math:`v + \frac12 a` with :math:`(g + \mu I) a = -\frac1N J^\top z_{vv}` takes the second one back. It costs the
+products of this solution, and two forward passes and a pullback, which count as one product here. A walk with such
+steps is compared with one whose steps have as many products in all, and are as long. Both are walks of
+``FIPOptimizer``: without an objective (Eq. 3), and on a new task.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ from fipoptim import AnchorMetric
 from fipoptim.solver.density import SpectralDensity
 
 Spectrum = Mapping[str, Any]
-WIDTH = 0.15  # the standard deviation with which nodes are smoothed in figures, in decades
-NULL = 1e-6  # nodes below this share of the largest eigenvalue are drawn as no curve
+NULL = 1e-6  # nodes below this share of the largest eigenvalue count as zeros in figures
 
 
 def spectrum_of(
@@ -43,12 +42,13 @@ def spectrum_of(
 def density_of(
     metric: AnchorMetric, mus: Sequence[float], probes: int, steps: int, seed: int
 ) -> dict[str, Any]:
-    """The density alone, as plain values."""
+    """The density alone, as plain values; its largest node is the largest eigenvalue after a few steps."""
     found = metric.density(probes, steps, generator=torch.Generator().manual_seed(seed))
     trace = found.trace()
     return {
         "size": metric.size,
         "outputs": metric.outputs.numel(),
+        "largest": float(found.nodes.max()),
         "trace": trace.value,
         "trace_error": known(trace.error),
         "dimensions": [
@@ -80,17 +80,13 @@ def without_nodes(content: Any) -> Any:
     return [without_nodes(v) for v in content] if isinstance(content, list) else content
 
 
-def per_decade(spectrum: Spectrum) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The smoothed number of eigenvalues in a decade: eigenvalues ``(200,)``, and numbers ``(200,)``."""
+def counted(spectrum: Spectrum) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The number of eigenvalues from each node on: nodes, descending, and numbers, of the same shape.
+
+    Nodes that stand for zeros are left out.
+    """
     found = density(spectrum)
     nodes, weights = found.nodes.flatten().numpy(), found.weights.flatten().numpy()
-    largest = float(nodes.max())
-    kept = nodes > NULL * largest
-    if not kept.any():
-        return np.empty(0), np.empty(0)
-    places = np.log10(nodes[kept])
-    grid = np.linspace(math.log10(NULL * largest), math.log10(largest) + 3 * WIDTH, 200)
-    bumps = np.exp(-0.5 * ((grid[:, None] - places) / WIDTH) ** 2) / (
-        WIDTH * math.sqrt(2 * math.pi)
-    )
-    return 10**grid, found.size / len(found.nodes) * bumps @ weights[kept]
+    order = np.argsort(-nodes)
+    order = order[nodes[order] > NULL * float(nodes.max())]
+    return nodes[order], found.size / len(found.nodes) * weights[order].cumsum()

@@ -15,7 +15,7 @@ from recipes.common.progress import Progress
 from recipes.common.settings import option
 from recipes.spectrum.measurements.measurement import Measurement, Record, cell
 from recipes.spectrum.settings import SpectrumSettings
-from recipes.spectrum.spectra import spectrum_of
+from recipes.spectrum.spectra import density_of
 from recipes.spectrum.start import Start
 
 
@@ -54,13 +54,9 @@ class Layers(Measurement):
             found[name] = {}
             for layer, params in layers_of(start.named(model)).items():
                 # A trace for each layer would take longer than it saves.
-                found[name][layer] = spectrum_of(
-                    start.metric(model, params, form=form, trace=False),
-                    settings.mu,
-                    leading=1,
-                    probes=options.layer_probes,
-                    steps=options.layer_steps,
-                    seed=seed,
+                metric = start.metric(model, params, form=form, trace=False)
+                found[name][layer] = density_of(
+                    metric, settings.mu, options.layer_probes, options.layer_steps, seed
                 )
                 progress(1, f"{name}, {layer}")
         return {"networks": found}
@@ -79,7 +75,7 @@ class Layers(Measurement):
             for name in networks:
                 spectra = [record["networks"][name][layer] for record in records]
                 row += [
-                    cell(spectra, lambda s: s["leading"][0], ".3g"),
+                    cell(spectra, lambda s: s["largest"], ".3g"),
                     cell(spectra, lambda s: s["trace"], ".3g"),
                     cell(spectra, lambda s: s["dimensions"][middle]["value"], ".1f"),
                 ]
@@ -109,7 +105,7 @@ def _middle(record: Record) -> int:
 def _draw(axes: Axes, record: Record) -> None:
     for k, (name, layers) in enumerate(record["networks"].items()):
         numbers = range(1, len(layers) + 1)
-        largest = [s["leading"][0] for s in layers.values()]
+        largest = [s["largest"] for s in layers.values()]
         mean = [s["trace"] / s["size"] for s in layers.values()]
         axes.plot(numbers, largest, "o-", ms=3, lw=1.2, color=f"C{k}", label=f"{name}, largest")
         axes.plot(numbers, mean, "o:", ms=3, lw=1.2, color=f"C{k}", label=f"{name}, mean")

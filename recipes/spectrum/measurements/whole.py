@@ -11,7 +11,7 @@ from recipes.common import report
 from recipes.common.progress import Progress
 from recipes.spectrum.measurements.measurement import Measurement, Record, cell
 from recipes.spectrum.settings import SpectrumSettings
-from recipes.spectrum.spectra import per_decade, spectrum_of
+from recipes.spectrum.spectra import counted, spectrum_of
 from recipes.spectrum.start import Start
 
 
@@ -55,7 +55,7 @@ class Whole(Measurement):
                     name,
                     cell(spectra, lambda s: s["leading"][0], ".3g"),
                     cell(spectra, lambda s: s["leading"][-1], ".3g"),
-                    cell(spectra, lambda s: s["trace"], ".4g"),
+                    _trace(spectra),
                     *(
                         cell(spectra, lambda s, k=k: s["dimensions"][k]["value"], ".1f")
                         for k in range(len(dampings))
@@ -73,6 +73,12 @@ class Whole(Measurement):
         return [_leading, _density]
 
 
+def _trace(spectra: Sequence[Record]) -> str:
+    """The trace over seeds; of one seed with the standard error over random vectors."""
+    text, error = cell(spectra, lambda s: s["trace"], ".3g"), spectra[0]["trace_error"]
+    return text if len(spectra) > 1 or error is None else f"{text} ± {error:.1g}"
+
+
 def _leading(axes: Axes, record: Record) -> None:
     for name, spectrum in record["networks"].items():
         values = spectrum["leading"]
@@ -85,12 +91,10 @@ def _leading(axes: Axes, record: Record) -> None:
 
 def _density(axes: Axes, record: Record) -> None:
     for name, spectrum in record["networks"].items():
-        places, numbers = per_decade(spectrum)
-        axes.plot(places, numbers, lw=1.2, label=name)
+        axes.step(*counted(spectrum), where="post", lw=1.2, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.1)
     axes.set_xlabel("eigenvalue")
-    axes.set_ylabel("eigenvalues in a decade")
+    axes.set_ylabel("eigenvalues beyond it")
     axes.set_title("density, by Lanczos quadrature")
     axes.legend(frameon=False, fontsize=8)

@@ -15,26 +15,32 @@ from recipes.finetune.problem import Start as TextStart
 from recipes.finetune.setups import LORA
 from recipes.finetune.text_problem import EncoderProblem
 from recipes.spectrum.measurements.layers import LayersOptions
+from recipes.spectrum.measurements.moves import MovesOptions
 from recipes.spectrum.measurements.path import PathOptions
 from recipes.spectrum.networks.network import Given, Network
 from recipes.spectrum.settings import SpectrumSettings
 from recipes.spectrum.start import Loss, NewTask
 
-STEPS, LR = 60, 1e-3  # of Adam on the new kinds
-GRADIENT_TEXTS = 128
+STEPS, LR = 30, 1e-3  # of Adam on the new kinds
+GRADIENT_TEXTS = 64
 
 
 class MiniLM(Network):
     """MiniLM-L6 with a new adapter, and with one that was trained on new kinds of text."""
 
     settings = SpectrumSettings(
-        anchors=48,
-        top=30,
+        anchors=16,
+        leading=5,
         probes=2,
-        steps=24,
+        steps=12,
+        top=10,
+        mu=(1e-4, 1e-3, 1e-2),
         method_options=(
-            PathOptions(path_steps=10, path_networks=3, path_beta=1.0, path_eps=0.1),
-            LayersOptions(layer_probes=1, layer_steps=12),
+            MovesOptions(allowed=0.02),
+            PathOptions(
+                path_steps=6, path_networks=2, path_beta=1.0, path_eps=0.1, path_products=4
+            ),
+            LayersOptions(layer_probes=1, layer_steps=6),
         ),
     )
     before, after, at_first = "new adapter", "trained adapter", True

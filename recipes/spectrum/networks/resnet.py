@@ -22,7 +22,7 @@ from recipes.spectrum.networks.two_tasks import drawn
 from recipes.spectrum.settings import SpectrumSettings
 from recipes.spectrum.start import Loss, NewTask
 
-LOOKED_THROUGH = 4000  # training images among which wrong ones are looked for
+LOOKED_THROUGH = 2000  # training images among which wrong ones are looked for
 MOST_WRONG = 100
 BATCH_SIZE = 50
 
@@ -31,13 +31,13 @@ class ResNet20(Network):
     """ResNet-20 that was trained on CIFAR-10."""
 
     settings = SpectrumSettings(
-        anchors=50,
-        top=30,
+        anchors=32,
         probes=2,
-        steps=24,
+        steps=16,
+        top=20,
         method_options=(
-            PathOptions(path_steps=10, path_networks=3, path_beta=0.3, path_eps=0.03),
-            LayersOptions(layer_probes=1, layer_steps=12),
+            PathOptions(path_steps=8, path_networks=2, path_beta=0.3, path_eps=0.03),
+            LayersOptions(layer_probes=1, layer_steps=8),
         ),
     )
     needs_checkpoint = True

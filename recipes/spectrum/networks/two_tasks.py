@@ -106,7 +106,11 @@ class Digits(TwoTasks):
     """The digits 0 to 4, then 5 to 9: a small network that needs no download."""
 
     settings = SpectrumSettings(
-        anchors=200, top=100, method_options=(PathOptions(), LayersOptions())
+        anchors=200,
+        leading=20,
+        top=100,
+        probes=8,
+        method_options=(PathOptions(path_beta=1.0), LayersOptions()),
     )
     tasks, epochs, batch_size = ("digits-low", "digits-high"), 20, 32
 
@@ -115,13 +119,13 @@ class CNN(TwoTasks):
     """The paper's network: MNIST, then Fashion-MNIST."""
 
     settings = SpectrumSettings(
-        anchors=100,
-        top=30,
+        anchors=50,
         probes=2,
         steps=24,
+        top=30,
         method_options=(
-            PathOptions(path_steps=20, path_beta=60.0, path_eps=0.5),
-            LayersOptions(layer_steps=16),
+            PathOptions(path_steps=10, path_networks=2, path_beta=60.0, path_eps=0.5),
+            LayersOptions(layer_probes=1, layer_steps=12),
         ),
     )
     tasks, epochs, batch_size = ("mnist", "fashion-mnist"), 1, 100
