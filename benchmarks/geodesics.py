@@ -167,8 +167,11 @@ class Problem:
         train(model, batches, optimizer, scheduler)
         self.setup, self.seed = setup, seed
         self.model = model.to(setup.dtype).eval()
-        self.anchors = draw_remembered(first, setup.anchors, seed)[0].to(setup.dtype)
-        self.held_out = first.test_inputs[:HELD_OUT].to(setup.dtype)
+        # All walks have the same anchors, so that the derivative is traced once.
+        remembered = draw_remembered(first, setup.anchors, seed)[0]
+        self.anchors = AnchorBatch(self.model, remembered.to(setup.dtype))
+        self.held_out = AnchorBatch(self.model, first.test_inputs[:HELD_OUT].to(setup.dtype))
+        self.start = copy.deepcopy(self.model.state_dict())
         self.second = second
 
     def losses(self, model: nn.Module) -> Iterator[Tensor]:
@@ -184,9 +187,8 @@ class Problem:
             The drift of the anchors at the end and in the mean over steps, that of held-out inputs, the distance from
             the start, what has been learnt of the new task, and the CPU seconds.
         """
-        model = copy.deepcopy(self.model)
-        anchors = AnchorBatch(model, self.anchors)
-        held_out = AnchorBatch(model, self.held_out)
+        model, anchors = self.model, self.anchors
+        model.load_state_dict(self.start)
         params = list(model.parameters())
         optimizer = FIPOptimizer(
             params,
@@ -217,7 +219,7 @@ class Problem:
             "distance": float(torch.stack(moved).norm()),
             "drift": drifts[-1],
             "mean_drift": math.fsum(drifts) / len(drifts),
-            "held_out_drift": float(held_out.drift()),
+            "held_out_drift": float(self.held_out.drift()),
             "new_accuracy": accuracy(model, inputs[:2000], self.second.test_labels[:2000]),
             "cpu_seconds": seconds,
         }
@@ -226,7 +228,7 @@ class Problem:
         self,
         optimizer: FIPOptimizer,
         anchors: AnchorBatch,
-        params: Sequence[nn.Parameter],
+        params: list[nn.Parameter],
         walk: Walk,
     ) -> float:
         """Takes a step of the optimizer, corrects it if the walk is geodesic, and returns its length."""
@@ -238,7 +240,8 @@ class Problem:
         optimizer.step()
         moved = torch._foreach_sub([p.detach() for p in params], before)
         with torch.no_grad():
-            torch._foreach_copy_(params, before)
+            for p, kept in zip(params, before, strict=True):
+                p.copy_(kept)
         metric = AnchorMetric(anchors, params, guard=False)
         v = metric.flatten(moved)
         assert walk.damping is not None
@@ -253,9 +256,12 @@ class Problem:
         step = v + a / 2
         step *= v.norm() / step.norm()
         with torch.no_grad():
-            torch._foreach_add_(params, metric.unflatten(step))
-            for p, change in zip(params, metric.unflatten(a), strict=True):
-                if "velocity" in optimizer.state[p]:
+            for p, part in zip(params, metric.unflatten(step), strict=True):
+                p.add_(part)
+            if (
+                walk.objective == "none"
+            ):  # the path goes on with the velocity at the end of the step
+                for p, change in zip(params, metric.unflatten(a), strict=True):
                     optimizer.state[p]["velocity"] += change
         return float(step.norm())
 
@@ -342,21 +348,17 @@ def main() -> None:
         parser.error(str(error))
     chosen = list(walks(setup))[: arguments.groups]
     groups: list[list[dict[str, Any]]] = [[] for _ in chosen]
+    seeds = " ".join(map(str, arguments.seeds))
+    command = f"python -m benchmarks.geodesics --network {arguments.network} --seeds {seeds}"
+    file = arguments.out or record.RESULTS / f"geodesics_{arguments.network}.json"
     for seed in arguments.seeds:
         problem = Problem(setup, tasks, seed)
         for group, found in zip(chosen, tqdm(groups, desc=f"seed {seed}"), strict=True):
             found += [{"seed": seed, **problem.run(walk)} for walk in group]
+            # Each group is kept at once, as all of them take long.
+            content = {"command": command, "groups": [g for g in groups if g]}
+            record.write(file, "geodesics", torch.device("cpu"), content)
     print(table(groups))
-    seeds = " ".join(map(str, arguments.seeds))
-    record.write(
-        arguments.out or record.RESULTS / f"geodesics_{arguments.network}.json",
-        "geodesics",
-        torch.device("cpu"),
-        {
-            "command": f"python -m benchmarks.geodesics --network {arguments.network} --seeds {seeds}",
-            "groups": groups,
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,12 @@ class Scaled:
 
     def __init__(self, operator: GGNLinearOperator, anchors: int) -> None:
         self.shape, self.device, self.dtype = operator.shape, operator.device, operator.dtype
-        self.product = Counted(lambda v: (operator @ v) / (2 * anchors))
+
+        def product(v: Tensor) -> Tensor:
+            result: Tensor = operator @ v
+            return result / (2 * anchors)
+
+        self.product = Counted(product)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product."""

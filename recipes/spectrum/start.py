@@ -8,12 +8,18 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, AnchorMetric
 
 Loss = Callable[[nn.Module], Tensor]
 EIGENVECTOR_TOL = 1e-3  # the residual of eigenvectors, relative to the largest eigenvalue
+
+
+def cross_entropy(inputs: Tensor, labels: Tensor) -> Loss:
+    """The loss of a network on these inputs."""
+    return lambda network: F.cross_entropy(network(inputs), labels)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from recipes.common import report
 from recipes.common.options import COUNT
 from recipes.common.progress import Progress
 from recipes.common.settings import option
-from recipes.spectrum.measurements.measurement import Measurement, Record, cell
+from recipes.spectrum.measurements.measurement import Measurement, Record, cell, dimension
 from recipes.spectrum.settings import SpectrumSettings
 from recipes.spectrum.spectra import density_of
 from recipes.spectrum.start import Start
@@ -77,7 +77,7 @@ class Layers(Measurement):
                 row += [
                     cell(spectra, lambda s: s["largest"], ".3g"),
                     cell(spectra, lambda s: s["trace"], ".3g"),
-                    cell(spectra, lambda s: s["dimensions"][middle]["value"], ".1f"),
+                    cell(spectra, dimension(middle), ".1f"),
                 ]
             rows.append(row)
         return report.aligned(rows)

@@ -58,6 +58,16 @@ class Measurement(ABC):
         """What draws the record of one seed, one function for each part of the figure."""
 
 
+def dimension(k: int) -> Callable[[Record], float | None]:
+    """What reads the effective dimension at the damping number ``k`` from a spectrum."""
+
+    def read(spectrum: Record) -> float | None:
+        value: float | None = spectrum["dimensions"][k]["value"]
+        return value
+
+    return read
+
+
 def cell(records: Sequence[Record], value: Callable[[Record], float | None], form: str) -> str:
     """The mean of a value over seeds as text, ± the standard deviation; a dash if it is not known for all."""
     values = [value(record) for record in records]

@@ -57,8 +57,8 @@ class Moves(Measurement):
         """See :class:`Measurement`."""
         options, metric = settings.of(MovesOptions), start.metric_there
         size = float(metric.flatten(metric.params).norm())
-        ends = (math.log10(size * at) for at in (options.shortest, options.longest))
-        lengths = torch.logspace(*ends, options.moves, dtype=torch.float64).tolist()
+        first, last = (math.log10(size * at) for at in (options.shortest, options.longest))
+        lengths = torch.logspace(first, last, options.moves, dtype=torch.float64).tolist()
         found = {}
         for name, direction in directions(start, settings.steps, seed).items():
             sensitivity = float(metric.mean.rms(metric.jvp(direction)) ** 2)

@@ -64,19 +64,26 @@ class Overlap(Measurement):
         most, size = min(len(r["shares"]) for r in records), records[0]["size"]
         rows = [["", f"share of the gradient of {records[0]['task']}", "of a random vector"]]
         for k in sorted({k for k in SHOWN if k < most} | {most}):
-            share = cell(records, lambda r, k=k: 100 * r["shares"][k - 1], ".3g")
+            share = cell(records, _share(k), ".3g")
             rows.append([f"the top {k}", f"{share} %", f"{100 * k / size:.2g} %"])
         for j, beyond in enumerate(records[0]["beyond"]):
-            share, random = (
-                cell(records, lambda r, j=j, key=key: 100 * r["beyond"][j][key], ".3g")
-                for key in ("share", "random")
-            )
+            share, random = (cell(records, _beyond(j, key), ".3g") for key in ("share", "random"))
             rows.append([f"beyond {beyond['mu']:g}, softly", f"{share} %", f"{random} %"])
         return report.aligned(rows)
 
     def panels(self) -> Sequence[Callable[[Axes, Record], None]]:
         """See :class:`Measurement`."""
         return [_draw]
+
+
+def _share(k: int) -> Callable[[Record], float | None]:
+    """What reads the share in the span of the top ``k`` in percent."""
+    return lambda record: 100 * float(record["shares"][k - 1])
+
+
+def _beyond(j: int, key: str) -> Callable[[Record], float | None]:
+    """What reads a share beyond the damping number ``j`` in percent."""
+    return lambda record: 100 * float(record["beyond"][j][key])
 
 
 def _draw(axes: Axes, record: Record) -> None:

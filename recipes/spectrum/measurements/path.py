@@ -15,7 +15,7 @@ from recipes.common import report
 from recipes.common.options import COUNT, RATE, products
 from recipes.common.progress import Progress
 from recipes.common.settings import option
-from recipes.spectrum.measurements.measurement import Measurement, Record, cell
+from recipes.spectrum.measurements.measurement import Measurement, Record, cell, dimension
 from recipes.spectrum.settings import SpectrumSettings
 from recipes.spectrum.spectra import density_of
 from recipes.spectrum.start import EIGENVECTOR_TOL, Start
@@ -127,10 +127,7 @@ class AlongPath(Measurement):
                     cell(same, lambda p: p["loss"], ".3f"),
                     cell(same, lambda p: p["leading"][0], ".3g"),
                     cell(same, lambda p: p["trace"], ".3g"),
-                    *(
-                        cell(same, lambda p, j=j: p["dimensions"][j]["value"], ".1f")
-                        for j in range(len(dampings))
-                    ),
+                    *(cell(same, dimension(j), ".1f") for j in range(len(dampings))),
                     cell(same, lambda p: 100 * p["overlap"], ".0f") + " %",
                 ]
             )

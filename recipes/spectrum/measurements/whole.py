@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from recipes.common import report
 from recipes.common.progress import Progress
-from recipes.spectrum.measurements.measurement import Measurement, Record, cell
+from recipes.spectrum.measurements.measurement import Measurement, Record, cell, dimension
 from recipes.spectrum.settings import SpectrumSettings
 from recipes.spectrum.spectra import counted, spectrum_of
 from recipes.spectrum.start import Start
@@ -56,10 +56,7 @@ class Whole(Measurement):
                     cell(spectra, lambda s: s["leading"][0], ".3g"),
                     cell(spectra, lambda s: s["leading"][-1], ".3g"),
                     _trace(spectra),
-                    *(
-                        cell(spectra, lambda s, k=k: s["dimensions"][k]["value"], ".1f")
-                        for k in range(len(dampings))
-                    ),
+                    *(cell(spectra, dimension(k), ".1f") for k in range(len(dampings))),
                 ]
             )
         said = (

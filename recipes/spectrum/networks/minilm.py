@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -88,11 +89,11 @@ class MiniLM(Network):
 
         def losses() -> Iterator[Loss]:
             for batch in batches(train, self._batch_size, seed):
-                yield lambda network, batch=batch: loss(network, batch)
+                yield functools.partial(loss, batch=batch)
 
         return NewTask(
             f"{len(self._problem.learnt)} kinds of text",
-            lambda network: loss(network, whole),
+            functools.partial(loss, batch=whole),
             losses,
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.common import stored
@@ -20,7 +19,7 @@ from recipes.spectrum.measurements.path import PathOptions
 from recipes.spectrum.networks.network import Given, Network
 from recipes.spectrum.networks.two_tasks import drawn
 from recipes.spectrum.settings import SpectrumSettings
-from recipes.spectrum.start import Loss, NewTask
+from recipes.spectrum.start import Loss, NewTask, cross_entropy
 
 LOOKED_THROUGH = 2000  # training images among which wrong ones are looked for
 MOST_WRONG = 100
@@ -93,12 +92,6 @@ class ResNet20(Network):
             generator = torch.Generator().manual_seed(seed)
             while True:
                 rows = torch.randperm(len(inputs), generator=generator)[:BATCH_SIZE]
-                yield lambda network, rows=rows: F.cross_entropy(
-                    network(inputs[rows]), labels[rows]
-                )
+                yield cross_entropy(inputs[rows], labels[rows])
 
-        return NewTask(
-            f"{len(wrong)} wrong images",
-            lambda network: F.cross_entropy(network(inputs), labels),
-            losses,
-        )
+        return NewTask(f"{len(wrong)} wrong images", cross_entropy(inputs, labels), losses)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.common.data import DATASETS, DataError, load_pair
@@ -23,7 +22,7 @@ from recipes.spectrum.measurements.layers import LayersOptions
 from recipes.spectrum.measurements.path import PathOptions
 from recipes.spectrum.networks.network import Given, Network
 from recipes.spectrum.settings import SpectrumSettings
-from recipes.spectrum.start import Loss, NewTask
+from recipes.spectrum.start import Loss, NewTask, cross_entropy
 
 NEW_INPUTS = 500  # of the new task, whose gradient is looked at
 
@@ -88,11 +87,9 @@ class TwoTasks(Network):
             for x, y in minibatches(
                 self.second, batch_size=self.batch_size, epochs=1000, seed=seed
             ):
-                yield lambda network, x=x, y=y: F.cross_entropy(network(x), y)
+                yield cross_entropy(x, y)
 
-        return NewTask(
-            self.second.name, lambda network: F.cross_entropy(network(inputs), labels), losses
-        )
+        return NewTask(self.second.name, cross_entropy(inputs, labels), losses)
 
 
 def drawn(inputs: Tensor, count: int, seed: int, labels: Tensor | None = None) -> list[Tensor]:
