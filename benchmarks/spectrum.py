@@ -95,7 +95,8 @@ def exact(model: nn.Module, inputs: Tensor) -> Tensor:
         lambda w: torch.func.functional_call(model, w, (x,)).reshape(-1), chunk_size=200
     )(weights)
     rows = torch.cat([jacobian[name].flatten(1) for name in weights], dim=1)
-    return torch.linalg.eigvalsh(rows @ rows.T / len(inputs)).flip(0).clamp(min=0)
+    values: Tensor = torch.linalg.eigvalsh(rows @ rows.T / len(inputs))
+    return values.flip(0).clamp(min=0)
 
 
 def measure(*, seed: int, anchors: int, probes: int, steps: int, mu: float) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class SpectrumExperiment(Experiment[Start, Content]):
             network.named,
             network.new_task(networks[at], seed),
             self.settings.top,
+            network.trace,
         )
 
     def run_method(

@@ -50,6 +50,7 @@ class Start:
         named: Gives the parameters of a network of which the metric is taken, by name.
         new: The new task.
         top: The number of leading eigenvectors that span the sensitive subspace.
+        trace: Whether the derivative is traced: products are faster then, and the trace of a deep network takes long.
     """
 
     networks: Mapping[str, nn.Module]
@@ -60,6 +61,7 @@ class Start:
     named: Callable[[nn.Module], dict[str, nn.Parameter]]
     new: NewTask
     top: int
+    trace: bool = True
 
     def anchors(self, model: nn.Module) -> AnchorBatch:
         """The anchors of a network, with its outputs of now as the reference."""
@@ -70,7 +72,7 @@ class Start:
     ) -> AnchorMetric:
         """The metric of a network, over all its parameters or some."""
         chosen = list(self.named(model).values()) if params is None else list(params)
-        return AnchorMetric(self.anchors(model), chosen, **how)
+        return AnchorMetric(self.anchors(model), chosen, **{"trace": self.trace, **how})
 
     @property
     def network(self) -> nn.Module:

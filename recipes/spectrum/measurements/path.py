@@ -74,6 +74,7 @@ class AlongPath(Measurement):
             beta=options.path_beta,
             eps=options.path_eps,
             solver=Solver(products=options.path_products),
+            form=None if start.trace else "finite-difference",  # which takes no trace
             generator=torch.Generator().manual_seed(seed),
         )
         losses = start.new.losses()

@@ -91,6 +91,7 @@ def _density(axes: Axes, record: Record) -> None:
         axes.step(*counted(spectrum), where="post", lw=1.2, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
     axes.set_xlabel("eigenvalue")
     axes.set_ylabel("eigenvalues beyond it")
     axes.set_title("density, by Lanczos quadrature")

@@ -45,7 +45,7 @@ class MiniLM(Network):
         ),
     )
     before, after, at_first = "new adapter", "trained adapter", True
-    training_steps = STEPS
+    training_steps, trace = STEPS, False
 
     def __init__(self, given: Given, settings: SpectrumSettings) -> None:
         own = LORA.changed(anchors=settings.anchors, check=1, queries=1, index=2, test=10)

@@ -53,6 +53,7 @@ class Network(ABC):
         at_first: Whether the new task finds the network as it is before training.
         output: The output space of the anchors.
         chunk_size: Anchors that are evaluated at a time; None is all.
+        trace: Whether the derivative is traced, which pays if a trace takes less time than some hundred products.
 
     Raises:
         DataError: If data or a file cannot be used.
@@ -65,6 +66,7 @@ class Network(ABC):
     at_first: ClassVar[bool] = False
     output: Any = "logits"
     chunk_size: ClassVar[int | None] = None
+    trace: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, given: Given, settings: SpectrumSettings) -> None: ...
