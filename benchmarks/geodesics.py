@@ -15,7 +15,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ from recipes.common.training import (
 )
 from recipes.continual.remembered import draw_remembered
 
-DAMPINGS = (0.01, 0.1)  # of the correction, relative to the curvature along its gradient
 HELD_OUT = 500  # test inputs of the first task on which drift is measured, too
 
 
@@ -60,6 +59,7 @@ class Setup:
         budgets: Products of a step in all.
         beta: The weight of the new task.
         difference: The step of the difference that gives the second derivative, relative to ``v``.
+        dampings: Dampings of the correction, relative to the curvature along its gradient.
     """
 
     tasks: tuple[str, str]
@@ -72,21 +72,25 @@ class Setup:
     budgets: tuple[int, ...]
     beta: float
     difference: float
+    dampings: tuple[float, ...] = (0.01, 0.1)
 
 
+_DIGITS = Setup(
+    tasks=("digits-low", "digits-high"),
+    epochs=20,
+    batch_size=32,
+    anchors=200,
+    dtype=torch.float64,
+    length=4.0,
+    eps=(0.2, 0.8),
+    budgets=(8, 16),
+    beta=10.0,
+    difference=1e-2,
+)
 SETUPS = {
-    "digits": Setup(
-        tasks=("digits-low", "digits-high"),
-        epochs=20,
-        batch_size=32,
-        anchors=200,
-        dtype=torch.float64,
-        length=4.0,
-        eps=(0.2, 0.8),
-        budgets=(8, 16),
-        beta=10.0,
-        difference=1e-2,
-    ),
+    "digits": _DIGITS,
+    # So few outputs that the products of a step solve Eq. 4 exactly, and only the second order is left.
+    "digits-few": replace(_DIGITS, anchors=5, budgets=(120,), dampings=(1e-6, 1e-4, 0.01)),
     "cnn": Setup(
         tasks=("mnist", "fashion-mnist"),
         epochs=1,
@@ -281,7 +285,7 @@ def walks(setup: Setup) -> Iterator[list[Walk]]:
         yield [
             Walk(*common, budget),
             Walk(*common, own),
-            *(Walk(*common, own, budget - 1 - own, damping) for damping in DAMPINGS),
+            *(Walk(*common, own, budget - 1 - own, damping) for damping in setup.dampings),
         ]
 
 
@@ -298,7 +302,7 @@ def table(groups: Sequence[Sequence[dict[str, Any]]]) -> str:
         corrected = [w for w in group if w["geodesic"] is not None]
         means = {
             damping: _mean([w for w in corrected if w["damping"] == damping], "drift")
-            for damping in DAMPINGS
+            for damping in dict.fromkeys(w["damping"] for w in corrected)
         }
         best = min(means, key=lambda damping: means[damping])
         same = _mean([w for w in plain if w["products"] == most], "drift")
