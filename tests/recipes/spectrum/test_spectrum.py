@@ -30,6 +30,7 @@ SHORT += ["--path-networks", "2", "--path-products", "2"]
 def epoch():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Digits, "epochs", 1)
+        patch.setattr(Digits, "trace", False)  # a trace of each network takes longer than the rest
         yield
 
 
@@ -54,7 +55,15 @@ def start():
     task = NewTask("new", loss, lambda: iter([loss] * 100))
     networks = {"random": copy.deepcopy(model), "trained": model}
     return Start(
-        networks, "trained", inputs, "logits", None, lambda m: dict(m.named_parameters()), task, 4
+        networks,
+        at="trained",
+        inputs=inputs,
+        output="logits",
+        chunk_size=None,
+        named=lambda m: dict(m.named_parameters()),
+        new=task,
+        top=4,
+        trace=False,
     )
 
 
