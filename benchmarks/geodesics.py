@@ -354,6 +354,8 @@ def main() -> None:
     groups: list[list[dict[str, Any]]] = [[] for _ in chosen]
     seeds = " ".join(map(str, arguments.seeds))
     command = f"python -m benchmarks.geodesics --network {arguments.network} --seeds {seeds}"
+    if arguments.groups is not None:
+        command += f" --groups {arguments.groups}"
     file = arguments.out or record.RESULTS / f"geodesics_{arguments.network}.json"
     for seed in arguments.seeds:
         problem = Problem(setup, tasks, seed)
