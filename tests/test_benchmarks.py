@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import budget, edge, language, pretrained, products, steps
+from benchmarks import budget, edge, geodesics, language, pretrained, products, spectrum, steps
 from benchmarks.cases import CASES
+from fipoptim import AnchorBatch, AnchorMetric
 from recipes.common.data import load_pair
 from recipes.common.networks import digits_mlp
 
@@ -126,3 +127,63 @@ def test_steps_and_products_of_a_pretrained_network_are_measured() -> None:
     ways = (pretrained.TRACED, pretrained.RUN, pretrained.DIFFERENCE, pretrained.CURVLINOPS)
     assert set(found["products"]["rows"]) == {pretrained.PASSES, *ways}
     assert "curvlinops" in pretrained.table({"tiny": found})
+
+
+def test_spectra_are_measured_beside_curvlinops_and_the_dense_matrix(monkeypatch) -> None:
+    monkeypatch.setattr(spectrum, "EPOCHS", 1)
+    found = spectrum.measure(seed=0, anchors=6, probes=2, steps=6, mu=1.0)
+    best, rows = found["exact"], found["rows"]
+    for name in ("fipoptim, spectrum", "curvlinops, scipy's eigsh"):
+        assert rows[name]["leading"] == pytest.approx(best["leading"], rel=1e-3)
+    for name in ("fipoptim, density", "curvlinops, fast_lanczos"):
+        assert rows[name]["products"] == 12
+        assert rows[name]["leading"][0] <= best["leading"][0] * (1 + 1e-4)
+    assert rows["curvlinops, hutchpp_trace"]["products"] == 12
+    table = spectrum.table(found)
+    assert all(f"| {name} |" in table for name in rows)
+
+
+def test_the_acceleration_takes_the_curvature_of_a_step_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double().eval()
+    inputs = torch.randn(4, 3).double()
+    metric = AnchorMetric(AnchorBatch(model, inputs))
+    v = 0.1 * torch.randn(metric.size).double()
+    a = geodesics.acceleration(metric, v, products=50, damping=1e-6, difference=1e-3)
+    start = metric.outputs
+
+    def off(t: float, acceleration: torch.Tensor) -> float:
+        """The part of the outputs' change that is not linear in the step."""
+        step = t * v + t**2 / 2 * acceleration
+        return float((metric.outputs_after(step) - start - t * metric.jvp(v)).norm())
+
+    for t in (1e-1, 1e-2):  # without it the rest is of second order, with it of third
+        assert off(t, a) < t * off(t, torch.zeros_like(a))
+    linear = AnchorMetric(AnchorBatch(nn.Linear(3, 2).double(), inputs))
+    still = geodesics.acceleration(
+        linear, torch.ones(8).double(), products=4, damping=0.01, difference=1.0
+    )
+    assert float(still.norm()) < 1e-10
+
+
+def test_walks_are_equally_long_and_have_equally_many_products() -> None:
+    setup = dataclasses.replace(
+        geodesics.SETUPS["digits"], epochs=0.2, anchors=6, length=0.4, eps=(0.2,), budgets=(4,)
+    )
+    groups = list(geodesics.walks(setup))
+    for plain, fewer, *corrected in groups:
+        assert plain.products == 4
+        for walk in corrected:
+            assert walk.geodesic is not None
+            assert walk.products == fewer.products
+            assert walk.products + 1 + walk.geodesic == plain.products
+    problem = geodesics.Problem(setup, load_pair(*setup.tasks), seed=0)
+    first = [problem.run(walk) for walk in groups[0]]
+    assert all(walk["length"] == pytest.approx(0.4, rel=1e-6) for walk in first)
+    assert all(walk["drift"] > 0 for walk in first)
+    again = problem.run(groups[0][0])  # whatever was walked before
+    assert again["drift"] == pytest.approx(first[0]["drift"], rel=1e-9)
+    last = problem.run(groups[-1][-1])
+    assert last["drift"] > 0
+    said = geodesics.table([first])
+    assert f"{first[0]['drift']:.3g} | {first[1]['drift']:.3g}" in said

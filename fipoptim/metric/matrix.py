@@ -13,7 +13,7 @@ from fipoptim.mean import AnchorMean
 from fipoptim.metric.compare import close
 from fipoptim.metric.linearizer import Linearizer
 from fipoptim.metric.point import Parameters
-from fipoptim.solver.eigenvalues import largest_eigenvalues
+from fipoptim.solver.eigenvalues import largest_eigenvalues, largest_eigenvectors
 from fipoptim.solver.space import Space
 
 Product = Callable[[Tensor], Tensor]
@@ -134,7 +134,26 @@ def largest_of_spectrum(
     max_products: int | None,
     space: Space,
 ) -> Tensor:
-    """The ``k`` largest eigenvalues, descending, shape ``(k,)``, float64.
+    """The ``k`` largest eigenvalues, descending, shape ``(k,)``, float64; arguments as :func:`leading_eigenvectors`."""
+    limit = _most_products(k, space.size(flat.zeros()), max_products)
+    values = largest_eigenvalues(
+        matvec, flat.zeros(), k, tol=tol, max_products=limit, vectors=space
+    )
+    if values is None:
+        raise _not_converged("spectrum", k, limit)
+    return values
+
+
+def leading_eigenvectors(
+    matvec: Product,
+    flat: FlatVectors,
+    k: int,
+    *,
+    tol: float,
+    max_products: int | None,
+    space: Space,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest eigenvalues, descending, shape ``(k,)``, float64, and their eigenvectors ``(k, n)``.
 
     Args:
         matvec: The product with the matrix; vectors have shape ``(n,)``.
@@ -148,14 +167,22 @@ def largest_of_spectrum(
         ValueError: If ``k`` is not between 1 and n.
         RuntimeError: If the eigenvalues have not converged.
     """
-    like = flat.zeros()
-    n = space.size(like)
+    limit = _most_products(k, space.size(flat.zeros()), max_products)
+    found = largest_eigenvectors(
+        matvec, flat.zeros(), k, tol=tol, max_products=limit, vectors=space
+    )
+    if found is None:
+        raise _not_converged("eigenvectors", k, limit)
+    return found
+
+
+def _most_products(k: int, n: int, max_products: int | None) -> int:
     if not 1 <= k <= n:
         raise ValueError(f"k: must be between 1 and n = {n}, got {k}.")
-    limit = min(n, 50 * (k + 1) if max_products is None else max_products)
-    values = largest_eigenvalues(matvec, like, k, tol=tol, max_products=limit, vectors=space)
-    if values is None:
-        raise RuntimeError(
-            f"spectrum: {k} eigenvalues have not converged in {limit} products; raise max_products."
-        )
-    return values
+    return min(n, 50 * (k + 1) if max_products is None else max_products)
+
+
+def _not_converged(what: str, k: int, limit: int) -> RuntimeError:
+    return RuntimeError(
+        f"{what}: {k} eigenvalues have not converged in {limit} products; raise max_products."
+    )

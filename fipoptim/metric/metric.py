@@ -13,22 +13,26 @@ import torch
 from torch import Generator, Tensor
 
 from fipoptim.anchors.batch import AnchorBatch
+from fipoptim.anchors.draws import draw_seed
 from fipoptim.anchors.network_function import Weights
 from fipoptim.anchors.refusals import check_width, is_finite, outputs_not_finite
 from fipoptim.anchors.sample import Sample
 from fipoptim.flat import FlatSum, FlatVectors
 from fipoptim.mean import AnchorMean
 from fipoptim.metric.chunks import Form
+from fipoptim.metric.density import density_of_metric
 from fipoptim.metric.linearizer import Linearizer
 from fipoptim.metric.matrix import (
     dense_matrix,
     estimated_diagonal,
     exact_diagonal,
     largest_of_spectrum,
+    leading_eigenvectors,
 )
 from fipoptim.metric.parameters import parameter_names
 from fipoptim.metric.probe import check_form, probe
 from fipoptim.shards import local, named_parameters, space_of
+from fipoptim.solver.density import SpectralDensity
 
 
 class AnchorMetric:
@@ -349,6 +353,36 @@ class AnchorMetric:
         return largest_of_spectrum(
             self.matvec, self.flat, k, tol=tol, max_products=max_products, space=self.space
         )
+
+    def eigenvectors(
+        self, k: int, *, tol: float = 1e-4, max_products: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The eigenvalues of :meth:`spectrum`, shape ``(k,)``, and orthonormal eigenvectors as rows, ``(k, n)``.
+
+        There are fewer if fewer eigenvalues are other than 0. Arguments and errors are those of :meth:`spectrum`.
+        """
+        return leading_eigenvectors(
+            self.matvec, self.flat, k, tol=tol, max_products=max_products, space=self.space
+        )
+
+    def density(
+        self, probes: int = 4, steps: int = 32, *, generator: Generator | None = None
+    ) -> SpectralDensity:
+        r"""The density of all n eigenvalues, by stochastic Lanczos quadrature: ``probes * steps`` products at most.
+
+        If there are fewer outputs than weights, the products are with :math:`\frac1N J J^\top`, which has the same
+        eigenvalues but for zeros, and shorter vectors.
+
+        Args:
+            probes: The number of random vectors, over which the density is averaged.
+            steps: Lanczos steps from each. They hold ``steps`` vectors in memory.
+            generator: Gives the seed of the vectors; None takes ``torch.initial_seed()``.
+
+        Raises:
+            ValueError: If ``probes`` or ``steps`` is not positive.
+        """
+        seed = self.anchors.ranks.first(draw_seed(generator))
+        return density_of_metric(self, probes, steps, torch.Generator("cpu").manual_seed(seed))
 
     def _refuse_sharded(self, what: str, advice: str) -> None:
         if self.linearizer.sharded:

@@ -1,6 +1,8 @@
-"""The largest eigenvalues of a positive semi-definite operator, with multiplicity, from products alone."""
+"""The largest eigenvalues of a positive semi-definite operator and their eigenvectors, from products alone."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +37,51 @@ def largest_eigenvalues(
     Returns:
         The eigenvalues, or None if they have not converged.
     """
+    found = _search(matvec, like, k, tol=tol, max_products=max_products, vectors=vectors)
+    return None if found is None else found[1].values
+
+
+def largest_eigenvectors(
+    matvec: MatVec,
+    like: Tensor,
+    k: int,
+    *,
+    tol: float,
+    max_products: int,
+    vectors: Space = WHOLE,
+) -> tuple[Tensor, Tensor] | None:
+    """The ``k`` largest eigenvalues as :func:`largest_eigenvalues` finds them, and orthonormal eigenvectors.
+
+    Returns:
+        The eigenvalues, shape ``(k,)``, float64, and the eigenvectors as rows, shape ``(k, n)``; fewer if the operator
+        has fewer eigenvalues other than 0. None if they have not converged.
+    """
+    found = _search(matvec, like, k, tol=tol, max_products=max_products, vectors=vectors)
+    if found is None:
+        return None
+    space, pairs = found
+    rows = [space.combine(h) for h in pairs.vectors.T]
+    return pairs.values[: len(rows)], torch.stack(rows) if rows else like.new_zeros(0, len(like))
+
+
+class _Pairs(NamedTuple):
+    """Eigenvalues that have converged.
+
+    Attributes:
+        values: The eigenvalues, shape ``(k,)``.
+        vectors: The eigenvectors of those that the space shows, as columns in its coordinates.
+        equal: The largest number of equal ones among all but the last.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    equal: int
+
+
+def _search(
+    matvec: MatVec, like: Tensor, k: int, *, tol: float, max_products: int, vectors: Space
+) -> tuple[KrylovSpace, _Pairs] | None:
+    """The Krylov space in which the eigenvalues have converged, and these; None if they have not."""
     n = vectors.size(like)
     space = KrylovSpace(matvec, min(n, max_products), space=vectors)
     seeded = torch.Generator("cpu").manual_seed(0)
@@ -51,29 +98,26 @@ def largest_eigenvalues(
             grown = space.extend()
             for _ in range(starts - 1):
                 space.extend()
-        elif found[1] < starts:
-            return found[0]
+        elif found.equal < starts:
+            return space, found
         else:
             wanted = starts + 1
         if not grown and not space.exhausted and space.size < n:
             return None
 
 
-def _converged(space: KrylovSpace, n: int, k: int, tol: float) -> tuple[Tensor, int] | None:
-    """The ``k`` largest eigenvalues in the space, and the largest number of equal ones among all but the last.
-
-    None if the eigenvalues have not converged.
-    """
+def _converged(space: KrylovSpace, n: int, k: int, tol: float) -> _Pairs | None:
+    """The ``k`` largest eigenvalues in the space; None if they have not converged."""
     if space.size == 0:
         return None
     values, vectors = (t.flip(-1) for t in torch.linalg.eigh(space.T))
-    values = values[:k].clamp(min=0)
+    values, vectors = values[:k].clamp(min=0), vectors[:, :k]
     largest = float(values[0])
     residuals = torch.tensor(
         [space.residual(vectors[:, j]) for j in range(len(values))], device="cpu"
     )
     if space.size == n:
-        return values, 0
+        return _Pairs(values, vectors, 0)
     if not space.exhausted and (len(values) < k or bool((residuals > tol * largest).any())):
         return None
     # An eigenvalue that an exhausted space does not show is zero, or a further copy of one that it shows.
@@ -85,4 +129,4 @@ def _converged(space: KrylovSpace, n: int, k: int, tol: float) -> tuple[Tensor, 
     values_counted, off = values[counted], residuals[counted] + noise
     apart = (values_counted[:, None] - values_counted).abs()
     equal = (apart <= off[:, None] + off).sum(dim=1)
-    return values, int(equal.max()) if len(equal) else 0
+    return _Pairs(values, vectors, int(equal.max()) if len(equal) else 0)

@@ -14,6 +14,7 @@ from cases import TOGETHER, all_cases, build
 from torch import Tensor, nn
 
 from fipoptim import AnchorBatch, AnchorMetric
+from fipoptim.anchors.draws import draw_seed
 
 
 def params_of(model: nn.Module) -> list[Tensor]:
@@ -140,3 +141,60 @@ def test_a_diagonal_without_probes_is_refused(probes: int) -> None:
     metric = AnchorMetric(AnchorBatch(case.model, case.inputs))
     with pytest.raises(ValueError, match=f"probes: .* got {probes}"):
         metric.diagonal(probes)
+
+
+@all_cases
+def test_the_eigenvectors_are_those_of_the_dense_matrix(name: str) -> None:
+    metric, jac = metric_and_jacobian(name)
+    g = oracle.metric(jac)
+    values, vectors = metric.eigenvectors(4, tol=1e-9)
+    v = vectors.numpy()
+    largest = np.linalg.eigvalsh(g)[::-1][:4]
+    np.testing.assert_allclose(values.numpy(), largest, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(v @ v.T, np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(v @ g, values.numpy()[:, None] * v, atol=1e-7 * float(values[0]))
+
+
+def test_there_are_as_many_eigenvectors_as_eigenvalues_other_than_zero() -> None:
+    model = nn.Linear(3, 1, bias=False).double()
+    metric = AnchorMetric(AnchorBatch(model, torch.eye(3, dtype=torch.float64)[:2]))
+    values, vectors = metric.eigenvectors(2)  # g is diag(1/2, 1/2, 0)
+    torch.testing.assert_close(values, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert vectors.shape == (2, 3)
+    torch.testing.assert_close(vectors[:, 2], torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="k: must be between 1 and n = 3, got 4"):
+        metric.eigenvectors(4)
+    with pytest.raises(RuntimeError, match="eigenvectors: 2 eigenvalues .* 1 products"):
+        metric.eigenvectors(2, max_products=1)
+
+
+@all_cases
+def test_one_vector_and_all_steps_give_the_density_without_an_error(name: str) -> None:
+    """The weights are those that the random vector has in the eigenspaces of the dense matrix."""
+    metric, jac = metric_and_jacobian(name)
+    stacked = jac.reshape(-1, jac.shape[2]) / math.sqrt(jac.shape[0])
+    matrix = min(stacked @ stacked.T, stacked.T @ stacked, key=len)  # the side with shorter vectors
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    found = metric.density(1, metric.size, generator=torch.Generator().manual_seed(3))
+    again = metric.density(1, metric.size, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(found.nodes, again.nodes)
+    assert found.size == metric.size
+    assert float(found.weights.sum()) == pytest.approx(1.0)
+    seed = draw_seed(torch.Generator().manual_seed(3))
+    seeded = torch.Generator().manual_seed(seed)
+    probe = torch.randn(len(matrix), generator=seeded, dtype=torch.float64).numpy()
+    weights = len(matrix) * (vectors.T @ probe) ** 2 / (probe @ probe)
+    eigenvalues = np.maximum(eigenvalues, 0)
+    for mu in (1e-3 * eigenvalues[-1], eigenvalues[-1]):
+        expected = (weights * eigenvalues / (eigenvalues + mu)).sum()
+        assert found.effective_dimension(mu).value == pytest.approx(expected, rel=1e-6)
+    assert found.trace().value == pytest.approx((weights * eigenvalues).sum(), rel=1e-9)
+    below = found.trace_of(lambda x: (x < 1e-12 * float(eigenvalues[-1])).double()).value
+    assert below > metric.size - len(matrix) - 1e-6  # the zeros are counted
+
+
+def test_the_trace_of_the_density_is_that_of_the_diagonal() -> None:
+    metric, jac = metric_and_jacobian("residual")
+    estimate = metric.density(64, 4, generator=torch.Generator().manual_seed(0)).trace()
+    exact = float(metric.diagonal().sum())
+    assert abs(estimate.value - exact) < 4 * estimate.error < 0.6 * exact
