@@ -26,6 +26,7 @@ RECIPES: dict[str, set[str]] = {
     "sparsify": {"common"},
     "diversity": {"common"},
     "hotfix": {"common"},
+    "update": {"common"},
     "finetune": {"common"},
 }
 # Each is imported by its own module of fipoptim.integrations and by no other.
