@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fipoptim import certify
-from recipes.common.training import accuracy, outputs
+from fipoptim.anchors.output_space import probabilities
+from recipes.common.training import outputs
 from recipes.update.case import AT_ONCE, Case
 from recipes.update.methods.method import Update
 
@@ -24,10 +25,11 @@ class Measures:
         self._case, task = case, case.task
         self._is_old = task.test_labels < case.old_classes
         self._inputs, self._labels = (
-            task.test_inputs[self._is_old],
-            task.test_labels[self._is_old],
+            part[self._is_old] for part in (task.test_inputs, task.test_labels)
         )
-        self._before = outputs(case.old, self._inputs, AT_ONCE).argmax(dim=1)
+        before = outputs(case.old, self._inputs, AT_ONCE)
+        self._reference = probabilities(before)
+        self._before = before.argmax(dim=1)
         self._check_before = outputs(case.old, case.check, AT_ONCE).argmax(dim=1)
 
     @property
@@ -43,28 +45,27 @@ class Measures:
         network's accuracy times the error of the new one.
         """
         task, model = self._case.task, update.model
-        now = outputs(model, self._inputs, AT_ONCE).argmax(dim=1)
+        found = outputs(model, task.test_inputs, AT_ONCE).argmax(dim=1)
+        now = found[self._is_old]
         was_right, is_right = self._before == self._labels, now == self._labels
         negative, positive = was_right & ~is_right, ~was_right & is_right
         by_chance = _percent(was_right) * _percent(~is_right) / 100
         certificate = certify(
             model,
-            self._case.old,
+            self._reference,
             self._inputs,
             self._labels,
             output="probabilities",
             chunk_size=AT_ONCE,
         )
         check = outputs(model, self._case.check, AT_ONCE).argmax(dim=1) != self._check_before
-        new_inputs, new_labels = (
-            part[~self._is_old] for part in (task.test_inputs, task.test_labels)
-        )
+        right = found == task.test_labels
         flipped = int(check.sum())
         return {
             "name": update.name,
-            "accuracy": accuracy(model, task.test_inputs, task.test_labels, batch_size=AT_ONCE),
+            "accuracy": _percent(right),
             "accuracy_old": _percent(is_right),
-            "accuracy_new": accuracy(model, new_inputs, new_labels, batch_size=AT_ONCE),
+            "accuracy_new": _percent(right[~self._is_old]),
             "negative_flips": int(negative.sum()),
             "negative_flip_rate": _percent(negative),
             "relative_negative_flip_rate": 100 * _percent(negative) / by_chance
