@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from recipes.common.augment import Augment
 from recipes.common.data import DataError, Task, split
 from recipes.common.training import outputs
-from recipes.update.head import AmongMoreClasses, quiet_bias, with_more_classes
+from recipes.update.head import quiet_bias, with_more_classes
 from recipes.update.learning import Trained
 
 AT_ONCE = 500  # inputs evaluated at a time
@@ -52,7 +53,7 @@ class Case:
     """What a method is given. An input of an old class that the old network gets right is **right** here.
 
     Attributes:
-        old: The old network among all classes, in eval mode; left as it is.
+        old: The old network among all classes, of which the new ones have probability 0; in eval mode, left as it is.
         start: The old network with a head of all classes, which predicts what the old one does; left as it is.
         task: Labelled training inputs of all classes. Its test inputs are for measuring alone.
         old_classes: The number of old classes; they come first.
@@ -62,7 +63,7 @@ class Case:
         plain: What plain training has come to, once it is known; other methods start from it.
     """
 
-    old: AmongMoreClasses
+    old: nn.Module
     start: nn.Module
     task: Task
     old_classes: int
@@ -89,7 +90,7 @@ def make_case(old: nn.Module, parts: Parts, augment: Augment | None) -> Case:
         )
     bias = quiet_bias(torch.cat([z[right], held[check]]), classes - old_classes)
     return Case(
-        AmongMoreClasses(old, classes).eval().requires_grad_(False),
+        with_more_classes(old, classes, -math.inf).requires_grad_(False),
         with_more_classes(old, classes, bias),
         parts.all,
         old_classes,

@@ -1,4 +1,4 @@
-"""A network with more classes: its head grows, and the old network is compared with it on all classes."""
+"""A network with more classes: its head grows, and the new outputs begin so low that no prediction changes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class AmongMoreClasses(nn.Module):
-    """A network among more classes than it has outputs: it never says the others.
-
-    Their logits are minus infinity, so that their probability is 0. This is the reference for a network with more
-    outputs, in the space of probabilities: the outputs of both have the same width, and an input whose prediction
-    becomes a new class has another prediction than before.
-
-    Args:
-        model: Gives logits ``(n, old classes)``; shared, not copied.
-        classes: The number of all classes.
-    """
-
-    def __init__(self, model: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.model, self.classes = model, classes
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits ``(n, classes)``."""
-        z: Tensor = self.model(inputs)
-        return F.pad(z, (0, self.classes - z.shape[1]), value=-math.inf)
 
 
 def head_of(model: nn.Module) -> nn.Linear:
@@ -44,7 +22,8 @@ def with_more_classes(model: nn.Module, classes: int, bias: float) -> nn.Module:
     Args:
         model: A network that ends with a linear layer with a bias.
         classes: The number of all classes.
-        bias: The value of the new outputs.
+        bias: The value of the new outputs. With minus infinity the new classes have probability 0: this is the old
+            network among all classes, which is the reference for an update in the space of probabilities.
     """
     grown = copy.deepcopy(model).requires_grad_(True)
     head = head_of(grown)
@@ -58,7 +37,7 @@ def with_more_classes(model: nn.Module, classes: int, bias: float) -> nn.Module:
 def quiet_bias(logits: Tensor, more: int) -> float:
     """A value of ``more`` new outputs with which they change no prediction, whatever each input's other outputs are.
 
-    All of them together weigh as much in the softmax as the least of the largest old outputs.
+    All of them together weigh half as much in the softmax as the least of the largest old outputs.
 
     Args:
         logits: The old outputs ``(n, old classes)``.

@@ -43,9 +43,9 @@ SETUPS = {
             batch_size=32,
             held_out=0.3,
             epochs=20,
-            baseline_epochs=60,
+            baseline_epochs=80,
             max_flips=(0.01, 0.02, 0.05),
-            method_options=(PathOptions(anchors=400, anchor_batch=100),),
+            method_options=(PathOptions(anchors=400, anchor_batch=100, precondition="adam"),),
         ),
     ),
     "resnet18-narrow": Setup(
@@ -59,7 +59,7 @@ SETUPS = {
             epochs=1,
             baseline_epochs=2,
             max_flips=(0.05, 0.1, 0.2),
-            method_options=(PathOptions(anchors=5000, anchor_batch=50),),
+            method_options=(PathOptions(anchors=1500, anchor_batch=50, eps=1.0),),
         ),
     ),
 }

@@ -94,8 +94,9 @@ class InvariantPath(Method):
             check=case.check,
             reference=case.old,
             output="probabilities",
-            batch_size=min(own.anchor_batch, len(drawn)),
+            batch_size=min(own.anchor_batch, own.anchors, len(drawn)),
             chunk_size=AT_ONCE,
+            augment=case.augment,
             generator=torch.Generator().manual_seed(seed),
         )
         optimizer = FIPOptimizer(

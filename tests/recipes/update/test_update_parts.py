@@ -10,7 +10,7 @@ from torch import nn
 from fipoptim import AnchorBatch
 from recipes.common.data import load_task
 from recipes.update.case import divide, make_case
-from recipes.update.head import AmongMoreClasses, head_of, quiet_bias, with_more_classes
+from recipes.update.head import head_of, quiet_bias, with_more_classes
 from recipes.update.methods.distillation import Distillation, DistillationOptions
 from recipes.update.methods.ensemble import MeanOfProbabilities
 from recipes.update.methods.focal import FocalDistillation, FocalOptions
@@ -51,7 +51,9 @@ def test_a_new_class_that_overtakes_is_a_flip(old):
     x = torch.randn(40, 1, 8, 8)
     before = old(x).argmax(dim=1)
     grown = with_more_classes(old, 12, quiet_bias(old(x), 7))
-    anchors = AnchorBatch(grown, x, reference=AmongMoreClasses(old, 12), output="probabilities")
+    anchors = AnchorBatch(
+        grown, x, reference=with_more_classes(old, 12, -math.inf), output="probabilities"
+    )
     assert anchors.predictions_kept() == 1.0
     assert anchors.reference[:, 5:].abs().max() == 0
     with torch.no_grad():
@@ -125,7 +127,7 @@ def test_the_losses_are_those_of_the_papers(old, parts):
 def test_an_ensemble_averages_probabilities(old):
     x = torch.randn(6, 1, 8, 8)
     other = with_more_classes(old, 7, 1.0)
-    z = MeanOfProbabilities(AmongMoreClasses(old, 7), other)(x)
+    z = MeanOfProbabilities(with_more_classes(old, 7, -math.inf), other)(x)
     expected = (F.pad(old(x).softmax(dim=1), (0, 2)) + other(x).softmax(dim=1)) / 2
     torch.testing.assert_close(z.softmax(dim=1), expected)
     assert math.isclose(float(z.exp().sum()), 6, rel_tol=1e-5)
