@@ -65,6 +65,24 @@ def test_a_new_class_that_overtakes_is_a_flip(old):
     assert anchors.predictions_kept() == pytest.approx(1 - overtaken / 40)
 
 
+def test_augmented_anchors_have_the_same_reference(old):
+    x = torch.randn(10, 1, 8, 8)
+    grown, reference = (with_more_classes(old, 8, bias) for bias in (-9.0, -math.inf))
+    anchors = AnchorBatch(
+        grown,
+        x,
+        reference=reference,
+        output="probabilities",
+        batch_size=6,
+        augment=lambda inputs: inputs.flip(3),
+        generator=torch.Generator().manual_seed(0),
+    )
+    sample = anchors.sample(0)
+    expected = F.pad(2 * old(sample.inputs).softmax(dim=1).sqrt(), (0, 3))
+    torch.testing.assert_close(sample.reference, expected)
+    assert not rows(sample.inputs) & rows(x)
+
+
 def test_no_held_out_input_is_trained_on(parts):
     assert parts.old.classes == 5
     assert parts.all.classes == 10
