@@ -58,8 +58,10 @@ SETUPS = {
             held_out=0.1,
             epochs=1,
             baseline_epochs=2,
-            max_flips=(0.05, 0.1, 0.2),
-            method_options=(PathOptions(anchors=1500, anchor_batch=50, eps=1.0),),
+            max_flips=(0.1, 0.2, 0.3),
+            method_options=(
+                PathOptions(anchors=1500, anchor_batch=50, beta=1.0, eps=1.0, settle_products=8),
+            ),
         ),
     ),
 }
