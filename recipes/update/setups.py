@@ -43,7 +43,7 @@ SETUPS = {
             batch_size=32,
             held_out=0.3,
             epochs=20,
-            baseline_epochs=80,
+            baseline_epochs=150,
             max_flips=(0.01, 0.02, 0.05),
             method_options=(PathOptions(anchors=400, anchor_batch=100, precondition="adam"),),
         ),
