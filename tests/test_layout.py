@@ -26,6 +26,7 @@ RECIPES: dict[str, set[str]] = {
     "sparsify": {"common"},
     "diversity": {"common"},
     "hotfix": {"common"},
+    "update": {"common"},
     "finetune": {"common"},
     "quantize": {"common"},
     "spectrum": {"common", "finetune"},  # its pretrained encoder with LoRA, and texts

@@ -93,11 +93,12 @@ class ResNet(nn.Module):
         widths: Channels of each stage; every stage after the first halves the resolution.
         blocks: Blocks a stage.
         classes: Outputs.
+        stride: The stride of the first convolution.
     """
 
-    def __init__(self, widths: tuple[int, ...], blocks: int, classes: int) -> None:
+    def __init__(self, widths: tuple[int, ...], blocks: int, classes: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.stages = [f"layer{i + 1}" for i in range(len(widths))]
         inputs = widths[0]
@@ -123,9 +124,12 @@ def resnet20(classes: int = 10) -> ResNet:
     return ResNet((16, 32, 64), blocks=3, classes=classes)
 
 
-def narrow_resnet18(classes: int = 100) -> ResNet:
-    """The narrow ResNet-18 of Lopez-Paz and Ranzato (20 filters): 1,109,240 parameters with 100 classes."""
-    return ResNet((20, 40, 80, 160), blocks=2, classes=classes)
+def narrow_resnet18(classes: int = 100, stride: int = 1) -> ResNet:
+    """The narrow ResNet-18 of Lopez-Paz and Ranzato (20 filters): 1,109,240 parameters with 100 classes.
+
+    With a ``stride`` of 2 in the first convolution a step takes a third of the time.
+    """
+    return ResNet((20, 40, 80, 160), blocks=2, classes=classes, stride=stride)
 
 
 def xavier(model: nn.Module) -> nn.Module:

@@ -13,10 +13,21 @@ from recipes.quantize import command as quantize
 from recipes.sparsify import command as sparsify
 from recipes.spectrum import command as spectrum
 from recipes.split_tasks import command as split_tasks
+from recipes.update import command as update
 
 
 def test_a_seed_that_is_given_twice_is_refused(monkeypatch, capsys, tmp_path):
-    recipes = [new_task, split_tasks, sparsify, diversity, hotfix, finetune, quantize, spectrum]
+    recipes = [
+        new_task,
+        split_tasks,
+        sparsify,
+        diversity,
+        hotfix,
+        finetune,
+        quantize,
+        spectrum,
+        update,
+    ]
     for main in (recipe.main for recipe in recipes):
         with pytest.raises(SystemExit) as exit:
             main(["--seeds", "3", "1", "3", "--out", str(tmp_path)])

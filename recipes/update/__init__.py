@@ -1,0 +1,1 @@
+"""A network in production learns more classes, and what it got right stays right within a budget."""
