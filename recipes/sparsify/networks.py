@@ -59,7 +59,7 @@ NETWORKS = {
             batch_size=128,
             mask_every=40,
             method_options=(
-                PathOptions(epochs=5, eps=0.5, probes=8, metric_batch=500, metric_decay=0.9),
+                PathOptions(epochs=5, eps=1.0, probes=8, metric_batch=500, metric_decay=0.9),
                 BaselineOptions(baseline_epochs=8, baseline_lr=3e-3),
             ),
         ),
@@ -74,7 +74,6 @@ NETWORKS = {
             batch_size=64,
             mask_every=40,
             augment="labels",
-            autocast=True,
             method_options=(
                 PathOptions(epochs=10, eps=0.2, probes=2),
                 BaselineOptions(baseline_epochs=10, baseline_lr=4e-3),

@@ -361,6 +361,5 @@ MODES: dict[str, Callable[[Rank], dict[str, Any]]] = {
 
 # The modes that four ranks run as well.
 ON_FOUR = {
-    *("adaptive", "adam", "muon", "products-0", "products-3", "momentum", "L=0", "accumulation"),
-    *("draws", "augmentation", "max-drift", "batch-norm", "in-pairs", "uneven", "refresh-extend"),
+    *("adaptive", "muon", "momentum", "L=0", "draws", "max-drift", "batch-norm", "uneven"),
 }

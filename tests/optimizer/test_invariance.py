@@ -95,7 +95,7 @@ def same(a: Run, b: Run) -> bool:
     return torch.equal(a.weights(), b.weights()) and a.opt.last_step == b.opt.last_step
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     run=runs(), log_budget=st.floats(-8, 0), dtype=st.sampled_from([torch.float32, torch.float64])
 )
@@ -112,7 +112,7 @@ def test_max_drift_holds_after_every_step(
         assert bool(torch.isfinite(it.weights()).all())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(run=runs(), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_every_step_has_the_length_asked_for(run: dict[str, Any], dtype: torch.dtype) -> None:
     run["options"]["precondition"] = None
@@ -138,7 +138,7 @@ def test_every_step_has_the_length_asked_for(run: dict[str, Any], dtype: torch.d
         assert it.opt.last_step.step_norm == pytest.approx(length, rel=1e-4, abs=rounding)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(run=runs())
 def test_the_predicted_change_is_right_to_second_order(run: dict[str, Any]) -> None:
     # Smooth networks, and the change of the outputs as a vector by the length of its difference:
@@ -179,7 +179,7 @@ def test_the_predicted_change_is_right_to_second_order(run: dict[str, Any]) -> N
         assert gaps[2] <= gaps[1] / 4 * 1.3 + 1e-10
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(run=runs())
 def test_the_same_seed_gives_the_same_path_bit_for_bit(run: dict[str, Any]) -> None:
     a, b = Run(run), Run(run)
@@ -190,7 +190,7 @@ def test_the_same_seed_gives_the_same_path_bit_for_bit(run: dict[str, Any]) -> N
         assert same(a, b)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(run=runs(), how=st.sampled_from(["deepcopy", "pickle", "state_dict"]))
 def test_a_copy_in_the_middle_of_a_run_goes_on_along_the_same_path(
     run: dict[str, Any], how: str

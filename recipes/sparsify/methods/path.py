@@ -127,8 +127,8 @@ class InvariantPath(Method):
             self.model, 0.0, per_layer=settings.per_layer, keep=settings.keep
         )
         self.to_zero: list[tuple[Tensor, Tensor]] = []
-        self.held, self.output = self.model, softened(settings.temperature)
-        self.before = self.dense
+        self.held, self.before = self.model, self.dense
+        self.output: Callable[..., Tensor] = softened(settings.temperature)
         if settings.hold_features:
             names = feature_modules(self.dense)
             self.held = WithFeatures(self.model, names)
