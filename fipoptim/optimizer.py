@@ -307,7 +307,7 @@ class FIPOptimizer(SavedOptimizer):
         if count == 0 and budget.given:
             check_within(budget, self.anchors, START)
         geometry = GEOMETRIES[self.precondition](parameters, state)
-        zeros, form = parameters.zeros_to_keep(), self._form(parameters.originals)
+        zeros, form = parameters.zeros, self._form(parameters.originals)
         metric_of = functools.partial(
             AnchorMetric,
             self.anchors,

@@ -92,8 +92,12 @@ class StepParameters:
         """For each parameter the ratio of the step's length to its group's, bounded for float32's sake."""
         return [min(self.length / lr, 1e15) for lr in self.lr]
 
-    def zeros_to_keep(self) -> list[Tensor] | None:
-        """A bool tensor for each parameter, True at a zero that is to stay; None if no group keeps zeros."""
+    @cached_property
+    def zeros(self) -> list[Tensor] | None:
+        """The weights that do not move: for each parameter a bool tensor, True at a zero that is to stay.
+
+        None if no group keeps zeros.
+        """
         if not any(self.keep_zeros):
             return None
         return [

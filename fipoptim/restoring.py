@@ -91,7 +91,7 @@ def restore_behind(
         budget,
         form=form,
         max_products=STEPS_BEHIND * products,
-        frozen=parameters.zeros_to_keep(),
+        frozen=parameters.zeros,
     ).run()
 
 

@@ -83,7 +83,7 @@ def _settled(
     form: Callable[[], Form],
     max_products: int,
 ) -> Restored:
-    tensors, zeros = parameters.tensors, parameters.zeros_to_keep()
+    tensors, zeros = parameters.tensors, parameters.zeros
     if within is not None and zeros is not None:
         within = [w.masked_fill(z, 0.0) for w, z in zip(within, zeros, strict=True)]
     before = anchors.counted.measure()

@@ -33,5 +33,11 @@ class Adam(Geometry):
         squares, _ = running_squares(parts, every, size, self.memory, space)
         shapes = [p.shape for p in self.parameters.tensors]
         return BlockPreconditioner(
-            shapes, dict(enumerate(squares)), [], linear, self.parameters.stretch, space
+            shapes,
+            dict(enumerate(squares)),
+            [],
+            linear,
+            self.parameters.stretch,
+            space,
+            self.parameters.zeros,
         )

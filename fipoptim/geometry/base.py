@@ -105,10 +105,11 @@ class DiagonalGeometry(Geometry):
         diagonal, space = self.diagonal(linear), self.parameters.space
         if diagonal.shape == linear.shape and not space.any(bool(diagonal.any()))[0]:
             diagonal = torch.ones_like(linear)
-        if space.whole:
-            mean = float(diagonal.double().mean())
-        else:
-            mean = space.sums(float(diagonal.double().sum()))[0] / space.size(linear)
+        counted, zeros = diagonal.double(), self.parameters.zeros
+        if zeros is not None and diagonal.shape == linear.shape:
+            counted = counted[~self.parameters.flat.flatten(zeros).bool()]  # the weights that move
+        total, count = space.sums(float(counted.sum()), float(counted.numel()))
+        mean = total / max(count, 1.0)
         least = -space.largest(-float(diagonal.min()) if diagonal.numel() else -math.inf)[0]
         wrong = diagonal.shape != linear.shape or not (least > 0 and mean < math.inf)
         if space.any(wrong)[0]:

@@ -20,6 +20,9 @@ DAMPING = 1e-2
 class BlockPreconditioner(Preconditioner):
     """P in blocks, one for each tensor of weights, damped and scaled so that its diagonal has a mean of about 1.
 
+    The mean is over the weights that move, so that a network of which nine tenths are pruned takes the steps of the
+    network that is left.
+
     Args:
         shapes: The shapes of the tensors, in the order of the flat vectors.
         squares: :math:`P^2` before damping for each diagonal block, by its number, in the shape of the tensor.
@@ -28,6 +31,8 @@ class BlockPreconditioner(Preconditioner):
         stretch: A factor of :math:`P^{1/2}` for each block, applied last; None is 1 for all.
         space: The space of the vectors. If it is divided among ranks, blocks are diagonal, and each rank gives the part
             that it has of them.
+        frozen: For each tensor of weights a bool tensor of its shape, True at weights that do not move, all of which
+            are in diagonal blocks; None if all weights move.
     """
 
     def __init__(
@@ -38,14 +43,18 @@ class BlockPreconditioner(Preconditioner):
         like: Tensor,
         stretch: Sequence[float] | None = None,
         space: Space = WHOLE,
+        frozen: Sequence[Tensor] | None = None,
     ) -> None:
         self._shapes, self._like = list(shapes), like.new_empty(())
         self._sizes = [shape.numel() for shape in shapes]
         self._diagonals = sorted(squares)
         flat = [squares[k].reshape(-1).to(like) for k in self._diagonals]
         # The diagonals of all diagonal blocks, one after the other.
+        if frozen is not None:
+            at = self._diagonals
+            flat = [s * ~frozen[k].reshape(-1) for k, s in zip(at, flat, strict=True)]
         self._diagonal = torch.cat(flat).sqrt_() if flat else like.new_empty(0)
-        mean = self._mean(sides, space)
+        mean = self._mean(sides, space, frozen or ())
         # Without a linear term there is nothing to measure by, and P is the identity.
         some = mean > 0
         unit = torch.where(some, mean * (1 + DAMPING), 1.0)
@@ -59,19 +68,21 @@ class BlockPreconditioner(Preconditioner):
             blocks = self._split(self._diagonal)
             torch._foreach_mul_(blocks, [factors[k] for k in self._diagonals])
 
-    def _mean(self, sides: Sequence[Sides], space: Space) -> Tensor:
+    def _mean(self, sides: Sequence[Sides], space: Space, frozen: Sequence[Tensor]) -> Tensor:
         """The mean of the diagonal of P before damping."""
+        counts = [self._like.new_zeros((), dtype=torch.float64)]
+        counts += [zeros.sum().to(counts[0]) for zeros in frozen]
+        moving = (sum(self._sizes) - torch.stack(counts).sum()).clamp_(min=1.0)
         if not space.whole:
-            (trace,) = space.sums(float(self._diagonal.sum(dtype=torch.float64)))
-            mean = trace / space.size(self._diagonal)
-            return torch.tensor(mean, dtype=torch.float64, device=self._diagonal.device)
+            trace, count = space.sums(float(self._diagonal.sum(dtype=torch.float64)), float(moving))
+            return torch.tensor(trace / count, dtype=torch.float64, device=self._diagonal.device)
         sums, times = [self._diagonal.sum().double()], [1.0]
         for group in sides:
             sums.extend(group.traces())
             # P is the Kronecker product of the shorter side's matrix with the identity of the longer side, so each
             # eigenvalue counts as many times as the longer side is long.
             times.extend(float(max(matrix_shape(self._shapes[k]))) for k in group.members)
-        return torch.stack(torch._foreach_mul(sums, times)).sum() / sum(self._sizes)
+        return torch.stack(torch._foreach_mul(sums, times)).sum() / moving.to(sums[0])
 
     def inverse(self, v: Tensor) -> Tensor:
         """See :class:`Preconditioner`."""

@@ -75,7 +75,12 @@ class Muon(Geometry):
         matrices = {k: c for k, c in enumerate(measured) if k not in squares}
         shapes = [p.shape for p in parameters.tensors]
         return BlockPreconditioner(
-            shapes, squares, orthogonalizing(matrices), linear, parameters.stretch
+            shapes,
+            squares,
+            orthogonalizing(matrices),
+            linear,
+            parameters.stretch,
+            frozen=parameters.zeros,
         )
 
     def _look_ahead(self, linear: Tensor, parts: list[Tensor]) -> None:

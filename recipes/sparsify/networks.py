@@ -59,7 +59,7 @@ NETWORKS = {
             batch_size=128,
             mask_every=40,
             method_options=(
-                PathOptions(epochs=5, eps=1.0, probes=8, metric_batch=500, metric_decay=0.9),
+                PathOptions(epochs=4, eps=0.3, probes=8, metric_batch=500, metric_decay=0.9),
                 BaselineOptions(baseline_epochs=8, baseline_lr=3e-3),
             ),
         ),
@@ -75,7 +75,7 @@ NETWORKS = {
             mask_every=40,
             augment="labels",
             method_options=(
-                PathOptions(epochs=10, eps=0.2, probes=2),
+                PathOptions(epochs=10, eps=0.3, probes=2),
                 BaselineOptions(baseline_epochs=10, baseline_lr=4e-3),
             ),
         ),

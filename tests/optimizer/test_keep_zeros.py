@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fipoptim import AnchorBatch, AnchorMetric, FIPOptimizer, Solver
+from fipoptim.geometry import GEOMETRIES, DiagonalGeometry
 
 PRECONDITIONS = [None, "adam", "muon"]
+
+
+class Sizes(DiagonalGeometry):
+    """A geometry from outside the package."""
+
+    def diagonal(self, linear: Tensor) -> Tensor:
+        return 1 + linear.abs()
 
 
 def pruned() -> tuple[nn.Sequential, Tensor]:
@@ -186,6 +194,37 @@ def test_settling_does_not_bring_weights_back_that_became_zero_on_the_way(
     assert settled.within
     assert optimizer.anchors.drift() <= 0.05
     assert not model[0].weight[3, :2].any()
+
+
+@pytest.mark.parametrize("products", [0, 3])
+@pytest.mark.parametrize("precondition", [*PRECONDITIONS, "sizes"])
+def test_a_pruned_network_takes_the_steps_of_what_is_left(
+    precondition: str | None, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GEOMETRIES, "sizes", Sizes)
+    torch.manual_seed(0)
+    inputs, others = torch.randn(20, 10).double(), torch.randn(8, 10).double()
+    wide = nn.Sequential(nn.Linear(10, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    narrow = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    narrow.load_state_dict({**wide.state_dict(), "0.weight": wide[0].weight[:, :2].detach()})
+    with torch.no_grad():
+        wide[0].weight[:, 2:] = 0.0
+    for model, columns in ((wide, 10), (narrow, 2)):
+        optimizer = FIPOptimizer(
+            [{"params": list(model.parameters()), "matrix": False if model is narrow else None}],
+            AnchorBatch(model, inputs[:, :columns]),
+            eps=0.1,
+            momentum=0.5,
+            precondition=precondition,
+            solver=Solver(products=products, tol=1e-12),
+            keep_zeros=model is wide,
+        )
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(others[:, :columns]).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(wide[0].weight[:, :2], narrow[0].weight)
+    torch.testing.assert_close(wide[2].weight, narrow[2].weight)
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
