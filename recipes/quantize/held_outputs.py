@@ -8,12 +8,13 @@ matters of the logits is the classes that they tell apart, so they are compared 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from recipes.common.features import WithFeatures, softened
 
 
 class HeldOutputs(nn.Module):
@@ -37,11 +38,8 @@ class HeldOutputs(nn.Module):
         factors: Sequence[float],
     ) -> None:
         super().__init__()
-        self.model, self._temperature = model, temperature
+        self.network, self._softened = WithFeatures(model, layers), softened(temperature)
         self._factors = tuple(factors)
-        self._found: list[Tensor] = []
-        for name in layers:
-            model.get_submodule(name).register_forward_hook(self._keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """The rows ``(n, numbers)``."""
@@ -51,23 +49,16 @@ class HeldOutputs(nn.Module):
 
     def parts(self, x: Tensor) -> list[Tensor]:
         """The softened logits and the outputs of the layers, each ``(n, numbers)``."""
-        self._found.clear()
-        logits = self.model(x)
-        found, self._found = self._found, []
-        t = self._temperature
-        # This root, the exponential of half the logarithm, has a finite derivative even if a probability underflows.
-        return [2 * t * (0.5 * (logits / t).log_softmax(dim=1)).exp(), *found]
-
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._found.append(output.flatten(1))
+        logits, *features = self.network(x)
+        return [self._softened(logits), *(feature.flatten(1) for feature in features)]
 
     @classmethod
     @torch.no_grad()
     def factors_of(
         cls, model: nn.Module, layers: Sequence[str], temperature: float, inputs: Tensor
     ) -> list[float]:
-        """The factors for a network, of which a copy is used, and a batch of inputs."""
-        network = cls(copy.deepcopy(model), layers, temperature, [1.0] * (1 + len(layers)))
+        """The factors for a network and a batch of inputs."""
+        network = cls(model, layers, temperature, [1.0] * (1 + len(layers)))
         shares = [1.0, *([1 / len(layers)] * len(layers) if layers else [])]
         variances = [part.var(dim=0, correction=0).sum() for part in network.parts(inputs)]
         return [math.sqrt(share / float(v)) for share, v in zip(shares, variances, strict=True)]

@@ -3,8 +3,8 @@
 A functionally invariant path leads from a dense network to networks of which a given share of the weights is exactly
 zero. It goes by stages, with waypoints if the sparsities are far apart. The secondary objective is the distance to the
 nearest sparse network, nearest in the anchors' metric; the outputs of the dense network on training inputs are held,
-and no label is read. With ``--products 0``, the default of the larger networks, Adam takes the steps on drift and
-distance, and tables and plots say so. Other pruning methods run beside the path, from the same dense network.
+and no label is read. ``FIPOptimizer`` takes all steps. Other pruning methods run beside the path, from the same dense
+network.
 
 The recipe writes to ``--out``: ``results.json``, a safetensors file for each network (it loads into the plain model),
 and plots.

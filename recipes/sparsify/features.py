@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from recipes.common.features import WithFeatures
 from recipes.common.networks import BasicBlock
 
 FEATURE_INPUTS = 2000  # the deviations of features are measured on no more inputs than these
@@ -24,37 +25,6 @@ def feature_modules(model: nn.Module) -> list[str]:
         if names:
             return names
     raise ValueError("model: has neither residual blocks nor activations that are modules.")
-
-
-class WithFeatures(nn.Module):
-    """A network that returns its logits and the outputs of some of its modules.
-
-    Args:
-        model: The network, which stays as it is and is shared.
-        names: The modules, as ``model.named_modules()`` calls them; each is called once in a forward pass.
-    """
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, tuple(names)
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """The logits ``(n, classes)``, then the features of each module ``(n, ...)``."""
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-            return lambda module, given, output: found.__setitem__(name, output)
-
-        # The hooks live as long as the pass: a copy of the network has none.
-        hooks = [
-            self.model.get_submodule(name).register_forward_hook(keep(name)) for name in self.names
-        ]
-        try:
-            logits = self.model(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return (logits, *(found[name] for name in self.names))
 
 
 @torch.no_grad()

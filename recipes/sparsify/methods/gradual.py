@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recipes.common.features import WithFeatures
 from recipes.sparsify.features import (
     FEATURE_INPUTS,
-    WithFeatures,
     deviations,
     distance,
     feature_modules,

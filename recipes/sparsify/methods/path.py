@@ -18,11 +18,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from fipoptim import AnchorBatch, FIPOptimizer, Solver, restore
 from fipoptim.secondary import SparseProjection
 from recipes.common.batch_statistics import by_batch, with_statistics
+from recipes.common.features import WithFeatures, softened
 from recipes.common.options import COUNT, RATE, fraction, products, whole
 from recipes.common.settings import option
 from recipes.sparsify.features import (
     FEATURE_INPUTS,
-    WithFeatures,
     deviations,
     feature_modules,
     joined,
@@ -74,16 +74,6 @@ class PathOptions:
         "decay of the running mean of these estimates", default=0.95, type=fraction, metavar="X"
     )
     labels: bool = option("also follow the labels", default=False, **SWITCH)
-
-
-def softened(temperature: float) -> Callable[[Tensor], Tensor]:
-    r"""The output space :math:`2 T \sqrt{\text{softmax}(z / T)}`: the Fisher metric at a temperature."""
-
-    def output(z: Tensor) -> Tensor:
-        # This root, the exponential of half the logarithm, has a finite derivative even if a probability underflows.
-        return 2 * temperature * (0.5 * (z.float() / temperature).log_softmax(dim=1)).exp()
-
-    return output
 
 
 class InvariantPath(Method):

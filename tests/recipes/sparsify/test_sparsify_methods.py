@@ -9,17 +9,16 @@ from torch import nn
 
 from recipes.common.augment import augmentation
 from recipes.common.data import load_task
+from recipes.common.features import WithFeatures, softened
 from recipes.common.networks import digits_mlp, resnet20
 from recipes.sparsify.dense import Dense
 from recipes.sparsify.features import (
-    WithFeatures,
     deviations,
     distance,
     feature_modules,
     joined,
 )
 from recipes.sparsify.methods import METHODS
-from recipes.sparsify.methods.path import softened
 from recipes.sparsify.pruning import sparsify as prune
 from recipes.sparsify.pruning import total_steps
 from recipes.sparsify.scores import layered_magnitude
