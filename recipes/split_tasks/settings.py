@@ -11,6 +11,7 @@ from fipoptim.anchors.held_outputs import OutputRange
 from recipes.common.data import Task
 from recipes.common.options import COUNT, RATE
 from recipes.common.settings import option
+from recipes.continual.methods.dark_experience import DarkExperienceOptions
 from recipes.continual.methods.distillation import DistillationOptions
 from recipes.continual.methods.distillation_muon import MuonOptions
 from recipes.continual.methods.ewc import EWCOptions
@@ -90,6 +91,7 @@ _CIFAR100 = SplitTasksSettings(
         "naive": AdamOptions(lr=3e-3),
         "distillation": DistillationOptions(lr=3e-3, strength=0.1, momentum=0.5),
         "distillation-muon": MuonOptions(lr=6e-3, strength=0.1),
+        "dark-experience": DarkExperienceOptions(lr=3e-3, strength=0.1, momentum=0.5),
         "replay": ReplayOptions(lr=3e-3, strength=1.0),
         "ewc": EWCOptions(lr=1e-3, strength=1e4),
         "gem": GEMOptions(lr=3e-3, strength=0.5),

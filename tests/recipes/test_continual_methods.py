@@ -81,11 +81,12 @@ def test_after_step_is_called_after_every_step(method, tasks):
     assert steps == list(range(1, EPOCHS * steps_an_epoch(tasks[1], BATCH) + 1))
 
 
-@pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "lwf"])
+@pytest.mark.parametrize("method", ["distillation", "dark-experience", "replay", "ewc", "lwf"])
 def test_a_method_of_strength_zero_is_plain_training_bit_for_bit(method, tasks):
     # Batches, schedule and optimizer are the same, so only the term that holds the first task could differ.
     plain, _ = learnt("naive", network(), tasks)
-    other, _ = learnt(method, network(), tasks, **{method: tuned(method, lr=3e-3, strength=0.0)})
+    off = tuned(method, lr=3e-3, strength=0.0, label_strength=0.0)
+    other, _ = learnt(method, network(), tasks, **{method: off})
     assert same(other, plain)
 
 
@@ -104,11 +105,36 @@ def test_gem_without_a_conflict_is_plain_training_bit_for_bit(tasks):
     assert same(*found)
 
 
-@pytest.mark.parametrize("method", ["distillation", "replay", "ewc", "gem", "lwf"])
+@pytest.mark.parametrize(
+    "method", ["distillation", "dark-experience", "replay", "ewc", "gem", "lwf"]
+)
 def test_a_method_with_its_strength_is_not_plain_training(method, tasks):
     plain, _ = learnt("naive", network(), tasks)
     other, _ = learnt(method, network(), tasks)
     assert not same(other, plain)
+
+
+def test_dark_experience_holds_outputs_and_relearns_labels_of_all_that_it_remembers(tasks):
+    low, _ = tasks
+    model = network()
+    options = tuned("dark-experience", strength=0.3, label_strength=0.7)
+    made = make_learner(
+        "dark-experience",
+        model,
+        settings(**{"dark-experience": options}),
+        augment=None,
+        seed=0,
+        freeze_batch_norm=True,
+    )
+    for part in (slice(0, 5), slice(5, 12)):
+        made.remember(low.train_inputs[part], low.train_labels[part])
+    x, y = low.train_inputs[:12], low.train_labels[:12]
+    before = model(x).detach()
+    with torch.no_grad():
+        model[-1].bias.add_(torch.arange(10.0))
+    after = model(x)
+    drift = (after - before).square().sum(dim=1).mean()
+    torch.testing.assert_close(made.holding()(), 0.3 * drift + 0.7 * F.cross_entropy(after, y))
 
 
 @pytest.mark.parametrize("method", METHODS)

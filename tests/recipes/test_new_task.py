@@ -201,7 +201,7 @@ def test_all_methods_run_side_by_side(tmp_path, rendered):
     assert new_task.main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     baselines = results["metrics"]["baselines"]
-    others = ["replay", "ewc", "gem", "lwf"]
+    others = ["dark-experience", "replay", "ewc", "gem", "lwf"]
     assert list(baselines) == ["naive", "distillation", "distillation-muon", *others]
     for metrics in baselines.values():
         assert metrics["task1_before"] == results["metrics"]["task1_before"]

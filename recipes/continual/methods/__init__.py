@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from recipes.continual.methods import (
+    dark_experience,
     distillation,
     distillation_muon,
     ewc,
@@ -42,6 +43,7 @@ register(fip.METHOD)  # the order of the command line and of the tables
 register(plain.METHOD)
 register(distillation.METHOD)
 register(distillation_muon.METHOD)
+register(dark_experience.METHOD)
 register(replay.METHOD)
 register(ewc.METHOD)
 register(gem.METHOD)
