@@ -175,7 +175,7 @@ FIGURES = [
         WITHIN,
         2,
     ),
-    ("sparsify_lenet_one", ("metrics",), "accuracy", 2),
+    ("sparsify_lenet_one_path", ("metrics",), "accuracy", 2),
     ("sparsify_lenet_one", ("metrics", "baselines", "gradual-distillation"), "accuracy", 2),
     ("diversity_fashion", ("metrics", "ensembles", "withstand"), TRANSFER, 1),
     ("diversity_fashion", ("metrics", "ensembles", "adversarial"), TRANSFER, 1),
