@@ -49,10 +49,10 @@ class BlockPreconditioner(Preconditioner):
         self._sizes = [shape.numel() for shape in shapes]
         self._diagonals = sorted(squares)
         flat = [squares[k].reshape(-1).to(like) for k in self._diagonals]
-        # The diagonals of all diagonal blocks, one after the other.
         if frozen is not None:
-            at = self._diagonals
-            flat = [s * ~frozen[k].reshape(-1) for k, s in zip(at, flat, strict=True)]
+            zeros = [frozen[k].reshape(-1) for k in self._diagonals]
+            flat = [square * ~z for square, z in zip(flat, zeros, strict=True)]
+        # The diagonals of all diagonal blocks, one after the other.
         self._diagonal = torch.cat(flat).sqrt_() if flat else like.new_empty(0)
         mean = self._mean(sides, space, frozen or ())
         # Without a linear term there is nothing to measure by, and P is the identity.
@@ -70,19 +70,20 @@ class BlockPreconditioner(Preconditioner):
 
     def _mean(self, sides: Sequence[Sides], space: Space, frozen: Sequence[Tensor]) -> Tensor:
         """The mean of the diagonal of P before damping."""
-        counts = [self._like.new_zeros((), dtype=torch.float64)]
-        counts += [zeros.sum().to(counts[0]) for zeros in frozen]
-        moving = (sum(self._sizes) - torch.stack(counts).sum()).clamp_(min=1.0)
+        held = sum(zeros.sum().to(self._like.device) for zeros in frozen)
+        moving = sum(self._sizes) - held
         if not space.whole:
             trace, count = space.sums(float(self._diagonal.sum(dtype=torch.float64)), float(moving))
-            return torch.tensor(trace / count, dtype=torch.float64, device=self._diagonal.device)
+            return torch.tensor(
+                trace / max(count, 1.0), dtype=torch.float64, device=self._diagonal.device
+            )
         sums, times = [self._diagonal.sum().double()], [1.0]
         for group in sides:
             sums.extend(group.traces())
             # P is the Kronecker product of the shorter side's matrix with the identity of the longer side, so each
             # eigenvalue counts as many times as the longer side is long.
             times.extend(float(max(matrix_shape(self._shapes[k]))) for k in group.members)
-        return torch.stack(torch._foreach_mul(sums, times)).sum() / moving.to(sums[0])
+        return torch.stack(torch._foreach_mul(sums, times)).sum() / moving
 
     def inverse(self, v: Tensor) -> Tensor:
         """See :class:`Preconditioner`."""

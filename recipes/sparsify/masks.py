@@ -42,8 +42,3 @@ class MaskedWeights:
         """Loads other ``weights`` (a state dict), then holds at zero those whose mask is False."""
         self.model.load_state_dict(weights)
         self.hold(masks)
-
-    @torch.no_grad()
-    def state(self) -> dict[str, Tensor]:
-        """A copy of the model's weights and buffers: held weights are exactly zero."""
-        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}

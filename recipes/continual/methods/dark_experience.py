@@ -14,6 +14,7 @@ from recipes.common.options import NUMBER
 from recipes.common.settings import option
 from recipes.continual.methods.base import Method, bytes_of
 from recipes.continual.methods.distillation import Distillation, DistillationOptions
+from recipes.continual.methods.replay import replaying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +50,12 @@ class DarkExperience(Distillation):
 
     def holding(self) -> Callable[[], Tensor]:
         """The drift on one draw of the anchors and the loss on another, both weighted."""
-        drift, given, labels = super().holding(), self.known_anchors().inputs, self.labels
+        drift, given = super().holding(), self.known_anchors().inputs
         inputs = given[0] if isinstance(given, tuple) else given
         assert isinstance(inputs, Tensor)
-        assert labels is not None
-
-        def both() -> Tensor:
-            order = torch.randperm(len(inputs), generator=self.generator)
-            chosen = order[: self.settings.anchor_batch]
-            x, y = inputs[chosen.to(inputs.device)], labels[chosen.to(labels.device)]
-            return drift() + self.options.label_strength * self.loss(self.model(x), y)
-
-        return both
+        assert self.labels is not None
+        replayed = replaying(self, inputs, self.labels, self.options.label_strength)
+        return lambda: drift() + replayed()
 
 
 METHOD = Method("dark-experience", "DER++", DarkExperience, DarkExperienceOptions)

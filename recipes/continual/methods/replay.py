@@ -12,7 +12,7 @@ from torch import Tensor
 from fipoptim.anchors.held_outputs import OutputRange
 from recipes.common.options import NUMBER
 from recipes.common.settings import option
-from recipes.continual.methods.base import Method, bytes_of
+from recipes.continual.methods.base import Learner, Method, bytes_of
 from recipes.continual.methods.plain import AdamOptions, Plain
 
 
@@ -53,15 +53,21 @@ class Replay(Plain):
         """The loss on a draw from the replay buffer, weighted; None if the buffer is empty."""
         if self.buffer is None:
             return None
-        inputs, labels = self.buffer
+        return replaying(self, *self.buffer, self.options.strength)
 
-        def replayed() -> Tensor:
-            order = torch.randperm(len(inputs), generator=self.generator)
-            chosen = order[: self.settings.anchor_batch]
-            x, y = inputs[chosen.to(inputs.device)], labels[chosen.to(labels.device)]
-            return self.options.strength * self.loss(self.model(x), y)
 
-        return replayed
+def replaying(
+    learner: Learner, inputs: Tensor, labels: Tensor, strength: float
+) -> Callable[[], Tensor]:
+    """The learner's loss on a new draw of remembered inputs and their labels at each call, weighted."""
+
+    def replayed() -> Tensor:
+        order = torch.randperm(len(inputs), generator=learner.generator)
+        chosen = order[: learner.settings.anchor_batch]
+        x, y = inputs[chosen.to(inputs.device)], labels[chosen.to(labels.device)]
+        return strength * learner.loss(learner.model(x), y)
+
+    return replayed
 
 
 METHOD = Method("replay", "replay, labels", Replay, ReplayOptions)
