@@ -16,8 +16,8 @@ from torch import Tensor
 from recipes.common.figures import save
 from recipes.sparsify.methods import METHODS
 
-_COLOURS = ("#1f5fa8", "#d9730d", "#b03a5b", "#4c9150", "#7a5ea8", "0.5")
-_MARKERS = "osv^Dx"
+_COLOURS = ("#1f5fa8", "#d9730d", "#8a5a2b", "#b03a5b", "#4c9150", "#2a9d9d", "#7a5ea8", "0.5")
+_MARKERS = "osPv^<Dx"
 RANDOM_NETWORKS = 12  # sparse networks with random masks, beside the path
 STRIPS = 6  # networks whose connections are drawn
 

@@ -13,7 +13,7 @@ from recipes.common.process_memory import PeakMemory
 from recipes.common.training import accuracy
 from recipes.continual.methods import METHODS
 from recipes.split_tasks import command as split_tasks
-from recipes.split_tasks import experiment, sequence
+from recipes.split_tasks import experiment, separate, sequence
 from recipes.split_tasks.sequence import Record, within
 
 SHORT = ["--first-epochs", "3", "--epochs", "1", "--baseline-epochs", "2", "--anchors", "10"]
@@ -372,3 +372,37 @@ def test_hold_task_needs_the_logits_output_space(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, "--hold", "task", "--output-space", "probabilities")
     assert "--hold: task goes with --output-space logits" in capsys.readouterr().err
+
+
+# A network for each task
+
+
+def test_separate_networks_know_nothing_of_each_other(tmp_path, capsys, monkeypatch):
+    made = []
+    kept = experiment.SplitTasksExperiment.__init__
+
+    def remembered(self, *args, **keywords):
+        kept(self, *args, **keywords)
+        made.append(self)
+
+    monkeypatch.setattr(experiment.SplitTasksExperiment, "__init__", remembered)
+    options = ["--out", str(tmp_path), "--epochs", "2", "--no-progress"]
+    assert separate.main([*options, "--seeds", "0", "1"]) == 0
+    assert "a network for each of 5 tasks" in capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    for mean, tasks in zip(found["within_task"], found["tasks"], strict=True):
+        assert mean == pytest.approx(sum(tasks) / 5)
+        assert min(tasks) > 80
+    (run,) = made
+    start = run.start(0)
+    first = run.tasks[0]
+    right = accuracy(start, first.test_inputs, first.test_labels, classes=first.class_range)
+    assert found["tasks"][0][0] == right
+    run.tasks[2] = run.tasks[1]  # another task before the fourth
+    assert separate.accuracies_of(run, 0)[3] == found["tasks"][0][3]
+
+
+def test_separate_networks_are_as_many_as_the_recipes_tasks(capsys):
+    with pytest.raises(SystemExit):
+        separate.main(["--data", "digits", "--budget", "full"])
+    assert "digits has no budget but short" in capsys.readouterr().err

@@ -5,6 +5,7 @@ file and one call of :func:`register`.
 """
 
 from recipes.sparsify.methods.gradual import Gradual, GradualDistillation, GradualFeatures
+from recipes.sparsify.methods.layerwise import Layerwise
 from recipes.sparsify.methods.lottery_ticket import LotteryTicket
 from recipes.sparsify.methods.method import Method
 from recipes.sparsify.methods.one_shot import OneShot, RandomMasks
@@ -29,5 +30,6 @@ register("gradual-distillation", GradualDistillation)
 register("gradual-features", GradualFeatures)
 register("gradual", Gradual)
 register("lottery-ticket", LotteryTicket)
+register("layer-by-layer", Layerwise)
 register("one-shot", OneShot)
 register("random", RandomMasks)

@@ -32,7 +32,7 @@ class Baseline(Method):
     """A method that trains with Adam. It keeps the weights with the highest scores and follows labels or outputs."""
 
     trains_on: ClassVar[Literal["outputs", "labels"]] = "labels"
-    option_kinds = (BaselineOptions,)
+    option_kinds: ClassVar[tuple[type, ...]] = (BaselineOptions,)
 
     @classmethod
     def legs(cls, sparsities: Sequence[float], settings: SparsifySettings) -> list[Leg]:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from fipoptim.secondary import SparseProjection
 from recipes.common.augment import Augment
+from recipes.common.batch_statistics import with_statistics
 from recipes.common.data import Task
 from recipes.common.progress import Progress
 from recipes.common.training import accuracy, steps_an_epoch, synchronize
@@ -29,6 +31,7 @@ from recipes.sparsify.settings import SparsifySettings
 
 SNAPSHOTS = 6  # networks of the path remembered in each leg
 INPUTS_AT_ONCE = 500  # inputs whose outputs are computed at a time
+MEASURED = 50  # batches on which running statistics are measured
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,18 @@ class Method(ABC):
         """The network of now in eval mode, of the dense network's architecture."""
         return self.model.eval()
 
+    def with_measured_statistics(self) -> nn.Module:
+        """The weights of a network that :func:`by_batch` made, with running statistics measured on the inputs."""
+        batches = (self.inputs.augmented(b) for b in islice(self.inputs.batches(), MEASURED))
+        return with_statistics(self.model, self.dense, batches)
+
+    def start_over(self) -> None:
+        """Goes back to the dense network. The time of the legs before is no part of the next leg's."""
+        self.seconds = 0.0
+        everything = {n: torch.ones_like(m) for n, m in self.masked.masks.items()}
+        dense = {name: self.dense_state[name] for name in self.model.state_dict()}
+        self.masked.hold_only(everything, dense)
+
     def prepare(self) -> None:  # noqa: B027
         """Prepares a run after the model was copied and its weights masked; the time is counted."""
 
@@ -205,8 +220,8 @@ class Method(ABC):
     def _train(self, leg: Leg, prefix: str) -> None:
         """Trains to the sparsity of the leg; ``prefix`` begins the text of the progress bar."""
         self.leg_steps = leg.epochs * steps_an_epoch(self.task, self.settings.batch_size)
-        ramp = self.begin_leg(leg)
         begun = time.perf_counter()
+        ramp = self.begin_leg(leg)
         stepper = self.stepper(leg)
         self.seconds += time.perf_counter() - begun
         spacing = max(1, self.leg_steps // SNAPSHOTS)

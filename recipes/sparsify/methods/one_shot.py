@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from recipes.sparsify.methods.baseline import Baseline
@@ -18,11 +17,8 @@ class OneShot(Baseline):
     each_from_dense = True
 
     def begin_leg(self, leg: Leg) -> Ramp | None:
-        """Prunes the dense network. The time of the legs before is no part of this leg's."""
-        self.seconds = 0.0
-        weights = self.masked.parameters
-        everything = {n: torch.ones_like(w, dtype=torch.bool) for n, w in weights.items()}
-        self.masked.hold_only(everything, self.dense_state)
+        """Prunes the dense network."""
+        self.start_over()
         self.hold(leg.sparsity)
         return None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from fipoptim import AnchorBatch, FIPOptimizer, Solver, restore
 from fipoptim.secondary import SparseProjection
-from recipes.common.batch_statistics import by_batch, with_statistics
+from recipes.common.batch_statistics import by_batch
 from recipes.common.features import WithFeatures, softened
 from recipes.common.options import COUNT, RATE, fraction, products, whole
 from recipes.common.settings import option
@@ -35,7 +34,6 @@ from recipes.sparsify.settings import SWITCH, SparsifySettings
 from recipes.sparsify.stages import stages
 
 METRIC_INPUTS = 2000  # the metric's diagonal is estimated on no more inputs than these
-MEASURED = 50  # batches on which running statistics are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +105,7 @@ class InvariantPath(Method):
 
     def shipped(self) -> nn.Module:
         """The network of now with running statistics that are measured on its inputs."""
-        batches = (self.inputs.augmented(b) for b in islice(self.inputs.batches(), MEASURED))
-        return with_statistics(self.model, self.dense, batches)
+        return self.with_measured_statistics()
 
     def prepare(self) -> None:
         """Makes the anchors, the sparse projection and the estimate of the metric."""

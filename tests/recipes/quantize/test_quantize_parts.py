@@ -12,10 +12,11 @@ from quantize_cases import small_cnn
 from fipoptim.secondary.grid import largest_integer, nearest_on_grid
 from recipes.common.batch_statistics import by_batch
 from recipes.common.data import load_task
+from recipes.common.layer_inputs import input_gram, layers_of
 from recipes.quantize.export import packed, unpacked
 from recipes.quantize.held_outputs import HeldOutputs
 from recipes.quantize.inputs import draw_images
-from recipes.quantize.layer_rounding import input_gram, layers_of, rounded
+from recipes.quantize.layer_rounding import rounded
 from recipes.quantize.settings import QuantizeSettings
 from recipes.quantize.statistics import with_carried_statistics
 from recipes.quantize.straight_through import RoundedWeights

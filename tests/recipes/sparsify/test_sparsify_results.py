@@ -112,3 +112,8 @@ def test_the_recipe_leaves_its_results(tmp_path, capsys, short_dense, rendered):
     state = load_file(tmp_path / "seed-0" / "fip-0.9.safetensors")
     digits_mlp().load_state_dict(state)
     assert sum(int((state[n] == 0).sum()) for n in NAMES) == round(0.9 * TOTAL)
+
+
+def test_no_two_methods_look_the_same():
+    assert len(set(figures._COLOURS)) >= len(METHODS)
+    assert len(set(figures._MARKERS)) >= len(METHODS)
