@@ -29,6 +29,7 @@ from recipes.common.recipe_settings import (
 )
 from recipes.common.settings import add_options, given_options
 from recipes.diversity.attack_settings import AttackSettings, size_name
+from recipes.diversity.beyond import outside_images
 from recipes.diversity.experiment import DiversityExperiment
 from recipes.diversity.held_function import FunctionOptions
 from recipes.diversity.methods import METHODS, baseline_names, path_names
@@ -80,6 +81,7 @@ def _main(argv: Sequence[str] | None) -> int:
             f"argument --anchors: {anchors} is more than the {len(task.train_inputs)} "
             f"training inputs of {network.data}"
         )
+    outside = outside_images(task, arguments.data_root)
     config = {
         "network": name,
         "data": network.data,
@@ -87,12 +89,14 @@ def _main(argv: Sequence[str] | None) -> int:
         "validation": arguments.validation,
         **settings.flat(),
         **dataclasses.asdict(attacks),
+        "outside": outside.name,
     }
     experiment = DiversityExperiment(
         network,
         task.to(device),
         settings,
         attacks,
+        outside,
         checkpoint=arguments.checkpoint,
         config=config,
         out=arguments.out,

@@ -12,6 +12,14 @@ from recipes.common.data import DATASETS, Task
 from recipes.common.process_memory import give_back
 from recipes.diversity.attack_settings import AttackSettings, size_name
 from recipes.diversity.attacks import Joint, Pixels, auto_attack, pgd
+from recipes.diversity.beyond import (
+    CHANGED,
+    Outside,
+    calibration_error,
+    changed_images,
+    log_loss,
+    told_apart,
+)
 from recipes.diversity.ensembles import Ensemble
 from recipes.diversity.measures import (
     Votes,
@@ -34,6 +42,7 @@ class Evaluation:
     Args:
         task: The data, on the device of the networks.
         attacks: The settings of the attacks.
+        outside: Images that belong to none of the classes.
 
     Attributes:
         info: The description of the data set.
@@ -41,8 +50,8 @@ class Evaluation:
         labels: Their labels ``(n,)``.
     """
 
-    def __init__(self, task: Task, attacks: AttackSettings) -> None:
-        self.task, self.attacks = task, attacks
+    def __init__(self, task: Task, attacks: AttackSettings, outside: Outside) -> None:
+        self.task, self.attacks, self.outside = task, attacks, outside
         self.info = DATASETS[task.name]
         self.images = self.info.pixels(task.test_inputs)
         self.labels = task.test_labels
@@ -88,6 +97,7 @@ class Evaluation:
         shown = {"clean": self.images, "attacked": attacked[self.attacks.table_eps]}
         return {
             **members,
+            **self._measure_beyond(ensemble, seed),
             "white_box_joint": _accuracy(joint, white_box, labels),
             "auto_attack_joint": self._auto_attack(joint, seed),
             "lengths": ensemble.lengths,
@@ -130,6 +140,39 @@ class Evaluation:
             "coherence": float(torch.cat(cosines).mean()),
             "coherence_histogram": torch.cat(cosines).float().histc(BINS, -1, 1).tolist(),
             "distances": distances,
+        }
+
+    def _measure_beyond(self, ensemble: Ensemble, seed: int) -> dict[str, Any]:
+        """Accuracies on turned and noisy images, and how far the probabilities can be trusted."""
+        images, labels = self._first(CHANGED)
+        changed = changed_images(images, seed)
+        votes = {name: Votes(labels) for name in changed}
+        clean, other = Votes(self.labels), Votes(torch.zeros_like(labels[:1]))
+        trusted: list[dict[str, float]] = []
+        outside = self.outside.images.to(images)
+        for member in ensemble:
+            pixels = Pixels(member, self.info)
+            for name, x in changed.items():
+                votes[name].add(probabilities(pixels, x))
+            p, q = probabilities(pixels, self.images), probabilities(pixels, outside)
+            clean.add(p)
+            other.add(q)
+            trusted.append(self._trusted(p, q))
+        joint = self._trusted(clean.probabilities, other.probabilities)
+        return {
+            "changed": {name: _votes(found) for name, found in votes.items()},
+            "outside": self.outside.name,
+            "trusted_joint": joint,
+            "trusted_mean": {
+                name: sum(one[name] for one in trusted) / len(trusted) for name in joint
+            },
+        }
+
+    def _trusted(self, p: Tensor, outside: Tensor) -> dict[str, float]:
+        return {
+            "calibration_error": calibration_error(p, self.labels),
+            "log_loss": log_loss(p, self.labels),
+            "told_apart": told_apart(p[:CHANGED], outside),
         }
 
     def _auto_attack(self, joint: nn.Module, seed: int) -> float | None:

@@ -19,6 +19,7 @@ from recipes.common.progress import progress_bar
 from recipes.common.training import accuracy
 from recipes.diversity import tables
 from recipes.diversity.attack_settings import AttackSettings, size_name
+from recipes.diversity.beyond import Outside
 from recipes.diversity.ensembles import (
     SECONDS_FILE,
     Ensemble,
@@ -55,6 +56,7 @@ class DiversityExperiment(Experiment[Start, Content]):
         task: Its data, on the device of the runs.
         settings: The settings.
         attacks: The settings of the attacks.
+        outside: Images that belong to none of the classes.
         checkpoint: The file of the start network of all seeds; None if each seed trains its own.
         config: Everything that results depend on except the seed.
         out: The folder.
@@ -68,6 +70,7 @@ class DiversityExperiment(Experiment[Start, Content]):
         task: Task,
         settings: EnsembleSettings,
         attacks: AttackSettings,
+        outside: Outside,
         *,
         checkpoint: Path | None,
         config: Mapping[str, Any],
@@ -79,7 +82,7 @@ class DiversityExperiment(Experiment[Start, Content]):
         self.network, self.task, self.settings, self.attacks = network, task, settings, attacks
         self.checkpoint, self.resume, self.progress = checkpoint, resume, progress
         self.augment = augmentation(task.name) if network.augment else None
-        self.evaluation = Evaluation(task, attacks)
+        self.evaluation = Evaluation(task, attacks, outside)
 
     # Files.
 

@@ -42,10 +42,15 @@ class Votes:
         self.total = p.clone() if self.total is None else self.total + p
 
     @property
+    def probabilities(self) -> Tensor:
+        """The mean of the members' probabilities, ``(n, classes)``."""
+        assert self.total is not None
+        return self.total / len(self.predictions)
+
+    @property
     def joint(self) -> float:
         """The accuracy of the mean of the members' probabilities, in percent."""
-        assert self.total is not None
-        return percent(self.total.argmax(dim=1) == self.labels)
+        return percent(self.probabilities.argmax(dim=1) == self.labels)
 
     @property
     def mean(self) -> float:

@@ -36,6 +36,10 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
         "distance": sum(record["distances"]) / len(record["distances"]),
         "seconds": record["seconds"],
     }
+    for key in ("trusted_joint", "trusted_mean"):
+        found |= {f"{name}_{key[8:]}": value for name, value in record[key].items()}
+    for name, values in record["changed"].items():
+        found[f"{name}_joint"], found[f"{name}_mean"] = values["joint"], values["mean"]
     if record["auto_attack_joint"] is not None:
         found["auto_attack_joint"] = record["auto_attack_joint"]
     for eps, values in record["transfer"].items():
@@ -96,6 +100,17 @@ def table(
     for eps in starts[0]["transfer"]:
         rows.append((f"transfer_mean_{eps}", f"transfer at {float(eps):.3g}, members (%)", ".1f"))
         rows.append((f"transfer_joint_{eps}", f"transfer at {float(eps):.3g}, joint (%)", ".1f"))
+    first = next(iter(records.values()))[0]
+    for name in first["changed"]:
+        rows.append((f"{name}_mean", f"{name}, members (%)", ".1f"))
+        rows.append((f"{name}_joint", f"{name}, joint (%)", ".1f"))
+    for which in ("mean", "joint"):
+        who = {"mean": "members", "joint": "joint"}[which]
+        rows += [
+            (f"calibration_error_{which}", f"calibration error, {who} (%)", ".2f"),
+            (f"log_loss_{which}", f"log loss, {who} (nats)", ".4f"),
+            (f"told_apart_{which}", f"told from {first['outside']}, {who} (% AUROC)", ".1f"),
+        ]
     rows += [
         ("white_box_mean", f"attacked itself at {float(table_eps):.3g}, members (%)", ".1f"),
         ("white_box_joint", f"attacked itself at {float(table_eps):.3g}, joint (%)", ".1f"),

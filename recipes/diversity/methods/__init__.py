@@ -10,6 +10,7 @@ from recipes.diversity.methods.independent import Independent
 from recipes.diversity.methods.method import Method
 from recipes.diversity.methods.path import InvariantPath
 from recipes.diversity.methods.weight_noise import WeightNoise
+from recipes.diversity.objectives.far import Far
 from recipes.diversity.objectives.misalign import Misalign
 from recipes.diversity.objectives.withstand import Withstand
 
@@ -29,6 +30,7 @@ def register(name: str, method: Method) -> None:
 
 # The order of the command line, of the runs and of the tables.
 register("none", InvariantPath("path, L = 0", straight=True))
+register("far", InvariantPath("path, far away", objective=Far()))
 register("misalign", InvariantPath("path, misaligned", objective=Misalign()))
 register("both", InvariantPath("path, both", straight=True, objective=Misalign()))
 register("withstand", InvariantPath("path, withstanding", objective=Withstand()))

@@ -103,6 +103,19 @@ def test_a_path_without_objective_goes_on_and_keeps_the_function(start, task, tm
     assert min(kept) > accuracy(start, task.train_inputs, task.train_labels) - 1
 
 
+def test_a_path_far_away_walks_far_and_keeps_the_function(start, task, tmp_path):
+    settings = SETTINGS.changed(away=300, between=30)
+    ensemble = build_ensemble(
+        "far", start, digits_mlp, task, settings, folder=tmp_path, augment=None, seed=0
+    )
+    weights = sum(float(p.square().sum()) for p in start.parameters()) ** 0.5
+    members = list(ensemble)
+    assert min(distance(m, start) for m in members) > weights
+    assert min(distance(a, b) for a, b in zip(members, members[1:], strict=False)) > 0
+    kept = [accuracy(m, task.train_inputs, task.train_labels) for m in members]
+    assert min(kept) > accuracy(start, task.train_inputs, task.train_labels) - 1
+
+
 def test_noise_members_are_at_the_distances_asked_for(start, task, tmp_path):
     ensemble = build_ensemble(
         "noise",
@@ -178,5 +191,5 @@ def test_bad_input_is_named(start, task, tmp_path):
 
     with pytest.raises(ValueError, match="members: an ensemble has two or more, got 1"):
         build("none", 1)
-    with pytest.raises(ValueError, match="'magic' is unknown; choose from none, misalign"):
+    with pytest.raises(ValueError, match="'magic' is unknown; choose from none, far, misalign"):
         build("magic", 3)
