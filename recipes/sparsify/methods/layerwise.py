@@ -78,4 +78,5 @@ class Layerwise(Baseline):
         damping = self.settings.of(LayerwiseOptions).damping
         weight, kept = pruned(layer.weight, gram, count, damping=damping)
         layer.weight.copy_(weight)
+        self.progress(0, f"{self.sparsity:.2%} zeros, {name}")
         return kept
