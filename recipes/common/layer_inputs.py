@@ -7,13 +7,29 @@ X. This is quadratic, with the Hessian :math:`X X^\top`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recipes.common.options import RATE
+from recipes.common.settings import option
+
 Layer = nn.Conv2d | nn.Linear
 _IMAGES_AT_ONCE = 50  # whose patches are in memory at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerwiseOptions:
+    """The options of methods that go layer by layer."""
+
+    group: ClassVar[str] = "layer by layer"
+
+    damping: float = option(
+        "added to the diagonal of a layer's Hessian, as a share of its mean", default=0.01, **RATE
+    )
 
 
 class _Reached(Exception):

@@ -7,15 +7,16 @@ same images with their pixels in another order.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 from recipes.common.data import DATASETS, DataError, Task, load_task
+from recipes.diversity.measures import Votes, probabilities
 
 CHANGED = 2000  # test images that are turned, noisy, or from outside
 TURNED = (15, 30)  # degrees
@@ -93,3 +94,48 @@ def told_apart(inside: Tensor, outside: Tensor) -> float:
     sure = torch.cat([inside, outside]).max(dim=1).values.cpu()
     own = torch.cat([torch.ones(len(inside)), torch.zeros(len(outside))])
     return 100.0 * float(roc_auc_score(own.numpy(), sure.numpy()))
+
+
+class Beyond:
+    """What the members of an ensemble say of changed images and of images from outside; they are added one at a time.
+
+    Args:
+        images: The test images in [0, 1], ``(n, channels, h, w)``.
+        labels: Their labels ``(n,)``.
+        outside: Images that belong to none of the classes.
+        seed: The seed of the noise.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, outside: Outside, seed: int) -> None:
+        self.labels, self.outside = labels, outside
+        self._foreign = outside.images.to(images)
+        self._changed = changed_images(images[:CHANGED], seed)
+        self._votes = {name: Votes(labels[:CHANGED]) for name in self._changed}
+        self._total: Tensor | float = 0.0  # the sum of the members' probabilities outside
+        self._trusted: list[dict[str, float]] = []
+
+    def add(self, pixels: nn.Module, p: Tensor) -> None:
+        """Adds a member for images in [0, 1], with its probabilities ``(n, classes)`` on the test images."""
+        for name, x in self._changed.items():
+            self._votes[name].add(probabilities(pixels, x))
+        q = probabilities(pixels, self._foreign)
+        self._total = self._total + q
+        self._trusted.append(self._trust(p, q))
+
+    def record(self, joint: Tensor) -> dict[str, Any]:
+        """The record of all members; ``joint`` is the mean of their probabilities on the test images."""
+        count = len(self._trusted)
+        found = self._trust(joint, torch.as_tensor(self._total) / count)
+        return {
+            "changed": {name: votes.record() for name, votes in self._votes.items()},
+            "outside": self.outside.name,
+            "trusted_joint": found,
+            "trusted_mean": {name: sum(t[name] for t in self._trusted) / count for name in found},
+        }
+
+    def _trust(self, p: Tensor, outside: Tensor) -> dict[str, float]:
+        return {
+            "calibration_error": calibration_error(p, self.labels),
+            "log_loss": log_loss(p, self.labels),
+            "told_apart": told_apart(p[:CHANGED], outside),
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,14 +12,7 @@ from recipes.common.data import DATASETS, Task
 from recipes.common.process_memory import give_back
 from recipes.diversity.attack_settings import AttackSettings, size_name
 from recipes.diversity.attacks import Joint, Pixels, auto_attack, pgd
-from recipes.diversity.beyond import (
-    CHANGED,
-    Outside,
-    calibration_error,
-    changed_images,
-    log_loss,
-    told_apart,
-)
+from recipes.diversity.beyond import Beyond, Outside
 from recipes.diversity.ensembles import Ensemble
 from recipes.diversity.measures import (
     Votes,
@@ -97,7 +90,6 @@ class Evaluation:
         shown = {"clean": self.images, "attacked": attacked[self.attacks.table_eps]}
         return {
             **members,
-            **self._measure_beyond(ensemble, seed),
             "white_box_joint": _accuracy(joint, white_box, labels),
             "auto_attack_joint": self._auto_attack(joint, seed),
             "lengths": ensemble.lengths,
@@ -119,11 +111,14 @@ class Evaluation:
         cosines: list[Tensor] = []
         distances: list[float] = []
         start_pixels = Pixels(start, self.info)
+        beyond = Beyond(self.images, self.labels, self.outside, seed)
         images, labels = self._first(self.attacks.white_box_images)
         scored = self._first(SCORED)
         for member in ensemble:
             pixels = Pixels(member, self.info)
-            clean.add(probabilities(pixels, self.images))
+            p = probabilities(pixels, self.images)
+            clean.add(p)
+            beyond.add(pixels, p)
             for eps, x in attacked.items():
                 transfer[eps].add(probabilities(pixels, x))
             changed = self._pgd(pixels, images, labels, self.attacks.table_eps, seed)
@@ -132,47 +127,15 @@ class Evaluation:
             cosines.append(coherence(pixels, start_pixels, *scored))
             distances.append(distance(member, start))
         return {
-            "clean": _votes(clean),
-            "transfer": {size_name(eps): _votes(votes) for eps, votes in transfer.items()},
+            "clean": clean.record(),
+            "transfer": {size_name(eps): votes.record() for eps, votes in transfer.items()},
             "white_box_members": white_box,
             "disagreement": clean.disagreement,
             "diversity_by_layer": diversity_scores(norms),
             "coherence": float(torch.cat(cosines).mean()),
             "coherence_histogram": torch.cat(cosines).float().histc(BINS, -1, 1).tolist(),
             "distances": distances,
-        }
-
-    def _measure_beyond(self, ensemble: Ensemble, seed: int) -> dict[str, Any]:
-        """Accuracies on turned and noisy images, and how far the probabilities can be trusted."""
-        images, labels = self._first(CHANGED)
-        changed = changed_images(images, seed)
-        votes = {name: Votes(labels) for name in changed}
-        clean, other = Votes(self.labels), Votes(torch.zeros_like(labels[:1]))
-        trusted: list[dict[str, float]] = []
-        outside = self.outside.images.to(images)
-        for member in ensemble:
-            pixels = Pixels(member, self.info)
-            for name, x in changed.items():
-                votes[name].add(probabilities(pixels, x))
-            p, q = probabilities(pixels, self.images), probabilities(pixels, outside)
-            clean.add(p)
-            other.add(q)
-            trusted.append(self._trusted(p, q))
-        joint = self._trusted(clean.probabilities, other.probabilities)
-        return {
-            "changed": {name: _votes(found) for name, found in votes.items()},
-            "outside": self.outside.name,
-            "trusted_joint": joint,
-            "trusted_mean": {
-                name: sum(one[name] for one in trusted) / len(trusted) for name in joint
-            },
-        }
-
-    def _trusted(self, p: Tensor, outside: Tensor) -> dict[str, float]:
-        return {
-            "calibration_error": calibration_error(p, self.labels),
-            "log_loss": log_loss(p, self.labels),
-            "told_apart": told_apart(p[:CHANGED], outside),
+            **beyond.record(clean.probabilities),
         }
 
     def _auto_attack(self, joint: nn.Module, seed: int) -> float | None:
@@ -209,7 +172,3 @@ def _classes(model: nn.Module, images: Tensor) -> Tensor:
 
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return percent(_classes(model, images) == labels)
-
-
-def _votes(votes: Votes) -> dict[str, float | Sequence[float]]:
-    return {"joint": votes.joint, "mean": votes.mean, "members": votes.accuracies}

@@ -57,6 +57,10 @@ class Votes:
         """The mean accuracy of the members, in percent."""
         return sum(self.accuracies) / len(self.accuracies)
 
+    def record(self) -> dict[str, float | Sequence[float]]:
+        """The accuracies: joint, mean, and of each member."""
+        return {"joint": self.joint, "mean": self.mean, "members": self.accuracies}
+
     @property
     def disagreement(self) -> float:
         """The share of images that two members classify differently, in percent; the mean over all pairs."""

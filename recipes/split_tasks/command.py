@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
-from recipes.common.data import DataError, load_task, split
+import torch
+
+from recipes.common.data import DataError, Task, load_task, split
 from recipes.common.options import (
     COUNT,
     add_data_options,
@@ -32,7 +35,7 @@ from recipes.continual.options import (
 )
 from recipes.split_tasks.experiment import SplitTasksExperiment
 from recipes.split_tasks.results import RECIPE, report_all
-from recipes.split_tasks.settings import CLASSES, DEFAULTS
+from recipes.split_tasks.settings import CLASSES, DEFAULTS, SplitTasksSettings
 
 PROGRAM = f"python -m recipes.{RECIPE}"
 DEFAULT_METHODS = ("fip", "distillation", "naive")
@@ -47,10 +50,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     device = usable_device(parser, arguments.device)
-    key = (arguments.data, arguments.budget)
-    if key not in DEFAULTS:
-        parser.error(f"argument --budget: {arguments.data} has no budget but short")
-    settings = settings_from(parser, arguments, DEFAULTS[key])
+    settings = settings_from(parser, arguments, defaults_of(parser, arguments))
     if settings.hold != "all" and settings.output_space != "logits":
         parser.error(
             f"argument --hold: {settings.hold} goes with --output-space logits, got "
@@ -62,13 +62,8 @@ def _main(argv: Sequence[str] | None) -> int:
             f"head, but --hold {settings.hold} leaves outputs out; give --hold all"
         )
     methods = chosen_methods(parser, arguments)
-    try:
-        task = load_task(arguments.data, data_root=arguments.data_root, download=arguments.download)
-        if arguments.validation > 0:
-            task = task.held_out(arguments.validation)
-        tasks = [t.to(device) for t in split(task, arguments.classes or CLASSES[arguments.data])]
-    except DataError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    classes = arguments.classes or CLASSES[arguments.data]
+    tasks = load_tasks(parser, arguments, classes, device)
     if len(tasks) < 2:
         parser.error("argument --classes: that leaves one task; two or more are a sequence")
     if arguments.tasks is not None and arguments.tasks > len(tasks):
@@ -79,14 +74,7 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.error(
             f"argument --anchors: {settings.anchors} is more than the {fewest} training inputs of a task"
         )
-    config = {
-        "data": arguments.data,
-        "budget": arguments.budget,
-        "classes": tasks[0].classes,
-        "tasks": len(tasks),
-        "validation": arguments.validation,
-        **config_of(settings),
-    }
+    config = whole_config(arguments, tasks, settings)
     seeds: list[int] = arguments.seeds or [arguments.seed]
     experiment = SplitTasksExperiment(
         arguments.data, tasks, settings, config, arguments.out, progress=arguments.progress
@@ -95,6 +83,46 @@ def _main(argv: Sequence[str] | None) -> int:
     records = experiment.run(seeds, methods)
     report_all(arguments.out, records, {**config, "seeds": seeds}, device)
     return 0
+
+
+def defaults_of(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> SplitTasksSettings:
+    """The default settings of ``--data`` and ``--budget``; if there are none, the parser ends the program."""
+    key = (arguments.data, arguments.budget)
+    if key not in DEFAULTS:
+        parser.error(f"argument --budget: {arguments.data} has no budget but short")
+    return DEFAULTS[key]
+
+
+def load_tasks(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    classes: int,
+    device: torch.device,
+) -> list[Task]:
+    """The tasks of ``classes`` classes each; if they cannot be read, the parser ends the program and says why."""
+    try:
+        task = load_task(arguments.data, data_root=arguments.data_root, download=arguments.download)
+        if arguments.validation > 0:
+            task = task.held_out(arguments.validation)
+        return [t.to(device) for t in split(task, classes)]
+    except DataError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def whole_config(
+    arguments: argparse.Namespace, tasks: Sequence[Task], settings: SplitTasksSettings
+) -> dict[str, Any]:
+    """Everything that results depend on except the seed."""
+    return {
+        "data": arguments.data,
+        "budget": arguments.budget,
+        "classes": tasks[0].classes,
+        "tasks": len(tasks),
+        "validation": arguments.validation,
+        **config_of(settings),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from recipes.common import report
-from recipes.common.data import DataError, load_task, split
 from recipes.common.options import (
     COUNT,
     add_data_options,
@@ -32,9 +31,9 @@ from recipes.common.options import (
 from recipes.common.progress import progress_bar
 from recipes.common.training import accuracy, adam_one_cycle, minibatches, steps_an_epoch, train
 from recipes.continual.methods import options_of
-from recipes.continual.options import config_of
+from recipes.split_tasks.command import defaults_of, load_tasks, whole_config
 from recipes.split_tasks.experiment import SplitTasksExperiment
-from recipes.split_tasks.settings import CLASSES, DEFAULTS
+from recipes.split_tasks.settings import CLASSES
 
 RECIPE = "split_tasks.separate"
 PROGRAM = f"python -m recipes.{RECIPE}"
@@ -49,7 +48,8 @@ def accuracies_of(experiment: SplitTasksExperiment, seed: int) -> list[float]:
     """The test accuracy of each task's own network among the classes of the task, in percent."""
     start, tasks, settings = experiment.start(seed), experiment.tasks, experiment.settings
     found = [_tested(start, experiment, 0)]
-    epochs = settings.baseline_epochs
+    epochs, shift = settings.baseline_epochs, experiment.shift
+    options = options_of("naive", settings)
     total = sum(epochs * steps_an_epoch(task, settings.batch_size) for task in tasks[1:])
     with progress_bar(f"seed {seed}, separate", total, shown=experiment.progress) as show:
         for k, task in enumerate(tasks[1:], start=1):
@@ -59,8 +59,6 @@ def accuracies_of(experiment: SplitTasksExperiment, seed: int) -> list[float]:
                 task, batch_size=settings.batch_size, epochs=epochs, seed=seed + 1000 * k
             )
             torch.manual_seed(seed + 1000 * k)
-            options = options_of("naive", settings)
-            shift = experiment.shift
             train(
                 model,
                 ((shift(x), y) for x, y in batches) if shift else batches,
@@ -81,28 +79,12 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     device = usable_device(parser, arguments.device)
-    key = (arguments.data, arguments.budget)
-    if key not in DEFAULTS:
-        parser.error(f"argument --budget: {arguments.data} has no budget but short")
-    settings = DEFAULTS[key]
+    settings = defaults_of(parser, arguments)
     if arguments.epochs is not None:
         settings = dataclasses.replace(settings, baseline_epochs=arguments.epochs)
-    try:
-        task = load_task(arguments.data, data_root=arguments.data_root, download=arguments.download)
-        if arguments.validation > 0:
-            task = task.held_out(arguments.validation)
-    except DataError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    tasks = [t.to(device) for t in split(task, CLASSES[arguments.data])]
+    tasks = load_tasks(parser, arguments, CLASSES[arguments.data], device)
     seeds = arguments.seeds or [arguments.seed]
-    config = {
-        "data": arguments.data,
-        "budget": arguments.budget,
-        "classes": tasks[0].classes,
-        "tasks": len(tasks),
-        "validation": arguments.validation,
-        **config_of(settings),
-    }
+    config = whole_config(arguments, tasks, settings)
     experiment = SplitTasksExperiment(
         arguments.data, tasks, settings, config, arguments.out, progress=arguments.progress
     )

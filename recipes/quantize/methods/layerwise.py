@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from torch import nn
 
 from fipoptim.secondary import OnGrid
-from recipes.common.options import RATE
+from recipes.common.layer_inputs import LayerwiseOptions
 from recipes.common.progress import Progress
-from recipes.common.settings import option
 from recipes.quantize.layer_rounding import rounded_in_turn
 from recipes.quantize.methods.method import Case, Method
 from recipes.quantize.settings import QuantizeSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerwiseOptions:
-    """The options of rounding layer by layer."""
-
-    group: ClassVar[str] = "layer by layer"
-
-    damping: float = option(
-        "added to the diagonal of a layer's Hessian, as a share of its mean", default=0.01, **RATE
-    )
 
 
 class Layerwise(Method):

@@ -20,12 +20,12 @@ from fipoptim import AnchorBatch, FIPOptimizer, Solver
 from fipoptim.geometry import GEOMETRIES
 from fipoptim.secondary import OnGrid
 from fipoptim.secondary.grid import nearest_on_grid
+from recipes.common.layer_inputs import LayerwiseOptions
 from recipes.common.options import COUNT, RATE
 from recipes.common.progress import Progress
 from recipes.common.settings import option
 from recipes.quantize.held_outputs import HeldOutputs
 from recipes.quantize.layer_rounding import rounded_in_turn
-from recipes.quantize.methods.layerwise import LayerwiseOptions
 from recipes.quantize.methods.method import Case, Method
 from recipes.quantize.settings import QuantizeSettings
 from recipes.quantize.straight_through import RoundedWeights

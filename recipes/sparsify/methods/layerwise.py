@@ -7,17 +7,13 @@ layer sees what the pruned layers before it give.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from recipes.common.batch_statistics import by_batch
-from recipes.common.layer_inputs import input_gram, layers_of
-from recipes.common.options import RATE
-from recipes.common.settings import option
+from recipes.common.layer_inputs import LayerwiseOptions, input_gram, layers_of
 from recipes.sparsify.layer_pruning import pruned
 from recipes.sparsify.methods.baseline import Baseline
 from recipes.sparsify.methods.method import Leg
@@ -25,17 +21,6 @@ from recipes.sparsify.ramp import Ramp
 from recipes.sparsify.settings import SparsifySettings
 
 SEEN = 1000  # the second moment of a layer's inputs is that of no fewer inputs than these, and hardly more
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerwiseOptions:
-    """The options of pruning layer by layer."""
-
-    group: ClassVar[str] = "layer by layer"
-
-    damping: float = option(
-        "added to the diagonal of a layer's Hessian, as a share of its mean", default=0.01, **RATE
-    )
 
 
 class Layerwise(Baseline):
